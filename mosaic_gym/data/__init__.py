@@ -1,0 +1,1 @@
+"""Episodes: explore, record, store, batch."""

@@ -1,0 +1,1 @@
+"""What Gymnasium sees: the environment and its tasks."""

@@ -1,0 +1,1 @@
+"""Metrics, the revisit benchmark, the speed benchmark, reports."""

@@ -1,0 +1,1 @@
+"""Cameras, projection and control: the ground floor."""

@@ -1,0 +1,1 @@
+"""What has been seen, kept as patches in 3D, and laid back into later views."""

@@ -1,0 +1,1 @@
+"""The transformer and what surrounds it: attention, sampler, codec, depth, text, checkpoints."""

@@ -1,0 +1,1 @@
+"""Recipes that make weights: one flat loop each."""

@@ -1,0 +1,1 @@
+"""The World protocol and its members: the learned world and the true one."""

@@ -1,0 +1,99 @@
+"""What every world, learned or true, offers: start, step, and views of what is seen.
+
+Worlds are stepped as lists of states, so that a learned world makes one network call for all
+of them. A state is a value: stepping returns a new one. A world that cannot keep that promise
+(a game engine has one true present) raises `StaleStateError` when an old state is stepped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from mosaic_gym.geometry.control import Control, Pose
+
+
+class StaleStateError(RuntimeError):
+    """A state was stepped that the world has already moved past and cannot return to."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What one step shows.
+
+    Attributes:
+        frames: uint8 `[4, H, W, 3]`, in order; the last is the present.
+        depth_m: float32 `[H, W]`, perpendicular depth of the last frame, metres.
+        world_from_camera: float64 `[4, 4, 4]`, a camera for each frame, metres.
+        image_from_camera: float64 `[3, 3]`, K in pixels of the frames.
+        coverage: share of the view's cells that memory could recall, 0 to 1 (1 in a true world).
+        keyframes: keyframes held in memory (0 in a true world).
+        labels: names of the objects in sight (true worlds only), sorted.
+        reward: the world's own reward of this step (0 in a learned world).
+        terminated: whether the world itself has ended.
+    """
+
+    frames: np.ndarray
+    depth_m: np.ndarray
+    world_from_camera: np.ndarray
+    image_from_camera: np.ndarray
+    coverage: float = 1.0
+    keyframes: int = 0
+    labels: tuple[str, ...] = ()
+    reward: float = 0.0
+    terminated: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """How an episode begins. What is None is drawn by the world from the seed.
+
+    Attributes:
+        seed: of everything random in the episode.
+        image: uint8 `[H, W, 3]`, the first frame (learned worlds).
+        world_from_camera: `[4, 4]`, the first camera, metres.
+        prompt: text that conditions a learned world.
+        memory: a saved memory to begin with (learned worlds).
+    """
+
+    seed: int
+    image: np.ndarray | None = None
+    world_from_camera: np.ndarray | None = None
+    prompt: str | None = None
+    memory: Any = field(default=None, repr=False)
+
+
+@runtime_checkable
+class State(Protocol):
+    """The least a state tells: where the body is and how many steps have been made."""
+
+    @property
+    def pose(self) -> Pose: ...
+
+    @property
+    def step_index(self) -> int: ...
+
+
+@runtime_checkable
+class World(Protocol):
+    """A world: learned or true, stepped by actions."""
+
+    control: Control
+    height: int
+    width: int
+    image_from_camera: np.ndarray
+
+    def start(self, start: Start) -> tuple[State, View]:
+        """A fresh state and its first view: four frames from a body at rest."""
+        ...
+
+    def step(self, states: Sequence[State], actions: np.ndarray) -> tuple[list[State], list[View]]:
+        """Advances every state by its action `[b, 3]`; the given states stay as they were."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what the world holds outside Python; safe to call twice."""
+        ...
