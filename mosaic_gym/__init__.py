@@ -1,3 +1,29 @@
-"""Mosaic Gym: environments whose transition function is a video model with spatial memory."""
+"""Mosaic Gym: a video diffusion model with a spatial memory, as a Gymnasium environment.
 
-__version__ = "0.1.0"
+Importing this package registers `MosaicWorld-v0` (the dream) and `MosaicWorldReal-v0` (the
+engine it was trained on). Networks and engines load when an environment is made.
+"""
+
+from gymnasium.envs.registration import register as _register
+
+from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
+from mosaic_gym.worlds.protocol import StaleStateError, Start, State, View, World
+from mosaic_gym.worlds.registry import WORLDS, make_world
+
+__all__ = [
+    "ACTIONS",
+    "Control",
+    "FRAMES_PER_STEP",
+    "Pose",
+    "StaleStateError",
+    "Start",
+    "State",
+    "View",
+    "WORLDS",
+    "World",
+    "make_world",
+    "pose_at",
+]
+
+_register("MosaicWorld-v0", entry_point="mosaic_gym.envs.mosaic_env:make_dream", max_episode_steps=256)
+_register("MosaicWorldReal-v0", entry_point="mosaic_gym.envs.mosaic_env:make_real", max_episode_steps=256)

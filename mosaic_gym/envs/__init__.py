@@ -1,1 +1,1 @@
-"""What Gymnasium sees: the environment and its tasks."""
+"""What Gymnasium sees: the environment, its spaces, reset options and tasks."""

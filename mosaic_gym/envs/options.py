@@ -1,0 +1,73 @@
+"""What `reset(options=...)` may ask for, checked before anything moves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OPTIONS = ("goal", "image", "memory", "pose", "prompt")
+"""All the keys. Which of them a world can honour, its environment says."""
+
+
+def check_options(options: Mapping[str, Any], allowed: Collection[str], height: int, width: int) -> dict[str, Any]:
+    """The options, checked and copied; raises ValueError naming what is wrong and what is expected.
+
+    Args:
+        options: as given to `reset`; `image` and `goal` are uint8 `[H, W, 3]`, `pose` is a level
+            `world_from_camera` `[4, 4]` in metres, `prompt` text, `memory` a path or a memory.
+        allowed: the keys this environment honours.
+        height: of its frames, pixels.
+        width: of its frames, pixels.
+    """
+    for key in options:
+        if key not in allowed:
+            reason = "this environment cannot honour the option" if key in OPTIONS else "unknown reset option"
+            raise ValueError(f"{reason} {key!r}; it takes {', '.join(sorted(allowed))}")
+    checked = dict(options)
+    for key in ("image", "goal"):
+        if key in checked:
+            checked[key] = _check_image(key, checked[key], height, width)
+    if "pose" in checked:
+        checked["pose"] = _check_pose(checked["pose"])
+    if "prompt" in checked and not isinstance(checked["prompt"], str):
+        raise ValueError(f"options['prompt'] is text; got {type(checked['prompt']).__name__}")
+    if "memory" in checked and isinstance(checked["memory"], str | Path):
+        checked["memory"] = _load_memory(Path(checked["memory"]))
+    return checked
+
+
+def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:
+    expected = f"options[{key!r}] is a uint8 array of shape ({height}, {width}, 3)"
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{expected}; got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.shape != (height, width, 3):
+        raise ValueError(f"{expected}; got {image.dtype} {image.shape}")
+    return image.copy()
+
+
+def _check_pose(pose: Any) -> np.ndarray:
+    expected = "options['pose'] is world_from_camera, [4, 4] in metres"
+    try:
+        pose = np.array(pose, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}; got {type(pose).__name__} that is no array of numbers") from error
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        raise ValueError(f"{expected} and finite; got shape {pose.shape}: {pose.tolist()}")
+    rotation = pose[:3, :3]
+    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) and np.linalg.det(rotation) > 0
+    if not rigid or not np.allclose(pose[3], (0, 0, 0, 1)):
+        raise ValueError(f"{expected}, a rotation and a place over a last row 0 0 0 1; got {pose.tolist()}")
+    if not np.allclose(rotation[1], (0, 1, 0), atol=1e-3):
+        raise ValueError(f"{expected} and level, for a body walks upright (y down); got {pose.tolist()}")
+    return pose
+
+
+def _load_memory(path: Path) -> Any:
+    if not path.exists():
+        raise ValueError(f"options['memory'] names {str(path)!r}, which does not exist")
+    from mosaic_gym.worlds.mosaic import load_memory
+
+    return load_memory(path)
