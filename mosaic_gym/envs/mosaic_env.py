@@ -7,7 +7,7 @@ the same environment, over the learned world and over the engine.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -45,7 +45,10 @@ class WorldEnv(gym.Env):
         view: all four frames, depth and cameras of the last step, None before the first reset.
     """
 
-    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": FRAMES_PER_SECOND / FRAMES_PER_STEP}
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["human", "rgb_array"],
+        "render_fps": FRAMES_PER_SECOND / FRAMES_PER_STEP,
+    }
 
     def __init__(
         self,
@@ -182,9 +185,7 @@ def make_dream(
     if denoising_steps is not None and denoising_steps not in DENOISING_STEPS:
         raise ValueError(f"denoising_steps is a whole number from 1 to 4, or None; got {denoising_steps!r}")
     size = _check_resolution(resolution)
-    world = make_world(
-        "mosaic", checkpoint=checkpoint, device=device, denoising_steps=denoising_steps, memory=memory
-    )
+    world = make_world("mosaic", checkpoint=checkpoint, device=device, denoising_steps=denoising_steps, memory=memory)
     if size not in (None, (world.height, world.width)):
         supported = f"[{world.height}, {world.width}]"
         world.close()

@@ -40,11 +40,10 @@ def check_options(options: Mapping[str, Any], allowed: Collection[str], height: 
 
 
 def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:
-    expected = f"options[{key!r}] is a uint8 array of shape ({height}, {width}, 3)"
-    if not isinstance(image, np.ndarray):
-        raise ValueError(f"{expected}; got {type(image).__name__}")
-    if image.dtype != np.uint8 or image.shape != (height, width, 3):
-        raise ValueError(f"{expected}; got {image.dtype} {image.shape}")
+    shape = (height, width, 3)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"options[{key!r}] is a uint8 array of shape {shape}; got {got}")
     return image.copy()
 
 
