@@ -182,7 +182,7 @@ def make_dream(
     """
     _check_faces(action_space, observation, render_mode)
     one_of("task of a learned world", task, ("explore",))
-    if denoising_steps is not None and denoising_steps not in DENOISING_STEPS:
+    if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
         raise ValueError(f"denoising_steps is a whole number from 1 to 4, or None; got {denoising_steps!r}")
     size = _check_resolution(resolution)
     world = make_world("mosaic", checkpoint=checkpoint, device=device, denoising_steps=denoising_steps, memory=memory)
