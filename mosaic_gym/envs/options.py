@@ -65,8 +65,8 @@ def _check_pose(pose: Any) -> np.ndarray:
 
 
 def _load_memory(path: Path) -> Any:
-    if not path.exists():
-        raise ValueError(f"options['memory'] names {str(path)!r}, which does not exist")
-    from mosaic_gym.worlds.mosaic import load_memory
+    if not path.is_file():
+        raise ValueError(f"options['memory'] names {str(path)!r}, which is no file")
+    from mosaic_gym.memory.mosaic import MosaicMemory
 
-    return load_memory(path)
+    return MosaicMemory.load(path)

@@ -11,6 +11,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from mosaic_gym import ACTIONS, pose_at
 from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, make_real
 from mosaic_gym.envs.tasks import EngineTask
+from mosaic_gym.memory.mosaic import MosaicMemory
 
 from .counting_world import CountingWorld
 
@@ -160,6 +161,13 @@ def test_reset_options_reach_the_world():
     assert env.state.start.prompt == "a cave" and env.state.start.memory == ("kept",)
 
 
+def test_a_saved_memory_is_loaded_by_its_path(tmp_path):
+    MosaicMemory(capacity=7).save(tmp_path / "memory.safetensors")
+    env = make_counting()
+    env.reset(options={"memory": str(tmp_path / "memory.safetensors")})
+    assert env.state.start.memory == MosaicMemory(capacity=7)
+
+
 SCALED = np.diag([2.0, 2.0, 2.0, 1.0])
 PITCHED = np.array([[1, 0, 0, 0], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 0], [0, 0, 0, 1.0]])
 
@@ -178,7 +186,8 @@ PITCHED = np.array([[1, 0, 0, 0], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 0], [0, 0, 0,
         ({"pose": SCALED}, "a rotation"),
         ({"pose": PITCHED}, "level"),
         ({"prompt": 3}, "is text"),
-        ({"memory": "nowhere.safetensors"}, "does not exist"),
+        ({"memory": "nowhere.safetensors"}, "is no file"),
+        ({"memory": __file__}, "damaged"),
     ],
 )
 def test_a_wrong_reset_option_changes_nothing(options, named):
