@@ -1,0 +1,84 @@
+"""Pinhole cameras as tensors.
+
+Conventions, here and everywhere: OpenCV axes (x right, y down, z forward), metres, and pixel
+centres at half-integers: the centre of the top-left pixel is (0.5, 0.5). Under that rule an
+image plane of another size is reached by a plain multiplication of K, with no offset.
+
+Legend of shape comments in the whole package: `b` batch, `t` latent frames, `f` video frames,
+`s` source keyframes, `n` patches or tokens, `c h w` latent channels and grid, `H W` pixels,
+`d` width of the network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rescale_intrinsics(image_from_camera: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """K for the same view on another grid.
+
+    Args:
+        image_from_camera: `[..., 3, 3]`, K in cells of the old grid.
+        old, new: (height, width) of both grids.
+    """
+    scale = image_from_camera.new_tensor([new[1] / old[1], new[0] / old[0], 1.0])
+    return image_from_camera * scale[:, None]
+
+
+def invert_pose(b_from_a: Tensor) -> Tensor:
+    """a_from_b `[..., 4, 4]` of a rigid transform, exactly orthogonal where the input is."""
+    rotation = b_from_a[..., :3, :3].transpose(-1, -2)
+    translation = -(rotation @ b_from_a[..., :3, 3:])
+    inverse = torch.zeros_like(b_from_a)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3:] = translation
+    inverse[..., 3, 3] = 1.0
+    return inverse
+
+
+def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
+    """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5)."""
+    v = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
+    u = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    grid_v, grid_u = torch.meshgrid(v, u, indexing="ij")
+    return torch.stack([grid_u, grid_v], dim=-1)
+
+
+def unproject(depth_m: Tensor, image_from_camera: Tensor) -> Tensor:
+    """Points `[..., h, w, 3]` in the camera's axes, metres, one for each cell centre.
+
+    Args:
+        depth_m: `[..., h, w]`, perpendicular depth (z), metres.
+        image_from_camera: `[..., 3, 3]`, K in cells of that grid.
+    """
+    height, width = depth_m.shape[-2:]
+    centres = cell_centres(height, width, depth_m)
+    focal = torch.stack([image_from_camera[..., 0, 0], image_from_camera[..., 1, 1]], dim=-1)
+    centre = image_from_camera[..., :2, 2]
+    slopes = (centres - centre[..., None, None, :]) / focal[..., None, None, :]
+    return torch.cat([slopes * depth_m[..., None], depth_m[..., None]], dim=-1)
+
+
+def transform(b_from_a: Tensor, points_m: Tensor) -> Tensor:
+    """Points `[..., n, 3]` carried by `b_from_a` `[..., 4, 4]`."""
+    return points_m @ b_from_a[..., :3, :3].transpose(-1, -2) + b_from_a[..., None, :3, 3]
+
+
+def project(points_m: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor]:
+    """Where points in the camera's axes land.
+
+    Args:
+        points_m: `[..., n, 3]`, metres.
+        image_from_camera: `[..., 3, 3]`, K in cells.
+
+    Returns:
+        uv `[..., n, 2]` in cells, real-valued and never rounded, and z `[..., n]` in metres. Points
+        at or behind the camera (z <= 0) get coordinates that mean nothing: test z first.
+    """
+    depth_m = points_m[..., 2]
+    safe = depth_m.clamp_min(1e-6)[..., None]
+    focal = torch.stack([image_from_camera[..., 0, 0], image_from_camera[..., 1, 1]], dim=-1)
+    centre = image_from_camera[..., :2, 2]
+    uv = points_m[..., :2] / safe * focal[..., None, :] + centre[..., None, :]
+    return uv, depth_m

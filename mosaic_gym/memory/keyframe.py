@@ -1,0 +1,99 @@
+"""Keyframes: what memory is made of. A patch is one cell of one keyframe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """One remembered latent frame, never changed after it is made; forks share it.
+
+    Attributes:
+        latent: `[c, h, w]`.
+        depth_m: `[H, W]` on the grid of the codec's stills, perpendicular depth of the last video frame.
+        world_from_camera: float32 `[4, 4, 4]`, the four cameras; the last one is the still's.
+        generation: `[h, w]`: 0 where the patch was truly seen, else one more than what it was made from.
+        alive: bool `[h, w]`: patches an edit took away are not.
+        step: the environment step that made it.
+        points_m: `[h, w, 3]` patch centres in the world, metres: derived, kept because every recall needs it.
+    """
+
+    latent: Tensor
+    depth_m: Tensor
+    world_from_camera: Tensor
+    generation: Tensor
+    alive: Tensor
+    step: int
+    points_m: Tensor
+
+    @property
+    def world_from_still(self) -> Tensor:
+        """`[4, 4]`, the camera of the last video frame."""
+        return self.world_from_camera[-1]
+
+    def moved(self, edit: Tensor) -> Keyframe:
+        """The same patches elsewhere: composes the edit transform E `[4, 4]` (world from world) into the warp.
+
+        Poses and points move together, so culling, occlusion, coordinates and values all follow.
+        """
+        return replace(
+            self,
+            world_from_camera=edit @ self.world_from_camera,
+            points_m=transform(edit, self.points_m.flatten(0, 1)).view_as(self.points_m),
+        )
+
+    def keeping(self, chosen: Tensor) -> Keyframe:
+        """The same keyframe with only the chosen patches alive; `chosen` is bool `[h, w]`."""
+        return replace(self, alive=self.alive & chosen)
+
+
+def median_per_cell(depth_m: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`[h, w]` depth on a coarser grid: the (lower) median of each cell, so no edge is interpolated across."""
+    height, width = grid
+    rows, columns = depth_m.shape[-2] // height, depth_m.shape[-1] // width
+    if (height * rows, width * columns) != tuple(depth_m.shape[-2:]):
+        raise ValueError(f"a depth map of {tuple(depth_m.shape[-2:])} does not divide into {grid} cells")
+    cells = depth_m.unflatten(-2, (height, rows)).unflatten(-1, (width, columns))
+    return cells.transpose(-3, -2).flatten(-2).median(-1).values
+
+
+def lift(
+    latent: Tensor,
+    depth_m: Tensor,
+    world_from_camera: Tensor,
+    image_from_camera: Tensor,
+    generation: Tensor,
+    step: int,
+) -> Keyframe:
+    """Lifts one latent frame into patches in the world (MosaicMem, the lifting of Sec. 3).
+
+    Args:
+        latent: `[c, h, w]`.
+        depth_m: `[H, W]` on the grid of the codec's stills, metres.
+        world_from_camera: `[4, 4, 4]`, metres.
+        image_from_camera: `[3, 3]`, K in cells of the depth's grid.
+        generation: `[h, w]`.
+        step: the environment step.
+
+    Raises:
+        ValueError: the depth has NaN or values that are not positive.
+    """
+    if not bool((depth_m > 0).all()):
+        raise ValueError("lifting needs a positive depth, in metres, in every cell; clamp or repair the estimate first")
+    grid = (latent.shape[-2], latent.shape[-1])
+    centre_m = median_per_cell(depth_m, grid)
+    intrinsics = rescale_intrinsics(image_from_camera, tuple(depth_m.shape[-2:]), grid)
+    points = unproject(centre_m, intrinsics)
+    points_m = transform(world_from_camera[-1], points.flatten(0, 1)).view_as(points)
+    alive = torch.ones(grid, dtype=torch.bool, device=latent.device)
+    return Keyframe(latent, depth_m, world_from_camera, generation, alive, step, points_m)
+
+
+TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")
+"""What a saved keyframe holds, besides its step."""

@@ -1,0 +1,286 @@
+"""MosaicMemory: immutable keyframes, recalled as Warped-RoPE patches and as a Warped Latent.
+
+The operators follow MosaicMem, *Hybrid Spatial Memory for Controllable Video World Models*
+(arXiv 2603.17117): lift patches into 3D, recall those that a new view should show, place them by where
+they land. Reading (`recall`) and writing (`remember`) are two verbs; writing returns a new memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mosaic_gym.geometry.camera import rescale_intrinsics
+from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe
+from mosaic_gym.memory.recall import Selection, select
+from mosaic_gym.memory.warp import Warped, fill_holes, warp_stills
+
+FORMAT = "mosaic-memory-1"
+
+
+class StillCodec(Protocol):
+    """What memory needs of a codec: see `model/codec.py`."""
+
+    stride: int
+    still_stride: int
+
+    def still(self, latents: Tensor) -> Tensor: ...
+
+    def from_stills(self, stills: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class MosaicMemory:
+    """What one episode has seen. Forks share the keyframes.
+
+    Attributes:
+        keyframes: oldest first.
+        capacity: how many are kept; 0 is a world without memory, 1 remembers the last frame only.
+    """
+
+    keyframes: tuple[Keyframe, ...] = ()
+    capacity: int = 512
+
+    def __len__(self) -> int:
+        return len(self.keyframes)
+
+    def remember(self, keyframe: Keyframe) -> MosaicMemory:
+        """A memory that also holds `keyframe`; when full, the most redundant older one goes."""
+        keyframes = (*self.keyframes, keyframe)
+        if self.capacity == 0:
+            return self
+        if len(keyframes) > self.capacity:
+            gone = _most_redundant(keyframes)
+            keyframes = keyframes[:gone] + keyframes[gone + 1 :]
+        return replace(self, keyframes=keyframes)
+
+    def edited(self, chosen: dict[int, Tensor], transform: Tensor | None, keep_original: bool = False) -> MosaicMemory:
+        """Moves, duplicates or removes patches.
+
+        Args:
+            chosen: bool `[h, w]` masks of the patches meant, by keyframe index.
+            transform: E `[4, 4]`, world from world, in metres; None removes the patches.
+            keep_original: leave the patches where they are as well (a duplicate).
+
+        Raises:
+            IndexError: an index is not that of a keyframe.
+        """
+        keyframes = list(self.keyframes)
+        copies = []
+        for index, mask in chosen.items():
+            if not 0 <= index < len(keyframes):
+                raise IndexError(f"memory has keyframes 0 to {len(keyframes) - 1}; there is no {index} to edit")
+            if transform is not None:
+                copies.append(keyframes[index].keeping(mask).moved(transform))
+            if not keep_original:
+                keyframes[index] = keyframes[index].keeping(~mask)
+        return replace(self, keyframes=(*keyframes, *copies))
+
+    def spliced(self, other: MosaicMemory, transform: Tensor) -> MosaicMemory:
+        """This memory with another scene's set into it, moved by `transform` `[4, 4]` (world from its world)."""
+        return replace(self, keyframes=(*self.keyframes, *(keyframe.moved(transform) for keyframe in other.keyframes)))
+
+    def save(self, path: Path | str) -> None:
+        """Writes all keyframes into one safetensors file."""
+        tensors = {}
+        for index, keyframe in enumerate(self.keyframes):
+            for name in TENSOR_FIELDS:
+                tensors[f"{index}.{name}"] = getattr(keyframe, name).contiguous()
+        told = {"format": FORMAT, "capacity": self.capacity, "steps": [keyframe.step for keyframe in self.keyframes]}
+        save_file(tensors, str(path), metadata={"memory": json.dumps(told)})
+
+    @staticmethod
+    def load(path: Path | str) -> MosaicMemory:
+        """Reads what `save` wrote, bit for bit.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no memory file at {path}")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                told = json.loads((file.metadata() or {}).get("memory", "{}"))
+                if told.get("format") != FORMAT:
+                    raise ValueError(f"{path} is not a memory of format {FORMAT}; save it again with this version")
+                keyframes = tuple(
+                    Keyframe(**{name: file.get_tensor(f"{index}.{name}") for name in TENSOR_FIELDS}, step=step)
+                    for index, step in enumerate(told["steps"])
+                )
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or cut short ({error}); save the memory again") from error
+        return MosaicMemory(keyframes, told["capacity"])
+
+
+def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
+    """The index of the keyframe, never the newest, whose view is nearest to another's.
+
+    Of the two views that are most alike, the one with more generations behind it goes, then the older.
+    """
+    still = torch.stack([keyframe.world_from_still for keyframe in keyframes])
+    distance_m = torch.cdist(still[:, :3, 3], still[:, :3, 3])
+    turned = 1.0 - (still[:, :3, 2] @ still[:, :3, 2].T)
+    apart = distance_m + 4.0 * turned
+    apart.fill_diagonal_(torch.inf)
+    apart[:, -1] = torch.inf  # being like the newest is what every recent frame is
+    apart[-1] = torch.inf
+    if len(keyframes) == 2:
+        return 0
+    closest = int(apart.argmin())
+    one, other = divmod(closest, len(keyframes))
+    generations = [float(keyframes[index].generation.mean()) for index in (one, other)]
+    if generations[0] == generations[1]:
+        return min(one, other)
+    return one if generations[0] > generations[1] else other
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a batch of memories gives for a batch of views; the network's input, and what is worth reporting.
+
+    Attributes:
+        warped: `[b, c, h, w]`, the Warped Latent.
+        covered: `[b, m, h, w]`: covered share of every quarter of a cell for each of the four frames, and generations.
+        patches: `[b, n, c]`; patch_uv: `[b, n, 2]`; patch_cameras: `[b, n, 4, 4, 4]`; patch_exists: bool `[b, n]`.
+        coverage: `[b]`, share of the views' pixels that memory covers.
+        generation: `[b, h, w]`, of the last frame: what was sampled, 0 where true or where nothing is covered.
+        depth_m: `[b, H, W]`, memory's surface in the last camera, metres; inf where none.
+        pixels_covered: bool `[b, 4, H, W]` on the grid of the stills.
+    """
+
+    warped: Tensor
+    covered: Tensor
+    patches: Tensor
+    patch_uv: Tensor
+    patch_cameras: Tensor
+    patch_exists: Tensor
+    coverage: Tensor
+    generation: Tensor
+    depth_m: Tensor
+    pixels_covered: Tensor
+
+
+@torch.no_grad()
+def recall(
+    memories: Sequence[Sequence[Keyframe]],
+    world_from_camera: Tensor,
+    image_from_camera: Tensor,
+    codec: StillCodec,
+    latent_shape: tuple[int, int, int],
+    max_sources: int = 4,
+    max_patches: int = 32,
+) -> Recall:
+    """Asks every memory what its next view should show.
+
+    Args:
+        memories: for each member of the batch, its keyframes (possibly none).
+        world_from_camera: `[b, 4, 4, 4]`, the views' cameras, metres.
+        image_from_camera: `[3, 3]`, K in pixels of the frames.
+        codec: between latents and stills.
+        latent_shape: (c, h, w).
+        max_sources: keyframes that are warped; max_patches: patches that become tokens.
+    """
+    c, h, w = latent_shape
+    b, f = world_from_camera.shape[:2]
+    size = (h * codec.stride, w * codec.stride)
+    cells = (size[0] // codec.still_stride, size[1] // codec.still_stride)
+    latent_k = rescale_intrinsics(image_from_camera, size, (h, w))
+    still_k = rescale_intrinsics(image_from_camera, size, cells)
+    selections = [
+        select(keyframes, cameras[[0, -1]], latent_k, (h, w), max_sources, max_patches) if keyframes else None
+        for keyframes, cameras in zip(memories, world_from_camera, strict=True)
+    ]
+    warped = _warp_selected(memories, selections, world_from_camera, still_k, codec, cells)
+    stills = fill_holes(warped.stills, warped.covered)
+    covered = warped.covered.to(stills.dtype)
+    parts = F.avg_pool2d(covered, cells[0] // (2 * h)) if cells[0] > h else covered.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    per_cell = cells[0] // h
+    generation = F.avg_pool2d(warped.generation * covered, per_cell)  # [b, f, h, w]
+    return Recall(
+        warped=codec.from_stills(stills),
+        covered=torch.cat([F.pixel_unshuffle(parts, 2), generation.mean(1, keepdim=True).clamp_max(4.0) / 4.0], dim=1),
+        **_gather_patches(memories, selections, c, max_patches, world_from_camera),
+        coverage=covered.mean((1, 2, 3)),
+        generation=generation[:, -1],
+        depth_m=warped.depth_m[:, -1],
+        pixels_covered=warped.covered,
+    )
+
+
+def _warp_selected(
+    memories: Sequence[Sequence[Keyframe]],
+    selections: Sequence[Selection | None],
+    world_from_camera: Tensor,
+    still_k: Tensor,
+    codec: StillCodec,
+    cells: tuple[int, int],
+) -> Warped:
+    """Warps every member's chosen keyframes; members with fewer are padded with keyframes that are not alive."""
+    b, f = world_from_camera.shape[:2]
+    chosen = [
+        [keyframes[index] for index in selection.sources] if selection else []
+        for keyframes, selection in zip(memories, selections, strict=True)
+    ]
+    s = max(len(sources) for sources in chosen)
+    blank = next((sources[0] for sources in chosen if sources), None)
+    if blank is None:
+        channels = codec.still(world_from_camera.new_zeros(1, *_channels(codec), 1, 1)).shape[1]
+        nothing = world_from_camera.new_zeros(b, f, *cells)
+        return Warped(nothing[:, :, None].expand(-1, -1, channels, -1, -1), nothing.bool(), nothing, nothing + torch.inf)
+    blank = replace(blank, alive=torch.zeros_like(blank.alive))
+    padded = [keyframe for sources in chosen for keyframe in (*sources, *[blank] * (s - len(sources)))]
+    stills = codec.still(torch.stack([keyframe.latent for keyframe in padded]))
+    magnify = stills.shape[-1] // padded[0].alive.shape[-1]
+
+    def enlarge(cellwise: Tensor) -> Tensor:
+        return cellwise.repeat_interleave(magnify, -1).repeat_interleave(magnify, -2).unflatten(0, (b, s))
+
+    return warp_stills(
+        stills.unflatten(0, (b, s)),
+        torch.stack([keyframe.depth_m for keyframe in padded]).unflatten(0, (b, s)),
+        enlarge(torch.stack([keyframe.generation for keyframe in padded])),
+        enlarge(torch.stack([keyframe.alive for keyframe in padded])),
+        torch.stack([keyframe.world_from_still for keyframe in padded]).unflatten(0, (b, s)),
+        world_from_camera,
+        still_k.expand(b, 3, 3),
+    )
+
+
+def _channels(codec: StillCodec) -> tuple[int]:
+    return (codec.channels,)
+
+
+def _gather_patches(
+    memories: Sequence[Sequence[Keyframe]],
+    selections: Sequence[Selection | None],
+    channels: int,
+    max_patches: int,
+    world_from_camera: Tensor,
+) -> dict[str, Tensor]:
+    """The chosen patches as padded rows; padding takes the target's cameras, so that its numbers stay tame."""
+    b = len(memories)
+    patches = world_from_camera.new_zeros(b, max_patches, channels)
+    uv = world_from_camera.new_zeros(b, max_patches, 2)
+    cameras = world_from_camera[:, None].expand(-1, max_patches, -1, -1, -1).clone()
+    exists = torch.zeros(b, max_patches, dtype=torch.bool, device=uv.device)
+    for row, (keyframes, selection) in enumerate(zip(memories, selections, strict=True)):
+        if selection is None or not len(selection.patches):
+            continue
+        n = len(selection.patches)
+        which, cell = selection.patches.unbind(-1)
+        used, position = which.unique(return_inverse=True)
+        latents = torch.stack([keyframes[index].latent for index in used.tolist()]).flatten(2)  # [k, c, hw]
+        patches[row, :n] = latents[position, :, cell]
+        cameras[row, :n] = torch.stack([keyframes[index].world_from_camera for index in used.tolist()])[position]
+        uv[row, :n] = selection.patch_uv
+        exists[row, :n] = True
+    return {"patches": patches, "patch_uv": uv, "patch_cameras": cameras, "patch_exists": exists}

@@ -1,0 +1,208 @@
+"""Warped Latent: the values of remembered views, resampled onto the grid of a new view.
+
+The correspondence is that of MosaicMem (arXiv 2603.17117), (u', v') = Pi(K_t T_t E T_s^-1 K_s^-1 (u, v, D)),
+used backwards. First the sources' depths are carried into the target and z-buffered; then every target
+cell looks its point up in every source and samples bilinearly at a fractional coordinate. Looking up
+(instead of scattering values) is what keeps textures sharp: nothing is rounded to a grid.
+
+What is resampled are *stills*: the codec's picture of one instant (see `model/codec.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
+
+DEPTH_TOLERANCE = 0.08
+"""Two depths that differ by less than this share are the same surface."""
+DEPTH_SLACK_M = 0.1
+"""... and so are two that differ by less than this, in metres."""
+
+
+@dataclass(frozen=True)
+class Warped:
+    """Remembered values on a target grid.
+
+    Attributes:
+        stills: `[b, f, c, H, W]`; cells nothing covers hold zero until `fill_holes`.
+        covered: bool `[b, f, H, W]`.
+        generation: `[b, f, H, W]`, how many times the sampled values were generated from generated ones.
+        depth_m: `[b, f, H, W]`, the remembered surface's depth, metres; inf where none is.
+    """
+
+    stills: Tensor
+    covered: Tensor
+    generation: Tensor
+    depth_m: Tensor
+
+
+def splat_depth(
+    depth_m: Tensor, alive: Tensor, target_from_source: Tensor, image_from_camera: Tensor
+) -> Tensor:
+    """The sources' surfaces seen from the targets: a z-buffer, `[b, f, H, W]`, metres, inf where empty.
+
+    The nearest surface wins, so the result does not depend on the order of the points. Gaps of one
+    cell, which a source magnified by the new view leaves, take the farthest of their neighbours.
+
+    Args:
+        depth_m: `[b, s, H, W]`, depth of each source, metres.
+        alive: bool `[b, s, H, W]`, cells that may be used.
+        target_from_source: `[b, f, s, 4, 4]`.
+        image_from_camera: `[b, 3, 3]`, K on this grid, the same for sources and targets.
+    """
+    b, s, height, width = depth_m.shape
+    f = target_from_source.shape[1]
+    points = unproject(depth_m, image_from_camera[:, None]).flatten(2, 3)  # [b, s, n, 3]
+    moved = transform(target_from_source, points[:, None])  # [b, f, s, n, 3]
+    uv, z = project(moved, image_from_camera[:, None, None])
+    column, row = uv.floor().long().unbind(-1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (z > 0.05)
+    inside &= alive.flatten(2)[:, None]
+    cells = torch.where(inside, row * width + column, height * width).flatten(2)  # the last cell is a bin
+    buffer = depth_m.new_full((b * f, height * width + 1), torch.inf)
+    buffer.scatter_reduce_(1, cells.flatten(0, 1), z.reshape(b * f, -1), "amin")
+    buffer = buffer[:, :-1].view(b, f, height, width)
+    return _close_gaps(_close_gaps(buffer))
+
+
+def _close_gaps(depth_m: Tensor) -> Tensor:
+    """Closes the one-cell gaps that a magnified surface leaves between its points.
+
+    A cell takes a neighbouring surface if that surface lies on two opposite sides of it and is nearer than
+    what landed there: nothing, or the background seen through the gap.
+    """
+    padded = F.pad(depth_m, (1, 1, 1, 1), value=torch.inf)
+    across = torch.maximum(padded[..., 1:-1, :-2], padded[..., 1:-1, 2:])
+    along = torch.maximum(padded[..., :-2, 1:-1], padded[..., 2:, 1:-1])
+    opposite = torch.minimum(across, along)
+    return torch.where(opposite < depth_m * (1 - 2 * DEPTH_TOLERANCE), opposite, depth_m)
+
+
+def same_surface(one_m: Tensor, other_m: Tensor) -> Tensor:
+    """Whether two depths, in metres, agree closely enough to be one surface."""
+    return (one_m - other_m).abs() <= DEPTH_TOLERANCE * other_m + DEPTH_SLACK_M
+
+
+def warp_stills(
+    stills: Tensor,
+    depth_m: Tensor,
+    generation: Tensor,
+    alive: Tensor,
+    world_from_source: Tensor,
+    world_from_target: Tensor,
+    image_from_camera: Tensor,
+    sharpness: float = 12.0,
+) -> Warped:
+    """Carries the stills of `s` sources into `f` target cameras and blends what agrees.
+
+    Every target cell averages the sources that truly see its surface, weighted by
+    exp(-sharpness * cost) with `source_cost` (scale, view angle, generation).
+
+    Args:
+        stills: `[b, s, c, H, W]`.
+        depth_m: `[b, s, H, W]`, metres, on the same grid.
+        generation: `[b, s, H, W]`, 0 for true frames.
+        alive: bool `[b, s, H, W]`.
+        world_from_source: `[b, s, 4, 4]`; world_from_target: `[b, f, 4, 4]`.
+        image_from_camera: `[b, 3, 3]`, K on this grid.
+    """
+    b, s, c, height, width = stills.shape
+    f = world_from_target.shape[1]
+    target_from_source = invert_pose(world_from_target)[:, :, None] @ world_from_source[:, None]
+    source_from_target = invert_pose(target_from_source)  # [b, f, s, 4, 4]
+    target_m = splat_depth(depth_m, alive, target_from_source, image_from_camera)
+    filled = target_m.isfinite()
+    start_m = torch.where(filled, target_m, 1.0)
+
+    # Inverse depth is linear across a plane's image, so bilinear sampling of it is exact on planes.
+    layers = torch.cat([stills, 1.0 / depth_m[:, :, None], generation[:, :, None]], dim=2)
+    layers = layers[:, None].expand(b, f, s, c + 2, height, width).reshape(b * f * s, c + 2, height, width)
+    nearest_m = torch.where(alive, depth_m, 0.0)[:, None].expand(b, f, s, height, width).reshape(-1, 1, height, width)
+
+    def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        points = unproject(surface_m, image_from_camera[:, None]).flatten(2, 3)
+        uv, z = project(transform(source_from_target, points[:, :, None]), image_from_camera[:, None, None])
+        scale = uv.new_tensor([2.0 / width, 2.0 / height])
+        grid = (uv * scale - 1.0).view(b * f * s, height, width, 2)
+        inside = (uv > 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height) & (z > 0.05)
+        seen_m = F.grid_sample(nearest_m, grid, mode="nearest", padding_mode="border", align_corners=False)
+        agrees = inside.view(b, f, s, height, width)
+        z = z.view(b, f, s, height, width)
+        agrees = agrees & same_surface(seen_m.view(b, f, s, height, width), z)
+        return grid, z, agrees, points
+
+    # 1. Splatted depths belong to points up to half a cell away. Asking the sources what they hold along
+    # this cell's own ray, once, takes that error away.
+    grid, z, agrees, _ = look_up(start_m)
+    held = F.grid_sample(layers[:, c : c + 1], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    held_m = 1.0 / held.view(b, f, s, height, width)
+    correction = torch.where(agrees, held_m - z, 0.0).clamp(-1.0, 1.0)
+    weight = agrees.float()
+    refined_m = start_m + (correction * weight).sum(2) / weight.sum(2).clamp_min(1.0)
+    surface_m = refined_m.clamp_min(0.05)
+
+    # 2. The values, at fractional coordinates.
+    grid, z, agrees, _ = look_up(surface_m)
+    sampled = F.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    sampled = sampled.view(b, f, s, c + 2, height, width)
+    cost = source_cost(surface_m[:, :, None], z, sampled[:, :, :, c + 1], target_from_source)
+    cost = torch.where(agrees & filled[:, :, None], cost, torch.inf)
+    best = cost.amin(2, keepdim=True)
+    covered = best.isfinite()
+    weight = torch.where(cost.isfinite(), torch.exp(-sharpness * (cost - best.nan_to_num(posinf=0.0))), 0.0)
+    weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-6)
+    blended = (sampled * weight[:, :, :, None]).sum(2)
+    return Warped(
+        stills=blended[:, :, :c],
+        covered=covered[:, :, 0],
+        generation=blended[:, :, c + 1],
+        depth_m=torch.where(filled, surface_m, torch.inf),
+    )
+
+
+def source_cost(target_m: Tensor, source_m: Tensor, generation: Tensor, target_from_source: Tensor) -> Tensor:
+    """How badly a source serves a target cell: lower is better. Any shape `[b, f, s, ...]`.
+
+    The sum of the disagreement in scale (log of the depth ratio; showing a surface larger than it was
+    seen costs double, since detail cannot be made up), of the turn between the two viewing directions,
+    and of a toll for every generation between the source and a true frame.
+    """
+    trailing = [1] * (target_m.dim() - 3)
+    log_scale = torch.log(source_m.clamp_min(0.05) / target_m.clamp_min(0.05))
+    scale = torch.where(log_scale > 0, 2.0 * log_scale, -log_scale)
+    cosine = target_from_source[..., 2, 2].clamp(-1.0, 1.0)
+    angle = (1.0 - cosine).view(*cosine.shape, *trailing)
+    return scale + 0.5 * angle + 0.3 * generation
+
+
+def fill_holes(stills: Tensor, covered: Tensor) -> Tensor:
+    """Smoothly continues covered values into the holes (push-pull over an image pyramid).
+
+    Args:
+        stills: `[..., c, H, W]`; covered: bool `[..., H, W]`.
+
+    Returns:
+        `[..., c, H, W]`: covered cells unchanged; zero everywhere if nothing is covered at all.
+    """
+    shape = stills.shape
+    values = stills.reshape(-1, *shape[-3:])
+    weights = covered.reshape(-1, 1, *shape[-2:]).to(stills.dtype)
+    return _push_pull(values * weights, weights).view(shape)
+
+
+def _push_pull(weighted: Tensor, weights: Tensor) -> Tensor:
+    """Values where weighted, the next coarser level's values where not."""
+    height, width = weights.shape[-2:]
+    known = weighted / weights.clamp_min(1e-6)
+    if height == 1 or width == 1 or height % 2 or width % 2:
+        total = weights.sum((-2, -1), keepdim=True)
+        mean = weighted.sum((-2, -1), keepdim=True) / total.clamp_min(1e-6)
+        return torch.where(weights > 0, known, mean)
+    coarse = _push_pull(F.avg_pool2d(weighted, 2), F.avg_pool2d(weights, 2))
+    pulled = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.where(weights > 0, known, pulled)

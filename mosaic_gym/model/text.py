@@ -1,0 +1,58 @@
+"""A small text encoder over bytes, so that a prompt is a real input from the first checkpoint on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+PADDING = 256
+"""The token behind a prompt's last byte."""
+
+
+class ByteTextEncoder(ModelMixin, ConfigMixin):
+    """UTF-8 bytes through one transformer layer, pooled into a few vectors that the world model attends to.
+
+    Args:
+        width: of every vector.
+        length: bytes that are read; a longer prompt is an error, not a cut.
+        outputs: how many vectors a prompt becomes.
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 64, length: int = 96, outputs: int = 8):
+        super().__init__()
+        self.embedding = nn.Embedding(PADDING + 1, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.queries = nn.Parameter(torch.randn(outputs, width) * 0.5)
+        self.pool = nn.MultiheadAttention(width, 4, batch_first=True)
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Byte tokens `[b, length]`.
+
+        Raises:
+            ValueError: a prompt is longer than `length` bytes.
+        """
+        tokens = torch.full((len(prompts), self.config.length), PADDING)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            data = prompt.encode()
+            if len(data) > self.config.length:
+                raise ValueError(
+                    f"a prompt has at most {self.config.length} bytes; this one has {len(data)}: {prompt!r}. Shorten it"
+                )
+            row[: len(data)] = torch.tensor(list(data), dtype=torch.long)
+        return tokens.to(self.embedding.weight.device)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[b, outputs, width]` of byte tokens `[b, length]`."""
+        hidden = self.layer(self.embedding(tokens) + self.position)
+        pooled, _ = self.pool(self.queries.expand(len(tokens), -1, -1), hidden, hidden, need_weights=False)
+        return pooled
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """`[b, outputs, width]` of prompts."""
+        return self(self.tokenize(prompts))

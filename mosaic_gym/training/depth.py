@@ -1,0 +1,98 @@
+"""Recipe: the depth estimator, trained on the engine's depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from tensordict import TensorDict
+from torch import Tensor
+
+from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.model.depth import ConvDepth
+from mosaic_gym.training.run import Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mosaic-gym train depth` takes."""
+
+    data: Path = Path("data/my_way_home")
+    """Recorded episodes."""
+    out: Path = Path("runs/depth")
+    """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
+    minutes: float | None = 8.0
+    """Wall time of the whole run, earlier pieces included; None with --steps."""
+    steps: int | None = None
+    """Optimiser steps of the whole run, instead of minutes."""
+    batch: int = 24
+    """Frames in a batch."""
+    learning_rate: float = 2e-3
+    """The peak."""
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels at full, half, quarter and eighth resolution."""
+    precision: str = "no"
+    """`no` (float32), or `bf16` on an accelerator."""
+
+
+def draw(episodes: list[TensorDict], intrinsics: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random frames `[b, 3, H, W]` in [-1, 1], K `[b, 3, 3]` and depth `[b, H, W]` in metres; half are mirrored."""
+    frames, depths = [], []
+    for _ in range(batch):
+        episode = episodes[int(torch.randint(len(episodes), (), generator=generator))]
+        step = int(torch.randint(len(episode), (), generator=generator))
+        instant = int(torch.randint(4, (), generator=generator))
+        frames.append(episode["frames"][step, instant])
+        depths.append(episode["depth_m"][step, instant])
+    frames = torch.stack(frames).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    return frames, intrinsics.expand(batch, 3, 3), torch.stack(depths).float()
+
+
+def depth_loss(log_depth: Tensor, depth_m: Tensor) -> Tensor:
+    """Absolute error of log depth, and of its differences between neighbours, which keeps edges sharp."""
+    target = depth_m.clamp_min(0.05).log()
+    error = (log_depth - target).abs().mean()
+    for axis in (-1, -2):
+        error = error + 0.5 * (log_depth.diff(dim=axis) - target.diff(dim=axis)).abs().mean()
+    return error
+
+
+@torch.no_grad()
+def median_relative_error(model: ConvDepth, episodes: list[TensorDict], intrinsics: Tensor, every: int = 7) -> float:
+    """The median over pixels of |estimate - engine| / engine, on the last frame of every `every`-th step."""
+    errors = []
+    for episode in episodes:
+        frames = episode["frames"][::every, 3].permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        depth_m = episode["depth_m"][::every, 3].float()
+        estimate = model.estimate(frames, intrinsics.expand(len(frames), 3, 3))
+        errors.append(((estimate - depth_m).abs() / depth_m).flatten())
+    return float(torch.cat(errors).median())
+
+
+def train(config: Config) -> ConvDepth:
+    """Trains, prints the held-out error, and writes the averaged weights."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    store, heldout = EpisodeStore(config.data, "train"), EpisodeStore(config.data, "heldout")
+    episodes = [store.load(index) for index in range(len(store))]
+    tests = [heldout.load(index) for index in range(len(heldout))]
+    intrinsics = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
+    model = ConvDepth(widths=config.widths)
+    run = Run(config.out, model, config.learning_rate, config.minutes, config.steps, accelerator)
+    device = accelerator.device
+    while not run.finished:
+        frames, k, depth_m = (part.to(device) for part in draw(episodes, intrinsics, config.batch, run.generator()))
+        with accelerator.autocast():
+            log_depth = run.model(frames, k)
+        run.update(depth_loss(log_depth.float(), depth_m))
+        if run.writer and run.step_index % 500 == 0:
+            picture = torch.cat([depth_m[:4], log_depth[:4].exp()], dim=0)[:, None] / 20.0
+            run.writer.add_images("engine_above_estimate", F.interpolate(picture.clamp(0, 1), scale_factor=3), run.step_index)
+    run.close()
+    finished = run.average.to("cpu").eval()
+    print(f"depth: median relative error {100 * median_relative_error(finished, tests, intrinsics):.2f} % on held-out frames")
+    finished.save_pretrained(config.out / "weights")
+    return finished

@@ -1,0 +1,165 @@
+"""What every recipe shares: a budget in minutes or steps, a schedule, exact resume, and a log.
+
+Everything random in a recipe is drawn from (seed, step), so a checkpoint needs no generator states, and
+resuming continues exactly as if nothing had happened. Checkpoints are safetensors and JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+
+class Run:
+    """One training run in a folder: `step()` until `finished`.
+
+    Args:
+        folder: where checkpoints, logs and the finished weights go; an unfinished run there is resumed.
+        model: the network; an exponential moving average of it is what gets shipped.
+        learning_rate: the peak; linear warm-up, then cosine to zero at the end of the budget.
+        minutes: wall time of the whole run, earlier pieces included.
+        steps: optimiser steps of the whole run. Give exactly one of the two.
+        accelerator: device and precision.
+        weight_decay, ema_decay, clip_norm: of AdamW, of the average, of the gradient.
+        checkpoint_minutes: how often to write a checkpoint.
+
+    Raises:
+        ValueError: not exactly one of `minutes` and `steps`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        learning_rate: float,
+        minutes: float | None,
+        steps: int | None,
+        accelerator: Accelerator,
+        weight_decay: float = 0.01,
+        ema_decay: float = 0.999,
+        clip_norm: float = 1.0,
+        checkpoint_minutes: float = 5.0,
+    ):
+        if (minutes is None) == (steps is None):
+            raise ValueError("give a run exactly one budget: --minutes or --steps")
+        self.folder, self.minutes, self.steps = Path(folder), minutes, steps
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.learning_rate, self.ema_decay, self.clip_norm = learning_rate, ema_decay, clip_norm
+        self.accelerator = accelerator
+        self.average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.step_index, self.earlier_s = 0, 0.0
+        self.checkpoint_s = 60.0 * checkpoint_minutes
+        if (self.folder / "checkpoint" / "run.json").exists():
+            self._resume()
+        self.started = self.saved_at = time.monotonic()
+        self.writer = None
+        if accelerator.is_main_process:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.folder / "log")
+        total = steps if steps is not None else round(60 * minutes)
+        unit = "step" if steps is not None else "s"
+        self.bar = tqdm(total=total, unit=unit, disable=not accelerator.is_main_process, mininterval=2.0)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds spent training, earlier pieces included."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    @property
+    def progress(self) -> float:
+        """How much of the budget is spent, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, self.step_index / self.steps)
+        return min(1.0, self.elapsed_s / (60.0 * self.minutes))
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1.0
+
+    def generator(self) -> torch.Generator:
+        """The randomness of the present step, on the CPU: the same after a resume."""
+        return torch.Generator().manual_seed(1_000_003 * (self.step_index + 1))
+
+    def update(self, loss: torch.Tensor, scalars: dict[str, float] | None = None) -> None:
+        """One optimiser step on `loss`, the average, the log, and a checkpoint when it is time."""
+        warm_up = min(1.0, (self.step_index + 1) / 200)
+        rate = self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * self.progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._update_average()
+        self.step_index += 1
+        if self.writer and self.step_index % 10 == 0:
+            for name, value in {"loss": loss.item(), "rate": rate, **(scalars or {})}.items():
+                self.writer.add_scalar(name, value, self.step_index)
+        self.bar.n = self.step_index if self.steps is not None else round(min(self.elapsed_s, 60 * self.minutes))
+        if self.step_index % 10 == 0:
+            self.bar.set_postfix(step=self.step_index, loss=f"{loss.item():.4f}", **(scalars or {}))
+        if time.monotonic() - self.saved_at > self.checkpoint_s:
+            self.checkpoint()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.ema_decay, (1 + self.step_index) / (10 + self.step_index))
+        source = self.accelerator.unwrap_model(self.model)
+        for mean, value in zip(self.average.parameters(), source.parameters(), strict=True):
+            mean.lerp_(value.to(mean.dtype), 1 - decay)
+
+    def checkpoint(self) -> None:
+        """Writes everything a resume needs; the old checkpoint stays until the new one is whole."""
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        fresh, kept = self.folder / "checkpoint.new", self.folder / "checkpoint"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        source = self.accelerator.unwrap_model(self.model)
+        save_file({name: value.contiguous() for name, value in source.state_dict().items()}, fresh / "model.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in self.average.state_dict().items()}, fresh / "average.safetensors"
+        )
+        moments = {}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                moments[f"{index}.{name}"] = torch.as_tensor(value).contiguous()
+        save_file(moments, fresh / "optimizer.safetensors")
+        (fresh / "run.json").write_text(json.dumps({"step": self.step_index, "elapsed_s": self.elapsed_s}))
+        shutil.rmtree(kept, ignore_errors=True)
+        fresh.rename(kept)
+
+    def _resume(self) -> None:
+        kept = self.folder / "checkpoint"
+        told = json.loads((kept / "run.json").read_text())
+        self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
+        self.accelerator.unwrap_model(self.model).load_state_dict(load_file(kept / "model.safetensors"))
+        self.average.load_state_dict(load_file(kept / "average.safetensors"))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in load_file(kept / "optimizer.safetensors").items():
+            index, moment = name.split(".", 1)
+            state.setdefault(int(index), {})[moment] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def close(self) -> None:
+        """Last checkpoint, and the log is shut."""
+        self.checkpoint()
+        self.bar.close()
+        if self.writer:
+            self.writer.close()

@@ -1,0 +1,123 @@
+"""Recorded episodes turned into what training needs: keyframes with estimated depth, and samples.
+
+A sample is what play will meet: the latents of a place, recent ones before it, and a memory of some of
+the episode's past, recalled by the very code that recalls in play.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.geometry.control import Pose
+from mosaic_gym.memory.keyframe import Keyframe, lift
+from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.model.codec import LinearCodec, frames_to_float
+from mosaic_gym.model.depth import DepthEstimator
+from mosaic_gym.worlds.mosaic import WorldState
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """One recorded episode as its keyframes.
+
+    Attributes:
+        keyframes: one a step, of true latents and estimated depth.
+        captions: one a step.
+    """
+
+    keyframes: list[Keyframe]
+    captions: list[str]
+
+
+@torch.no_grad()
+def remember_all(
+    store: EpisodeStore, codec: LinearCodec, depth: DepthEstimator, limit: int | None = None
+) -> list[Remembered]:
+    """Encodes and lifts every recorded step once; depth is estimated, because in play it will be."""
+    k = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
+    remembered = []
+    count = len(store) if limit is None else min(limit, len(store))
+    for index in tqdm(range(count), desc="lifting episodes", unit="episode", mininterval=2.0):
+        episode = store.load(index)
+        frames = frames_to_float(episode["frames"][:])
+        latents = codec.encode(frames)
+        depth_m = depth.estimate(codec.decode(latents)[:, -1].clamp(-1, 1), k.expand(len(frames), 3, 3))
+        cameras = episode["world_from_camera"][:].float()
+        true = torch.zeros(latents.shape[-2:])
+        keyframes = [
+            lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i) for i in range(len(latents))
+        ]
+        remembered.append(Remembered(keyframes, store.captions(index)))
+    return remembered
+
+
+@dataclass(frozen=True)
+class MemoryMix:
+    """How much of the past a training sample may remember.
+
+    Attributes:
+        forget: share of samples with no memory; last_only: with the last frame only.
+        most: keyframes drawn from the past at most.
+        worn: share of samples whose sources are degraded as generated ones are, against drift.
+    """
+
+    forget: float = 0.1
+    last_only: float = 0.15
+    most: int = 24
+    worn: float = 0.3
+
+
+def draw_state(
+    episode: Remembered, step: int, mix: MemoryMix, prompt_text: Tensor, seed: int, rng: np.random.Generator
+) -> WorldState:
+    """The state just before `step` (at least 1), with a random part of the past in memory."""
+    past = episode.keyframes[:step]
+    kind = rng.random()
+    if kind < mix.forget:
+        chosen: list[Keyframe] = []
+    elif kind < mix.forget + mix.last_only:
+        chosen = past[-1:]
+    else:
+        count = min(len(past), int(rng.integers(1, mix.most + 1)))
+        # Half the samples remember a stretch of the past, half single moments of it.
+        if rng.random() < 0.5:
+            first = int(rng.integers(0, len(past) - count + 1))
+            chosen = past[first : first + count]
+        else:
+            chosen = [past[i] for i in np.sort(rng.choice(len(past), count, replace=False))]
+        if rng.random() < 0.8 and chosen[-1] is not past[-1]:
+            chosen = [*chosen, past[-1]]
+    history = past[-1].latent
+    if rng.random() < mix.worn:
+        wear = float(rng.uniform(0.2, 1.0))
+        chosen = [worn(keyframe, wear, rng) for keyframe in chosen]
+        history = worn(past[-1], wear, rng).latent
+    return WorldState(
+        pose=Pose(past[-1].world_from_still.double().numpy()),
+        history=history[None],
+        history_cameras=past[-1].world_from_camera[None],
+        memory=MosaicMemory(tuple(chosen)),
+        prompt=episode.captions[step],
+        text=prompt_text,
+        seed=seed,
+        step_index=step - 1,
+    )
+
+
+def worn(keyframe: Keyframe, wear: float, rng: np.random.Generator) -> Keyframe:
+    """The keyframe as a generation or two leave it: fine components faded, some noise on all.
+
+    Components are sorted by loudness, so fading the later ones is a blur.
+    """
+    channels = keyframe.latent.shape[0]
+    fade = 1.0 - wear * float(rng.uniform(0.3, 1.0)) * torch.linspace(0.0, 1.0, channels).sqrt()
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    noise = torch.randn(keyframe.latent.shape, generator=generator) * (0.15 * wear)
+    latent = keyframe.latent * fade[:, None, None] + noise
+    return replace(keyframe, latent=latent, generation=torch.full_like(keyframe.generation, float(rng.integers(1, 4))))

@@ -1,0 +1,264 @@
+"""Recipe: the world model. One flat loop; what it meets is what play meets.
+
+Every sample is a recorded place, remembered in part (memory dropout), recalled with estimated depth by the
+code that recalls in play, its memory sometimes worn, and sometimes reached through the model's own dream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.geometry.control import Control, Pose
+from mosaic_gym.memory.mosaic import Recall, recall
+from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
+from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
+from mosaic_gym.model.depth import ConvDepth
+from mosaic_gym.model.text import ByteTextEncoder
+from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.training.run import Run
+from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
+from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mosaic-gym train world` takes."""
+
+    data: Path = Path("data/my_way_home")
+    """Recorded episodes."""
+    codec: Path = Path("runs/codec")
+    """What `train codec` wrote."""
+    depth: Path = Path("runs/depth/weights")
+    """What `train depth` wrote."""
+    out: Path = Path("runs/world")
+    """The run's folder: checkpoints, log, and the finished world in `weights/`."""
+    minutes: float | None = 60.0
+    """Wall time of the whole run, earlier pieces included; None with --steps."""
+    steps: int | None = None
+    """Optimiser steps of the whole run, instead of minutes."""
+    batch: int = 12
+    """Samples in a batch."""
+    learning_rate: float = 8e-4
+    """The peak."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of 64 numbers each; the network's width is 64 times this."""
+    ffn: int = 768
+    """Width of the blocks' feed-forward part."""
+    dream: float = 0.3
+    """Share of batches whose last one to three steps before the target are the model's own dream."""
+    noise_only: float = 0.7
+    """Share of samples at full noise, where one-step sampling begins; the rest are spread over all levels."""
+    empty_prompt: float = 0.1
+    """Share of samples whose prompt is empty."""
+    mix: MemoryMix = field(default_factory=MemoryMix)
+    """How much of the past a sample remembers."""
+    episodes: int | None = None
+    """Recorded episodes to use; None for all."""
+    precision: str = "no"
+    """`no` (float32), or `bf16` on an accelerator."""
+    compiled: bool = False
+    """Compile the transformer (pays on an accelerator)."""
+
+
+class Learner(nn.Module):
+    """What is trained, as one module: the transformer and the prompt's encoder."""
+
+    def __init__(self, transformer: MosaicTransformer3DModel, text_encoder: ByteTextEncoder):
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder = text_encoder
+
+    def forward(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        tokens: Tensor,
+        history: Tensor,
+        history_cameras: Tensor,
+        recalled: Recall,
+        cameras: Tensor,
+        k: Tensor,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """The clean latent `[b, c, h, w]` believed to be behind `noisy`."""
+        text = self.text_encoder(tokens)
+        context = self.transformer.read(history, history_cameras, recalled, cameras, k, size, text)
+        return self.transformer(noisy, sigma, context, recalled, cameras, k, size, time_index=history.shape[1])
+
+
+def latent_loss(predicted: Tensor, true: Tensor, scale: Tensor, numbers: int) -> tuple[Tensor, Tensor]:
+    """The mean over samples of the log of their pixel error, and that error in dB.
+
+    The components are orthonormal, so a latent's error times `scale` is the pixels' error. The log gives a
+    well-remembered view the same say as one that nobody could know.
+    """
+    error = ((predicted - true) * scale[:, None, None]).square().sum(1).mean((-2, -1)) / numbers
+    return torch.log(error + 2e-4).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
+
+
+def dream_ahead(
+    world: MosaicWorld, episodes: list[Remembered], states: list[WorldState], members: list[tuple[int, int]], steps: int
+) -> list[WorldState]:
+    """Lets the present weights live through the `steps` steps before each target."""
+    for i in range(steps):
+        poses = []
+        for index, step in members:
+            cameras = episodes[index].keyframes[step - steps + i].world_from_camera.double().numpy()
+            poses.append([Pose(camera) for camera in cameras])
+        states, _ = world.see(states, poses)
+    return states
+
+
+def draw_batch(
+    world: MosaicWorld, episodes: list[Remembered], config: Config, seed: int
+) -> tuple[list[WorldState], Tensor, Tensor]:
+    """States just before their targets, the targets' latents `[b, c, h, w]`, and their cameras `[b, 4, 4, 4]`."""
+    rng = np.random.default_rng(seed)
+    dreamt = int(rng.integers(1, 4)) if rng.random() < config.dream else 0
+    states, members = [], []
+    for _ in range(config.batch):
+        index = int(rng.integers(len(episodes)))
+        step = int(rng.integers(1 + dreamt, len(episodes[index].keyframes)))
+        prompt = "" if rng.random() < config.empty_prompt else episodes[index].captions[step]
+        with torch.no_grad():
+            text = world.model.text_encoder.encode([prompt])[0] if dreamt else torch.zeros(())
+        state = draw_state(episodes[index], step - dreamt, config.mix, text, seed, rng)
+        states.append(_prompted(state, prompt))
+        members.append((index, step))
+    states = dream_ahead(world, episodes, states, members, dreamt)
+    targets = [episodes[index].keyframes[step] for index, step in members]
+    latents = torch.stack([target.latent for target in targets])
+    return states, latents, torch.stack([target.world_from_camera for target in targets])
+
+
+def _prompted(state: WorldState, prompt: str) -> WorldState:
+    from dataclasses import replace
+
+    return replace(state, prompt=prompt)
+
+
+def recall_for(world: MosaicWorld, states: list[WorldState], cameras: Tensor) -> Recall:
+    """What the states' memories give for their next cameras."""
+    settings = world.model.settings
+    k = torch.tensor(settings.image_from_camera)
+    shape = tuple(states[0].history.shape[1:])
+    memories = [state.memory.keyframes for state in states]
+    return recall(memories, cameras, k, world.model.codec, shape, settings.max_sources, settings.max_patches)
+
+
+def build(config: Config, store: EpisodeStore) -> WorldModel:
+    """A fresh world around the fitted codec and the trained depth estimator."""
+    codec = LinearCodec.from_pretrained(config.codec, low_cpu_mem_usage=False)
+    depth = ConvDepth.from_pretrained(config.depth, low_cpu_mem_usage=False)
+    text_encoder = ByteTextEncoder()
+    transformer = MosaicTransformer3DModel(
+        latent_channels=codec.channels,
+        num_attention_heads=config.heads,
+        num_layers=config.layers,
+        ffn_dim=config.ffn,
+        text_dim=text_encoder.config.width,
+    )
+    images, prompts = start_views(store)
+    settings = WorldSettings(
+        height=images.shape[1],
+        width=images.shape[2],
+        image_from_camera=tuple(tuple(map(float, row)) for row in store.image_from_camera),
+        control=asdict(Control()),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    return WorldModel(settings, transformer, codec, text_encoder, depth, scheduler, images, prompts)
+
+
+def start_views(store: EpisodeStore, count: int = 32) -> tuple[Tensor, tuple[str, ...]]:
+    """First frames (uint8 `[n, H, W, 3]`) and captions of episodes spread over the store."""
+    chosen = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int))
+    images = torch.stack([store.load(int(index))["frames"][0, -1] for index in chosen])
+    return images, tuple(store.captions(int(index))[0] for index in chosen)
+
+
+@torch.no_grad()
+def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: int = 48) -> dict[str, float]:
+    """One step ahead on held-out episodes, all of the past in memory: dB of the network and of the warp alone."""
+    rng = np.random.default_rng(0)
+    whole = MemoryMix(forget=0.0, last_only=0.0, most=1000, worn=0.0)
+    mine, warps, pictures = [], [], []
+    codec = world.model.codec
+    for _ in range(count):
+        index = int(rng.integers(len(episodes)))
+        step = int(rng.integers(8, len(episodes[index].keyframes)))
+        text = world.model.text_encoder.encode([episodes[index].captions[step]])[0]
+        state = draw_state(episodes[index], step, whole, text, 0, rng)
+        target = episodes[index].keyframes[step]
+        true = codec.decode(target.latent[None])
+        poses = [[Pose(camera) for camera in target.world_from_camera.double().numpy()]]
+        after, _ = world.see([state], poses)
+        dreamt = codec.decode(after[0].history[-1:])
+        warp = codec.decode(recall_for(world, [state], target.world_from_camera[None]).warped)
+        for kept, shown in ((mine, dreamt), (warps, warp)):
+            kept.append(float(10 * torch.log10(4.0 / (shown.clamp(-1, 1) - true).square().mean())))
+        if len(pictures) < 6:
+            pictures.append(torch.cat([frames_to_uint8(x)[0, -1] for x in (true, dreamt, warp)], dim=1))
+    if run.writer:
+        run.writer.add_image("engine_dream_warp", torch.cat(pictures), run.step_index, dataformats="HWC")
+    return {"ahead_db": float(np.mean(mine)), "gain_db": float(np.mean(mine) - np.mean(warps))}
+
+
+def train(config: Config) -> WorldModel:
+    """Trains, validates as it goes, and writes the finished world with its averaged weights."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    store = EpisodeStore(config.data, "train")
+    model = build(config, store)
+    episodes = remember_all(store, model.codec, model.depth, config.episodes)
+    heldout = remember_all(EpisodeStore(config.data, "heldout"), model.codec, model.depth, config.episodes)
+    learner = Learner(model.transformer, model.text_encoder)
+    run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
+    # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
+    model.transformer, model.text_encoder = run.average.transformer, run.average.text_encoder
+    world = MosaicWorld(model, denoising_steps=1)
+    size, numbers, scale = (world.height, world.width), model.codec.mean.numel(), model.codec.scale
+    k = torch.tensor(model.settings.image_from_camera).expand(config.batch, 3, 3)
+    step_of = torch.compile(run.model) if config.compiled else run.model
+    told: dict[str, float] = {}
+    while not run.finished:
+        generator = run.generator()
+        # 1. A batch of states, and what their memories give for the next view.
+        states, latents, cameras = draw_batch(world, episodes, config, seed=1_000_003 * (run.step_index + 1))
+        recalled = recall_for(world, states, cameras)
+        # 2. Noise: most samples at the level where one-step sampling begins.
+        sigma = torch.rand(config.batch, generator=generator)
+        sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma)
+        noise = torch.randn(latents.shape, generator=generator)
+        level = sigma.view(-1, 1, 1, 1)
+        noisy = (1 - level) * latents + level * noise
+        # 3. The network says what is behind the noise.
+        with accelerator.autocast():
+            predicted = step_of(
+                noisy,
+                sigma,
+                model.text_encoder.tokenize([state.prompt for state in states]),
+                torch.stack([state.history for state in states]),
+                torch.stack([state.history_cameras for state in states]),
+                recalled,
+                cameras,
+                k,
+                size,
+            )
+        loss, decibels = latent_loss(predicted.float(), latents, scale, numbers)
+        run.update(loss, {"db": float(decibels), **told})
+        if run.step_index % 500 == 0:
+            told = validate(world, heldout, run)
+    run.close()
+    print("world: one step ahead on held-out episodes:", validate(world, heldout, run))
+    model.save_pretrained(config.out / "weights")
+    return model

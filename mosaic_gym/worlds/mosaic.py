@@ -1,0 +1,287 @@
+"""The learned world: a video diffusion transformer with spatial memory.
+
+Open this file first. `MosaicWorld.see` is the method in one reading: recall, denoise, decode, estimate
+depth, remember. `step` puts control in front of it. Everything else here begins, saves and checks states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at
+from mosaic_gym.memory.keyframe import lift
+from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
+from mosaic_gym.model.depth import align_scale
+from mosaic_gym.model.sampler import denoise, step_noise
+from mosaic_gym.worlds.protocol import Start, View
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """Everything a future depends on, as a value; stepping returns a new one, and forks share what is equal.
+
+    Attributes:
+        pose: of the body.
+        history: `[t, c, h, w]`, the most recent latent frames, oldest first.
+        history_cameras: float32 `[t, 4, 4, 4]`, world_from_camera, metres.
+        memory: the keyframes of the episode.
+        prompt: the text, and `text` `[l, d]` what the encoder made of it.
+        seed: noise of step i is drawn from (seed, i); there is no hidden generator.
+        step_index: steps made since the start.
+    """
+
+    pose: Pose
+    history: Tensor
+    history_cameras: Tensor
+    memory: MosaicMemory
+    prompt: str
+    text: Tensor
+    seed: int
+    step_index: int
+
+
+class MosaicWorld:
+    """The World protocol over a `WorldModel`; batched over states, one network call for all.
+
+    Args:
+        model: the networks.
+        device: where they run.
+        denoising_steps: None for the number the checkpoint ships with.
+        capacity: keyframes an episode keeps; None for the checkpoint's, 0 for no memory, 1 for the last frame only.
+        network: False shows the warped memory alone, without the network (the baseline to beat).
+
+    Raises:
+        ValueError: denoising_steps below 1. RuntimeError: CUDA was asked for and is absent.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        device: str = "cpu",
+        denoising_steps: int | None = None,
+        capacity: int | None = None,
+        network: bool = True,
+    ):
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise RuntimeError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
+        settings = model.settings
+        self.model = model.to(device)
+        self.device = torch.device(device)
+        self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
+        if self.denoising_steps < 1:
+            raise ValueError(f"denoising_steps is at least 1; got {denoising_steps}")
+        self.capacity = settings.capacity if capacity is None else capacity
+        self.network = network
+        self.control = Control(**settings.control)
+        self.height, self.width = settings.height, settings.width
+        self.image_from_camera = np.array(settings.image_from_camera)
+        self._k = torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device)
+        stride = model.codec.stride
+        self._latent_shape = (model.codec.channels, self.height // stride, self.width // stride)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path = "doom-tiny",
+        device: str = "cpu",
+        denoising_steps: int | None = None,
+        memory: bool = True,
+    ) -> MosaicWorld:
+        """Loads a shipped checkpoint by name, or a folder; `memory=False` is the world that forgets."""
+        model = WorldModel.from_pretrained(checkpoint)
+        return cls(model, device, denoising_steps, capacity=None if memory else 0)
+
+    def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
+        """Moves every body by its action `[b, 3]` and shows what it sees there.
+
+        Raises:
+            ValueError: wrong number of actions, or one that is NaN or out of range; nothing has moved then.
+        """
+        if len(actions) != len(states):
+            raise ValueError(f"{len(states)} states take {len(states)} actions; got {len(actions)}")
+        checked = [check_action(action) for action in actions]
+        poses = [self.control.advance(state.pose, action) for state, action in zip(states, checked, strict=True)]
+        return self.see(states, poses)
+
+    @torch.no_grad()
+    def see(
+        self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
+    ) -> tuple[list[WorldState], list[View]]:
+        """One step along given cameras: four poses for every state."""
+        model, size = self.model, (self.height, self.width)
+        b = len(states)
+        cameras = self._cameras(poses)  # [b, 4, 4, 4]
+        recalled = recall(
+            [state.memory.keyframes for state in states],
+            cameras,
+            self._k,
+            model.codec,
+            self._latent_shape,
+            model.settings.max_sources,
+            model.settings.max_patches,
+        )
+        latents = recalled.warped
+        if self.network:
+            steps = [state.step_index for state in states]
+            noise = step_noise([state.seed for state in states], steps, self._latent_shape).to(self.device)
+            latents = denoise(
+                model.transformer,
+                model.scheduler,
+                noise,
+                torch.stack([state.history for state in states]),
+                torch.stack([state.history_cameras for state in states]),
+                recalled,
+                cameras,
+                self._k.expand(b, 3, 3),
+                size,
+                torch.stack([state.text for state in states]),
+                self.denoising_steps,
+            )
+        frames = model.codec.decode(latents)
+        depth_m = model.depth.estimate(frames[:, -1].clamp(-1, 1), self._k.expand(b, 3, 3))
+        depth_m = align_scale(depth_m, recalled.depth_m)
+        # A patch is one generation further from a true frame than what it was made from.
+        generation = recalled.generation + 1.0
+
+        pictures = frames_to_uint8(frames).cpu().numpy()
+        coverage = recalled.coverage.tolist()
+        futures, views = [], []
+        for i, state in enumerate(states):
+            keyframe = lift(latents[i], depth_m[i], cameras[i], self._k, generation[i], state.step_index + 1)
+            future = replace(
+                state,
+                pose=poses[i][-1],
+                history=torch.cat([state.history[1:], latents[i : i + 1]]),
+                history_cameras=torch.cat([state.history_cameras[1:], cameras[i : i + 1]]),
+                memory=state.memory.remember(keyframe),
+                step_index=state.step_index + 1,
+            )
+            futures.append(future)
+            views.append(self._view(future, poses[i], pictures[i], depth_m[i], coverage[i]))
+        return futures, views
+
+    def start(self, start: Start) -> tuple[WorldState, View]:
+        """A body at rest in front of a start image: the given one, or one of the checkpoint's, by seed.
+
+        Raises:
+            ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long.
+            TypeError: a memory that is not a MosaicMemory.
+        """
+        rng = np.random.default_rng(start.seed)
+        drawn = int(rng.integers(len(self.model.start_images)))
+        image = self.model.start_images[drawn].numpy() if start.image is None else self._checked_image(start.image)
+        prompt = self.model.start_prompts[drawn] if start.prompt is None else start.prompt
+        pose = self._checked_pose(start.world_from_camera)
+        poses = [pose] * FRAMES_PER_STEP
+        frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
+        state = self._begin(frames, poses, start.seed, prompt, start.memory)
+        depth_m = state.memory.keyframes[-1].depth_m if len(state.memory) else self._estimate(frames)
+        return state, self._view(state, poses, frames, depth_m, 1.0)
+
+    @torch.no_grad()
+    def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
+        """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would."""
+        latent = self._encode(frames)
+        cameras = self._cameras([poses])[0]
+        depth_m = self._estimate(frames)
+        if len(state.memory):
+            views = recall(
+                [state.memory.keyframes], cameras[None], self._k, self.model.codec, self._latent_shape,
+                self.model.settings.max_sources, self.model.settings.max_patches,
+            )  # fmt: skip
+            depth_m = align_scale(depth_m[None], views.depth_m)[0]
+        true = torch.zeros(latent.shape[-2:], device=self.device)
+        keyframe = lift(latent, depth_m, cameras, self._k, true, state.step_index + 1)
+        return replace(
+            state,
+            pose=poses[-1],
+            history=torch.cat([state.history[1:], latent[None]]),
+            history_cameras=torch.cat([state.history_cameras[1:], cameras[None]]),
+            memory=state.memory.remember(keyframe),
+            step_index=state.step_index + 1,
+        )
+
+    @torch.no_grad()
+    def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
+        """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
+        return self._begin(frames, poses, seed, prompt, None)
+
+    def close(self) -> None:
+        """Nothing is held outside Python; here for the protocol."""
+
+    @torch.no_grad()
+    def _begin(
+        self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str, memory: MosaicMemory | None
+    ) -> WorldState:
+        if memory is None:
+            memory = MosaicMemory(capacity=self.capacity)
+        elif not isinstance(memory, MosaicMemory):
+            raise TypeError(f"a start memory is a MosaicMemory; got {type(memory).__name__}. Load it with MosaicMemory.load")
+        latent = self._encode(frames)
+        if len(memory) and memory.keyframes[0].latent.shape != latent.shape:
+            shape = tuple(memory.keyframes[0].latent.shape)
+            raise ValueError(f"the memory has latents {shape}, this checkpoint {tuple(latent.shape)}: it is another's")
+        cameras = self._cameras([poses])[0]
+        true = torch.zeros(latent.shape[-2:], device=self.device)
+        keyframe = lift(latent, self._estimate(frames), cameras, self._k, true, 0)
+        history = self.model.settings.history
+        return WorldState(
+            pose=poses[-1],
+            history=latent.expand(history, *latent.shape).clone(),
+            history_cameras=cameras.expand(history, *cameras.shape).clone(),
+            memory=memory.remember(keyframe),
+            prompt=prompt,
+            text=self.model.text_encoder.encode([prompt])[0],
+            seed=int(seed),
+            step_index=0,
+        )
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        return self.model.codec.encode(frames_to_float(torch.tensor(frames, device=self.device))[None])[0]
+
+    @torch.no_grad()
+    def _estimate(self, frames: np.ndarray) -> Tensor:
+        """Depth `[H, W]` of the last of four frames, metres."""
+        last = frames_to_float(torch.tensor(frames[-1:], device=self.device)[None])[:, 0]
+        return self.model.depth.estimate(last, self._k[None])[0]
+
+    def _cameras(self, poses: Sequence[Sequence[Pose]]) -> Tensor:
+        stacked = np.array([[pose.world_from_camera for pose in four] for four in poses])
+        return torch.tensor(stacked, dtype=torch.float32, device=self.device)
+
+    def _view(
+        self, state: WorldState, poses: Sequence[Pose], frames: np.ndarray, depth_m: Tensor, coverage: float
+    ) -> View:
+        return View(
+            frames=frames,
+            depth_m=depth_m.cpu().numpy(),
+            world_from_camera=np.array([pose.world_from_camera for pose in poses]),
+            image_from_camera=self.image_from_camera,
+            coverage=float(coverage),
+            keyframes=len(state.memory),
+        )
+
+    def _checked_image(self, image: np.ndarray) -> np.ndarray:
+        expected = (self.height, self.width, 3)
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.shape != expected:
+            raise ValueError(f"a start image is uint8 of shape {expected}; got {image.dtype} of shape {image.shape}")
+        return image
+
+    def _checked_pose(self, world_from_camera: np.ndarray | None) -> Pose:
+        if world_from_camera is None:
+            return pose_at(0.0, 0.0, 0.0, 0.0)
+        matrix = np.asarray(world_from_camera, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+            raise ValueError(f"a start pose is a finite [4, 4] world_from_camera; got shape {matrix.shape}")
+        if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-5):
+            raise ValueError("a start pose's upper-left 3x3 must be a rotation; this one is not orthogonal")
+        return Pose(matrix)
