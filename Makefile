@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all the set-up a fresh machine needs, in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Stamps: what is installed is installed again only when its inputs change.
+TORCH := .venv/torch-installed
+CORE := .venv/core-installed
+DEV := .venv/dev-installed
+
+.PHONY: demo test lint record train evaluate clean
+
+demo: $(CORE)
+	$(BIN)/mosaic-gym demo --out out/demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest -q
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+
+record: $(CORE)
+	$(BIN)/mosaic-gym record
+
+train: $(DEV)
+	$(BIN)/mosaic-gym train codec
+	$(BIN)/mosaic-gym train depth
+	$(BIN)/mosaic-gym train world
+
+evaluate: $(CORE)
+	$(BIN)/mosaic-gym evaluate depth
+	$(BIN)/mosaic-gym evaluate speed
+	$(BIN)/mosaic-gym evaluate revisit
+
+# Recordings (data/), runs (runs/) and pictures (out/) are yours to delete.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+
+# Torch goes first and alone, so that no later requirement can pull in another build of it.
+$(TORCH): constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt torch==2.13.0
+	@touch $@
+
+$(CORE): $(TORCH) pyproject.toml
+	$(BIN)/pip install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(CORE)
+	$(BIN)/pip install -c constraints.txt -e .[dev]
+	@touch $@

@@ -1,0 +1,133 @@
+"""The command line: `mosaic-gym COMMAND [OPTIONS]`.
+
+A command is a frozen dataclass, which tyro turns into options, and a function that takes it. Both are
+imported when their command is chosen and not before, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import takewhile
+from typing import Any
+
+PROGRAM = "mosaic-gym"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives.
+
+    Attributes:
+        module: its dotted name.
+        config: the dataclass of its options, in that module.
+        function: what runs, in that module; takes the config alone.
+        summary: one line for the list of commands.
+    """
+
+    module: str
+    config: str
+    function: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, dream beside engine"),
+    "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the dream with the keyboard"),
+    "record": Command("mosaic_gym.data.record", "RecordConfig", "record", "record episodes of the engine"),
+    "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
+    "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
+    "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),
+    "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
+    "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),
+    "evaluate speed": Command("mosaic_gym.evaluation.speed", "Config", "evaluate", "environment steps per second"),
+}
+"""All commands, by the one or two words that choose them."""
+
+EXTRAS: dict[str, str] = {"stable_baselines3": "rl", "tensorboard": "train"}
+"""The extra that installs an optional package, by the package's import name."""
+
+
+def overview(words: Sequence[str] = ()) -> str:
+    """The list of commands that begin with these words, as help shows it."""
+    chosen = [name for name in sorted(COMMANDS) if name.split()[: len(words)] == list(words)]
+    width = max(len(name) for name in chosen)
+    lines = [f"usage: {PROGRAM} {' '.join([*words, 'COMMAND'])} [OPTIONS]", "", "commands:"]
+    lines += [f"  {name:<{width}}  {COMMANDS[name].summary}" for name in chosen]
+    return "\n".join([*lines, "", f"`{PROGRAM} COMMAND --help` lists the options of a command."])
+
+
+def split(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The command that the first words choose, and the options after them.
+
+    Raises:
+        ValueError: the words choose no command; the message lists the known ones.
+    """
+    for count in (1, 2):
+        name = " ".join(arguments[:count])
+        if name in COMMANDS:
+            return name, arguments[count:]
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
+    said = f"unknown command {' '.join(words)!r}" if words else "no command given"
+    raise ValueError(f"{said}; the known ones are {', '.join(sorted(COMMANDS))}")
+
+
+def parse(name: str, options: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
+    """The function of a command and the config that its options make.
+
+    Args:
+        name: a key of `COMMANDS`.
+        options: what follows it on the command line. `--help` and mistakes leave by SystemExit, as tyro does.
+    """
+    import tyro
+
+    command = COMMANDS[name]
+    module = import_module(command.module)
+    config = tyro.cli(getattr(module, command.config), prog=f"{PROGRAM} {name}", args=list(options))
+    return getattr(module, command.function), config
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The extra whose absence the error tells of; None if the module belongs to no extra."""
+    return EXTRAS.get((error.name or "").split(".")[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 1 for what the user can put right, 2 for an unknown command.
+
+    Args:
+        arguments: the words after the program's name; None for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    *words, last = arguments or [""]
+    if last in ("-h", "--help") and (not words or (len(words) == 1 and words[0] in groups)):
+        print(overview(words))
+        return 0
+    try:
+        name, options = split(arguments)
+    except ValueError as error:
+        return fail(error, code=2)
+    try:
+        function, config = parse(name, options)
+        function(config)
+    except ModuleNotFoundError as error:
+        extra = missing_extra(error)
+        if extra is None:
+            raise
+        return fail(f"`{name}` needs {error.name}: pip install '{PROGRAM}[{extra}]'", code=1)
+    except (ValueError, FileNotFoundError) as error:
+        return fail(error, code=1)
+    return 0
+
+
+def fail(message: object, code: int) -> int:
+    """Says what was wrong in one line, and returns the exit code."""
+    print(f"{PROGRAM}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The command line: what it lists, what it takes, and what it answers to mistakes."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from mosaic_gym.cli import COMMANDS, Command, main
+
+
+@dataclass(frozen=True)
+class Config:
+    """A command made for these tests."""
+
+    file: Path = Path("here.txt")
+    """Read it."""
+    optional: str = "json"
+    """Import it."""
+
+
+def read(config: Config) -> str:
+    import_module(config.optional)
+    return config.file.read_text()
+
+
+def refuse(config: Config) -> None:
+    raise ValueError(f"{config.file} is no recording;\n  record one first")
+
+
+@pytest.fixture
+def own_commands(monkeypatch):
+    monkeypatch.setitem(COMMANDS, "read", Command(__name__, "Config", "read", "reads"))
+    monkeypatch.setitem(COMMANDS, "refuse", Command(__name__, "Config", "refuse", "refuses"))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mosaic_gym.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command_and_is_quick():
+    started = time.monotonic()
+    done = run("--help")
+    assert time.monotonic() - started < 2
+    assert done.returncode == 0 and not done.stderr
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in done.stdout and command.summary in done.stdout
+
+
+def test_help_and_mistakes_import_nothing_heavy():
+    program = (
+        "import sys\n"
+        "from mosaic_gym.cli import main\n"
+        "assert main(['--help']) == main(['train', '--help']) == 0 and main(['dream']) == 2\n"
+        "heavy = {'torch', 'diffusers', 'vizdoom', 'tyro', 'pygame'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_group_lists_its_own_commands(capsys):
+    assert main(["evaluate", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "usage: mosaic-gym evaluate COMMAND" in shown
+    assert "evaluate revisit" in shown and "train world" not in shown
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_documents_all_its_arguments(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*name.split(), "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"mosaic-gym {name}" in shown
+    command = COMMANDS[name]
+    module = import_module(command.module)
+    assert callable(getattr(module, command.function))
+    for option in fields(getattr(module, command.config)):
+        assert f"--{option.name.replace('_', '-')}" in shown
+
+
+def test_the_help_of_a_command_in_a_process_of_its_own():
+    done = run("play", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--checkpoint" in done.stdout and "keyboard" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no command given"),
+        (["dream"], "unknown command 'dream'"),
+        (["train"], "unknown command 'train'"),
+        (["train", "everything", "--minutes", "3"], "unknown command 'train everything'"),
+        (["dream", "--minutes", "3"], "unknown command 'dream'"),
+        (["--minutes", "3"], "no command given"),
+    ],
+)
+def test_an_unknown_command_lists_the_known_ones(arguments, said, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"mosaic-gym: error: {said}; the known ones are demo, ")
+    assert all(name in error for name in COMMANDS)
+
+
+def test_an_unknown_option_is_refused(own_commands, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["read", "--fiel", "here.txt"])
+    assert left.value.code == 2
+    assert "--fiel" in capsys.readouterr().err
+
+
+def test_options_reach_the_command(own_commands, tmp_path, capsys):
+    (tmp_path / "there.txt").write_text("")
+    assert main(["read", "--file", str(tmp_path / "there.txt")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_the_user_can_put_right_is_one_line(own_commands, tmp_path, capsys):
+    assert main(["refuse", "--file", "x"]) == 1
+    assert capsys.readouterr().err == "mosaic-gym: error: x is no recording; record one first\n"
+    assert main(["read", "--file", str(tmp_path / "nowhere.txt")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mosaic-gym: error: ") and "nowhere.txt" in error and error.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(own_commands, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as Python itself marks a module that cannot be found
+    assert main(["read", "--optional", "tensorboard"]) == 1
+    expected = "mosaic-gym: error: `read` needs tensorboard: pip install 'mosaic-gym[train]'\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_missing_module_that_is_no_extra_is_not_hushed_up(own_commands):
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        main(["read", "--optional", "no_such_module"])
