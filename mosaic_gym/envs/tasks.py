@@ -7,7 +7,7 @@ episode, so that one task object serves many episodes at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Judgement:
     terminated: bool
 
 
+@runtime_checkable
 class Task(Protocol):
     """Reward and termination of an episode, from what is seen only."""
 
