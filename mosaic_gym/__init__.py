@@ -12,14 +12,14 @@ from mosaic_gym.worlds.registry import WORLDS, make_world
 
 __all__ = [
     "ACTIONS",
-    "FRAMES_PER_STEP",
-    "WORLDS",
     "Control",
+    "FRAMES_PER_STEP",
     "Pose",
     "StaleStateError",
     "Start",
     "State",
     "View",
+    "WORLDS",
     "World",
     "make_world",
     "pose_at",
