@@ -30,6 +30,7 @@ FORMAT = "mosaic-memory-1"
 class StillCodec(Protocol):
     """What memory needs of a codec: see `model/codec.py`."""
 
+    channels: int
     stride: int
     still_stride: int
 
@@ -202,12 +203,13 @@ def recall(
     warped = _warp_selected(memories, selections, world_from_camera, still_k, codec, cells)
     stills = fill_holes(warped.stills, warped.covered)
     covered = warped.covered.to(stills.dtype)
-    parts = F.avg_pool2d(covered, cells[0] // (2 * h)) if cells[0] > h else covered.repeat_interleave(2, -1).repeat_interleave(2, -2)
     per_cell = cells[0] // h
+    quarters = F.interpolate(covered, size=(2 * h, 2 * w), mode="area")
     generation = F.avg_pool2d(warped.generation * covered, per_cell)  # [b, f, h, w]
+    age = generation.mean(1, keepdim=True)
     return Recall(
         warped=codec.from_stills(stills),
-        covered=torch.cat([F.pixel_unshuffle(parts, 2), generation.mean(1, keepdim=True).clamp_max(4.0) / 4.0], dim=1),
+        covered=torch.cat([F.pixel_unshuffle(quarters, 2), age.clamp_max(4.0) / 4.0], dim=1),
         **_gather_patches(memories, selections, c, max_patches, world_from_camera),
         coverage=covered.mean((1, 2, 3)),
         generation=generation[:, -1],
@@ -233,9 +235,10 @@ def _warp_selected(
     s = max(len(sources) for sources in chosen)
     blank = next((sources[0] for sources in chosen if sources), None)
     if blank is None:
-        channels = codec.still(world_from_camera.new_zeros(1, *_channels(codec), 1, 1)).shape[1]
+        channels = codec.still(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
         nothing = world_from_camera.new_zeros(b, f, *cells)
-        return Warped(nothing[:, :, None].expand(-1, -1, channels, -1, -1), nothing.bool(), nothing, nothing + torch.inf)
+        stills = nothing[:, :, None].expand(-1, -1, channels, -1, -1)
+        return Warped(stills, nothing.bool(), nothing, nothing + torch.inf)
     blank = replace(blank, alive=torch.zeros_like(blank.alive))
     padded = [keyframe for sources in chosen for keyframe in (*sources, *[blank] * (s - len(sources)))]
     stills = codec.still(torch.stack([keyframe.latent for keyframe in padded]))
@@ -253,10 +256,6 @@ def _warp_selected(
         world_from_camera,
         still_k.expand(b, 3, 3),
     )
-
-
-def _channels(codec: StillCodec) -> tuple[int]:
-    return (codec.channels,)
 
 
 def _gather_patches(

@@ -81,7 +81,8 @@ def select(
     cell = torch.where(inside, row * width + column, n)
 
     # 2. The nearest surface in every cell; what lies behind it is occluded.
-    nearest = z.new_full((f, n + 1), torch.inf).scatter_reduce_(1, cell, z.where(inside, z.new_tensor(torch.inf)), "amin")
+    nearest = z.new_full((f, n + 1), torch.inf)
+    nearest.scatter_reduce_(1, cell, z.where(inside, z.new_tensor(torch.inf)), "amin")
     visible = inside & same_surface(z, nearest.gather(1, cell))
 
     # 3. What each patch would cost there, gathered as the best of each keyframe for each cell.

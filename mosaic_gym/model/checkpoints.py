@@ -142,10 +142,14 @@ def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
             present = set(file.keys())
         network = kind.from_pretrained(folder / name, use_safetensors=True, low_cpu_mem_usage=False)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"the weights of {name!r} in {folder} are damaged or cut short; copy the folder again") from error
+        raise ValueError(
+            f"the weights of {name!r} in {folder} are damaged or cut short; copy the folder again"
+        ) from error
     missing = set(network.state_dict()) - present
     if missing:
-        raise ValueError(f"the weights of {name!r} in {folder} lack {sorted(missing)[:3]}; they belong to another version")
+        raise ValueError(
+            f"the weights of {name!r} in {folder} lack {sorted(missing)[:3]}; they belong to another version"
+        )
     return network
 
 

@@ -54,11 +54,13 @@ class ConvDepth(ModelMixin, ConfigMixin):
             self.down.append(nn.Sequential(nn.Conv2d(fine, coarse, 4, stride=2, padding=1), _Residual(coarse)))
             self.up.append(nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)))
         self.middle = nn.Sequential(_Residual(widths[-1]), _Residual(widths[-1]))
-        self.merge = nn.ModuleList([nn.Sequential(nn.Conv2d(2 * w, w, 3, padding=1), _Residual(w)) for w in widths[:-1]])
+        self.merge = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(2 * w, w, 3, padding=1), _Residual(w)) for w in widths[:-1]]
+        )
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(widths[0], 1, 3, padding=1))
 
     def forward(self, frames: Tensor, image_from_camera: Tensor) -> Tensor:
-        """Log depth `[b, H, W]` (metres before the log) of frames `[b, 3, H, W]` in [-1, 1]; K `[b, 3, 3]` in pixels."""
+        """Log of depth in metres `[b, H, W]`, of frames `[b, 3, H, W]` in [-1, 1] and K `[b, 3, 3]` in pixels."""
         height, width = frames.shape[-2:]
         factor = 2 ** len(self.down)
         if height % factor or width % factor:

@@ -75,7 +75,9 @@ class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if attention_head_dim % 32:
-            raise ValueError(f"attention_head_dim must be a multiple of 32 (half of it is four cameras); got {attention_head_dim}")
+            raise ValueError(
+                f"attention_head_dim is a multiple of 32 (half of it serves four cameras); got {attention_head_dim}"
+            )
         width = num_attention_heads * attention_head_dim
         self.patch_embedding = nn.Conv2d(latent_channels, width, patch_size, stride=patch_size)
         self.warped_embedding = nn.Conv2d(latent_channels + coverage_channels, width, patch_size, stride=patch_size)
@@ -117,8 +119,9 @@ class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
         # 1. Tokens: every cell of the recent latents, and the recalled patches.
         tokens = self.patch_embedding(history.flatten(0, 1)).flatten(2).transpose(1, 2)
         recent = tokens.reshape(b, -1, tokens.shape[-1]) + self.kind_embedding[0]
-        weight = self.patch_embedding.weight.mean((-2, -1)) if self._patch_cells > 1 else self.patch_embedding.weight[..., 0, 0]
-        patches = F.linear(recalled.patches, weight, self.patch_embedding.bias) + self.kind_embedding[1]
+        # A patch is one latent cell; where a token spans several, it enters as a token of equal cells.
+        patches = F.linear(recalled.patches, self.patch_embedding.weight.sum((-2, -1)), self.patch_embedding.bias)
+        patches = patches + self.kind_embedding[1]
         tokens = torch.cat([recent, patches], dim=1)
         # 2. Where they are: recent cells on the grid before the target, patches where they land in the target.
         grid = self._grid(history, b)
@@ -181,10 +184,6 @@ class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
         change = tokens.view(b, rows, columns, c, high, wide).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
         return recalled.warped + change
 
-    @property
-    def _patch_cells(self) -> int:
-        return self.config.patch_size[0] * self.config.patch_size[1]
-
     def _through_blocks(
         self, tokens: Tensor, timestep: Tensor, text: Tensor, at: Positions, cached: tuple | None
     ) -> Tensor:
@@ -201,7 +200,7 @@ class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
         return centres.flip(-1).flatten(0, 1).expand(b, -1, -1)
 
     def _landing(self, uv: Tensor, time: float) -> Tensor:
-        """Warped RoPE: (t, v', u') `[b, n, 3]` in token indices, the fraction kept, of landings `[b, n, 2]` in cells."""
+        """Warped RoPE: (t, v', u') `[b, n, 3]` in token indices, the fraction kept; from uv `[b, n, 2]` in cells."""
         high, wide = self.config.patch_size
         v, u = uv[..., 1] / high - 0.5, uv[..., 0] / wide - 0.5
         return torch.stack([torch.full_like(v, time), v, u], dim=-1)

@@ -90,9 +90,11 @@ def train(config: Config) -> ConvDepth:
         run.update(depth_loss(log_depth.float(), depth_m))
         if run.writer and run.step_index % 500 == 0:
             picture = torch.cat([depth_m[:4], log_depth[:4].exp()], dim=0)[:, None] / 20.0
-            run.writer.add_images("engine_above_estimate", F.interpolate(picture.clamp(0, 1), scale_factor=3), run.step_index)
+            picture = F.interpolate(picture.clamp(0, 1), scale_factor=3)
+            run.writer.add_images("engine_above_estimate", picture, run.step_index)
     run.close()
     finished = run.average.to("cpu").eval()
-    print(f"depth: median relative error {100 * median_relative_error(finished, tests, intrinsics):.2f} % on held-out frames")
+    error = median_relative_error(finished, tests, intrinsics)
+    print(f"depth: median relative error {100 * error:.2f} % on held-out frames")
     finished.save_pretrained(config.out / "weights")
     return finished

@@ -62,6 +62,10 @@ class Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.step_index, self.earlier_s = 0, 0.0
         self.checkpoint_s = 60.0 * checkpoint_minutes
+        fresh = self.folder / "checkpoint.new"
+        if (fresh / "run.json").exists():  # whole, and cut off just before it took the old one's place
+            shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+            fresh.rename(self.folder / "checkpoint")
         if (self.folder / "checkpoint" / "run.json").exists():
             self._resume()
         self.started = self.saved_at = time.monotonic()
@@ -131,10 +135,9 @@ class Run:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         source = self.accelerator.unwrap_model(self.model)
-        save_file({name: value.contiguous() for name, value in source.state_dict().items()}, fresh / "model.safetensors")
-        save_file(
-            {name: value.contiguous() for name, value in self.average.state_dict().items()}, fresh / "average.safetensors"
-        )
+        for name, network in (("model", source), ("average", self.average)):
+            weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+            save_file(weights, fresh / f"{name}.safetensors")
         moments = {}
         for index, state in self.optimizer.state_dict()["state"].items():
             for name, value in state.items():

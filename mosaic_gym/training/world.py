@@ -6,7 +6,7 @@ code that recalls in play, its memory sometimes worn, and sometimes reached thro
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,18 +133,12 @@ def draw_batch(
         with torch.no_grad():
             text = world.model.text_encoder.encode([prompt])[0] if dreamt else torch.zeros(())
         state = draw_state(episodes[index], step - dreamt, config.mix, text, seed, rng)
-        states.append(_prompted(state, prompt))
+        states.append(replace(state, prompt=prompt))
         members.append((index, step))
     states = dream_ahead(world, episodes, states, members, dreamt)
     targets = [episodes[index].keyframes[step] for index, step in members]
     latents = torch.stack([target.latent for target in targets])
     return states, latents, torch.stack([target.world_from_camera for target in targets])
-
-
-def _prompted(state: WorldState, prompt: str) -> WorldState:
-    from dataclasses import replace
-
-    return replace(state, prompt=prompt)
 
 
 def recall_for(world: MosaicWorld, states: list[WorldState], cameras: Tensor) -> Recall:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at, yaw_matrix, yaw_of
 from mosaic_gym.memory.keyframe import lift
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.model.checkpoints import WorldModel
@@ -59,7 +59,7 @@ class MosaicWorld:
         network: False shows the warped memory alone, without the network (the baseline to beat).
 
     Raises:
-        ValueError: denoising_steps below 1. RuntimeError: CUDA was asked for and is absent.
+        ValueError: denoising_steps below 1, or CUDA was asked for and is absent.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MosaicWorld:
         network: bool = True,
     ):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise RuntimeError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
+            raise ValueError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
         settings = model.settings
         self.model = model.to(device)
         self.device = torch.device(device)
@@ -224,7 +224,8 @@ class MosaicWorld:
         if memory is None:
             memory = MosaicMemory(capacity=self.capacity)
         elif not isinstance(memory, MosaicMemory):
-            raise TypeError(f"a start memory is a MosaicMemory; got {type(memory).__name__}. Load it with MosaicMemory.load")
+            kind = type(memory).__name__
+            raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
         latent = self._encode(frames)
         if len(memory) and memory.keyframes[0].latent.shape != latent.shape:
             shape = tuple(memory.keyframes[0].latent.shape)
@@ -282,6 +283,6 @@ class MosaicWorld:
         matrix = np.asarray(world_from_camera, dtype=np.float64)
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
             raise ValueError(f"a start pose is a finite [4, 4] world_from_camera; got shape {matrix.shape}")
-        if not np.allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-5):
-            raise ValueError("a start pose's upper-left 3x3 must be a rotation; this one is not orthogonal")
+        if not np.allclose(matrix[:3, :3], yaw_matrix(yaw_of(matrix)), atol=1e-5):
+            raise ValueError("a start pose's rotation must be a turn about the y axis alone: cameras are level")
         return Pose(matrix)

@@ -1,0 +1,128 @@
+"""A scripted explorer that goes and comes back, so that memory has something to be right about.
+
+It alternates four things: look around and back, wander through the map, retrace the last walk backwards frame
+by frame, and turn round and walk home. Every discrete action and mixed continuous ones occur.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Pose
+
+if TYPE_CHECKING:
+    from mosaic_gym.worlds.doom import DoomState, DoomWorld
+    from mosaic_gym.worlds.protocol import View
+
+STOPPING_STEPS = 6
+"""Steps after which a walking body surely rests; a walk that ended at rest can be retraced exactly."""
+
+
+class Explorer:
+    """Drives one episode of the engine and keeps what it saw.
+
+    Args:
+        world: the engine.
+        state, view: of a fresh start.
+        steps: views to collect, the first included.
+        rng: of all choices.
+    """
+
+    def __init__(self, world: DoomWorld, state: DoomState, view: View, steps: int, rng: np.random.Generator):
+        self.world, self.state, self.steps, self.rng = world, state, steps, rng
+        self.views: list[View] = [view]
+        self.actions: list[np.ndarray] = [np.zeros(3)]
+
+    @property
+    def done(self) -> bool:
+        return len(self.views) >= self.steps or self.views[-1].terminated
+
+    def explore(self) -> None:
+        """Fills the episode."""
+        while not self.done:
+            choice = self.rng.random()
+            if choice < 0.25:
+                self.look_around()
+            elif choice < 0.35:
+                self.try_actions()
+            else:
+                first = len(self.views)
+                self.wander(int(self.rng.integers(6, 24)))
+                if self.rng.random() < 0.55:
+                    self.retrace(first)
+                elif self.rng.random() < 0.4:
+                    self.turn(np.pi)
+
+    def act(self, forward: float, strafe: float, turn: float) -> None:
+        """One step of the engine, unless the episode is full."""
+        if self.done:
+            return
+        action = np.array([forward, strafe, turn], dtype=np.float64)
+        (self.state,), (view,) = self.world.step([self.state], action[None])
+        self.views.append(view)
+        self.actions.append(action)
+
+    def turn(self, angle_rad: float) -> None:
+        """Turns in place by about an angle, positive to the right."""
+        per_step = FRAMES_PER_STEP * self.world.control.turn_rad
+        for _ in range(round(abs(angle_rad) / per_step)):
+            self.act(0.0, 0.0, float(np.sign(angle_rad)))
+
+    def look_around(self) -> None:
+        """Turns one way and, mostly, back."""
+        angle_rad = self.rng.choice([-1.0, 1.0]) * self.rng.uniform(0.5, 2.8)
+        self.turn(angle_rad)
+        if self.rng.random() < 0.6:
+            self.turn(-angle_rad)
+
+    def try_actions(self) -> None:
+        """A few single actions by name, held for a few steps each, or mixed ones."""
+        for _ in range(int(self.rng.integers(1, 4))):
+            named = list(ACTIONS.values())[int(self.rng.integers(len(ACTIONS)))]
+            action = named if self.rng.random() < 0.6 else tuple(self.rng.uniform(-1, 1, 3))
+            for _ in range(int(self.rng.integers(1, 4))):
+                self.act(*action)
+
+    def wander(self, steps: int) -> None:
+        """Walks towards where the view is deep, with whims; before a wall, turns until the view is open again."""
+        whim, side, escaping = 0.0, float(self.rng.choice([-1.0, 1.0])), False
+        for _ in range(steps):
+            depth_m = self.views[-1].depth_m
+            rows = slice(depth_m.shape[0] * 15 // 32, depth_m.shape[0] * 17 // 32)
+            columns = depth_m[rows].mean(0)
+            width = len(columns)
+            nearest_m = columns[3 * width // 8 : 5 * width // 8].min()
+            escaping = nearest_m < (3.0 if escaping else 1.2)
+            if escaping:
+                self.act(0.0, 0.0, side)
+                continue
+            whim = 0.7 * whim + self.rng.normal(0.0, 0.25)
+            deepest = float(np.argmax(columns + self.rng.normal(0.0, 0.5, width)) + 0.5) / width * 2 - 1
+            strafe = float(self.rng.choice([0.0, 0.0, 0.0, 0.0, -1.0, 1.0]))
+            self.act(1.0, strafe, float(np.clip(1.5 * deepest + whim, -1.0, 1.0)))
+
+    def retrace(self, first: int) -> None:
+        """Comes to rest, then goes back over every pose since step `first`, in reverse."""
+        for _ in range(STOPPING_STEPS):
+            self.act(0.0, 0.0, 0.0)
+        path = [Pose(camera) for view in self.views[first - 1 :] for camera in view.world_from_camera]
+        path = path[-2::-1]  # the present pose is already reached
+        for start in range(0, len(path) - FRAMES_PER_STEP + 1, FRAMES_PER_STEP):
+            if self.done:
+                return
+            self.state, view = self.world.follow(self.state, path[start : start + FRAMES_PER_STEP])
+            self.actions.append(self._effective_action(view))
+            self.views.append(view)
+
+    def _effective_action(self, view: View) -> np.ndarray:
+        """The action that the control would need, on average, for what the body just did: nearest in [-1, 1]."""
+        control = self.world.control
+        before, after = self.views[-1].world_from_camera[-1], view.world_from_camera[-1]
+        rotation = before[:3, :3].T @ after[:3, :3]
+        turn = np.arctan2(rotation[0, 2], rotation[2, 2]) / (FRAMES_PER_STEP * control.turn_rad)
+        pace_m = (before[:3, :3].T @ (after[:3, 3] - before[:3, 3])) / FRAMES_PER_STEP
+        top_forward = control.thrust_forward_m / (1 - control.friction)
+        top_strafe = control.thrust_strafe_m / (1 - control.friction)
+        return np.clip(np.array([pace_m[2] / top_forward, pace_m[0] / top_strafe, turn]), -1.0, 1.0)

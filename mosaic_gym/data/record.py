@@ -1,0 +1,96 @@
+"""Recording: the explorer, let loose in the engine, one seed an episode."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from mosaic_gym.data.captions import caption
+from mosaic_gym.data.episodes import episode_folder, write_episode
+from mosaic_gym.data.explore import Explorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mosaic_gym.worlds.doom import DoomWorld
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What `mosaic-gym record` takes."""
+
+    out: Path = Path("data/my_way_home")
+    """Where episodes are written; what is already there is kept and not recorded again."""
+    scenario: str = "my_way_home"
+    """Which map; see `DoomWorld`."""
+    episodes: int = 360
+    """Episodes, seeds counted from `--seed`; every seed that ends in 9 is held out."""
+    steps_per_episode: int = 80
+    """Steps (four frames each) of an episode, unless the game ends it."""
+    seed: int = 0
+    """Of the first episode."""
+    height: int = 64
+    """Of the frames, pixels."""
+    width: int = 64
+    """Of the frames, pixels."""
+    workers: int = 2
+    """Engines that run at once."""
+
+
+def record_episode(world: DoomWorld, config: RecordConfig, seed: int) -> Path:
+    """Records the episode of one seed, the same one each time."""
+    from mosaic_gym.worlds.protocol import Start
+
+    state, view = world.start(Start(seed=seed))
+    explorer = Explorer(world, state, view, config.steps_per_episode, np.random.default_rng(seed))
+    explorer.explore()
+    captions = [caption(view) for view in explorer.views]
+    return write_episode(config.out, seed, config.scenario, explorer.views, np.array(explorer.actions), captions)
+
+
+def _work(config: RecordConfig, seeds: list[int], finished: Callable[[int], None]) -> None:
+    from mosaic_gym.worlds.doom import DoomWorld
+
+    world = DoomWorld(config.scenario, config.height, config.width, timeout_tics=0)
+    for seed in seeds:
+        record_episode(world, config, seed)
+        finished(seed)
+    world.close()
+
+
+def record(config: RecordConfig) -> None:
+    """Records what is missing, with a progress bar.
+
+    Raises:
+        ValueError: a count below 1. RuntimeError: a worker died; run the command again to go on.
+    """
+    if min(config.episodes, config.steps_per_episode, config.workers) < 1:
+        raise ValueError("episodes, steps-per-episode and workers are at least 1")
+    seeds = range(config.seed, config.seed + config.episodes)
+    missing = [seed for seed in seeds if not (episode_folder(config.out, seed) / "episode.json").exists()]
+    with tqdm(total=config.episodes, initial=config.episodes - len(missing), unit="episode") as bar:
+        if config.workers == 1:
+            _work(config, missing, lambda seed: bar.update())
+            return
+        context = multiprocessing.get_context("spawn")
+        queue = context.SimpleQueue()
+        parts = [missing[part :: config.workers] for part in range(config.workers)]
+        workers = [context.Process(target=_work, args=(config, part, queue.put), daemon=True) for part in parts]
+        for worker in workers:
+            worker.start()
+        waiting = len(missing)
+        while waiting:
+            while queue.empty():
+                if any(worker.exitcode not in (None, 0) for worker in workers):
+                    raise RuntimeError("a recording worker died (see above); what is whole is kept: run it again to go on")
+                workers[0].join(0.2)
+            queue.get()
+            waiting -= 1
+            bar.update()
+        for worker in workers:
+            worker.join()

@@ -1,0 +1,42 @@
+"""Cameras: half-integer centres, non-square pixels, and grids whose height differs from their width."""
+
+import torch
+
+from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, rescale_intrinsics, transform, unproject
+from mosaic_gym.geometry.control import yaw_matrix
+
+K = torch.tensor([[40.0, 0.0, 30.0], [0.0, 50.0, 22.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def pose(x: float, z: float, yaw_rad: float) -> torch.Tensor:
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = torch.from_numpy(yaw_matrix(yaw_rad))
+    matrix[:3, 3] = torch.tensor([x, 0.2, z])
+    return matrix
+
+
+def test_the_first_centre_is_half_a_cell_in():
+    centres = cell_centres(3, 5, torch.zeros(1))
+    assert centres.shape == (3, 5, 2)
+    assert centres[0, 0].tolist() == [0.5, 0.5]
+    assert centres[2, 4].tolist() == [4.5, 2.5]
+
+
+def test_projecting_what_was_unprojected_returns_the_centres():
+    depth_m = 1.0 + torch.rand(48, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    uv, z = project(unproject(depth_m, K).flatten(0, 1), K)
+    assert torch.allclose(uv.view(48, 64, 2), cell_centres(48, 64, depth_m), atol=1e-10)
+    assert torch.allclose(z.view(48, 64), depth_m)
+
+
+def test_rescaling_intrinsics_scales_where_points_land():
+    points = torch.tensor([[0.3, -0.2, 2.0], [-0.7, 0.4, 3.0]], dtype=torch.float64)
+    fine, _ = project(points, K)
+    coarse, _ = project(points, rescale_intrinsics(K, (48, 64), (6, 16)))
+    assert torch.allclose(coarse, fine * torch.tensor([16 / 64, 6 / 48], dtype=torch.float64))
+
+
+def test_inverting_a_pose_undoes_it():
+    there = pose(1.0, -2.0, 0.7)
+    points = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(transform(invert_pose(there), transform(there, points)), points)

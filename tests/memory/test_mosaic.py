@@ -1,0 +1,144 @@
+"""Lift and recall round trips, Warped RoPE to a hundredth of a cell, edits, capacity, save and load."""
+
+import pytest
+import torch
+
+from mosaic_gym.geometry.camera import rescale_intrinsics
+from mosaic_gym.geometry.control import yaw_matrix
+from mosaic_gym.memory.keyframe import lift, median_per_cell
+from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.memory.recall import select
+from mosaic_gym.model.codec import LinearCodec
+
+SIZE, GRID, CHANNELS = (32, 64), (4, 8), 12
+K = torch.tensor([[50.0, 0.0, 32.0], [0.0, 40.0, 16.0], [0.0, 0.0, 1.0]])
+LATENT_K = rescale_intrinsics(K, SIZE, GRID)
+
+
+def pose(x: float = 0.0, z: float = 0.0, yaw_rad: float = 0.0) -> torch.Tensor:
+    matrix = torch.eye(4)
+    matrix[:3, :3] = torch.from_numpy(yaw_matrix(yaw_rad)).float()
+    matrix[0, 3], matrix[2, 3] = x, z
+    return matrix
+
+
+def wall(distance_m: float, at: torch.Tensor, seed: int = 0, step: int = 0, generation: float = 0.0):
+    """A keyframe of a wall straight ahead."""
+    latent = torch.randn(CHANNELS, *GRID, generator=torch.Generator().manual_seed(seed))
+    depth_m = torch.full(SIZE, distance_m)
+    return lift(latent, depth_m, at.expand(4, 4, 4).clone(), K, torch.full(GRID, generation), step)
+
+
+def test_recalling_from_where_it_was_seen_returns_every_patch_to_its_cell():
+    selection = select([wall(3.0, pose())], pose().expand(1, 4, 4), LATENT_K, GRID, 4, 99)
+    assert selection.coverage == 1.0
+    cells = selection.patches[:, 1]
+    assert sorted(cells.tolist()) == list(range(GRID[0] * GRID[1]))
+    expected = torch.stack([cells % GRID[1] + 0.5, cells // GRID[1] + 0.5], -1)
+    assert (selection.patch_uv - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("x,z", [(0.31, 0.0), (-0.2, 0.5), (0.0, 0.7)])
+def test_a_plane_seen_again_lands_where_it_should_to_a_hundredth_of_a_cell(x, z):
+    selection = select([wall(3.0, pose())], pose(x, z).expand(1, 4, 4), LATENT_K, GRID, 4, 99)
+    cells = selection.patches[:, 1]
+    first = torch.stack([cells % GRID[1] + 0.5, cells // GRID[1] + 0.5], -1)
+    centre = torch.tensor([LATENT_K[0, 2], LATENT_K[1, 2]])
+    point = (first - centre) / torch.tensor([LATENT_K[0, 0], LATENT_K[1, 1]]) * 3.0 - torch.tensor([x, 0.0])
+    landed = point * torch.tensor([LATENT_K[0, 0], LATENT_K[1, 1]]) / (3.0 - z) + centre
+    assert len(cells) > 8
+    assert (selection.patch_uv - landed).abs().max() < 0.01
+
+
+def test_the_nearer_wall_wins_and_the_true_one_is_preferred():
+    cameras = pose().expand(1, 4, 4)
+    occluded = select([wall(6.0, pose(), 1), wall(2.0, pose(), 2)], cameras, LATENT_K, GRID, 4, 99)
+    assert set(occluded.patches[:, 0].tolist()) == {1}
+    dreamt = select([wall(3.0, pose(), 1, generation=2.0), wall(3.0, pose(), 2)], cameras, LATENT_K, GRID, 1, 99)
+    assert dreamt.sources == [1]
+
+
+def test_moving_a_patch_shifts_where_it_lands_by_focal_length_over_depth():
+    keyframe = wall(4.0, pose())
+    chosen = torch.zeros(GRID, dtype=torch.bool)
+    chosen[2, 3] = True
+    shift = pose(x=0.25)
+    memory = MosaicMemory((keyframe,)).edited({0: chosen}, shift)
+    before = select([keyframe], pose().expand(1, 4, 4), LATENT_K, GRID, 4, 99)
+    after = select(memory.keyframes[1:], pose().expand(1, 4, 4), LATENT_K, GRID, 4, 99)
+    cell = 2 * GRID[1] + 3
+    start = before.patch_uv[before.patches[:, 1] == cell][0]
+    assert after.patches.tolist() == [[0, cell]]
+    assert torch.allclose(after.patch_uv[0] - start, torch.tensor([float(LATENT_K[0, 0]) * 0.25 / 4.0, 0.0]), atol=1e-4)
+    assert not memory.keyframes[0].alive[2, 3]
+    duplicated = MosaicMemory((keyframe,)).edited({0: chosen}, shift, keep_original=True)
+    assert duplicated.keyframes[0].alive.all() and duplicated.keyframes[1].alive.sum() == 1
+    with pytest.raises(IndexError, match="no 5 to edit"):
+        MosaicMemory((keyframe,)).edited({5: chosen}, None)
+
+
+def test_a_spliced_scene_stands_where_it_was_put():
+    here, other = MosaicMemory((wall(3.0, pose()),)), MosaicMemory((wall(2.0, pose(), 7),))
+    both = here.spliced(other, pose(x=10.0))
+    selection = select(both.keyframes, pose(x=10.0).expand(1, 4, 4), LATENT_K, GRID, 4, 99)
+    assert set(selection.patches[:, 0].tolist()) == {1} and selection.coverage == 1.0
+
+
+def test_the_warped_latent_of_an_unmoved_view_is_the_latent():
+    codec = LinearCodec(4 * 3 * 64, 8)
+    frame = torch.rand(1, 1, 3, *SIZE, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    frames = frame.expand(1, 4, 3, *SIZE)
+    keyframe = lift(codec.encode(frames)[0], torch.full(SIZE, 3.0), pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
+    shape = (codec.channels, *GRID)
+    got = recall([[keyframe], []], pose().expand(2, 4, 4, 4), K, codec, shape)
+    assert torch.allclose(codec.decode(got.warped[:1]), frames, atol=1e-3)
+    assert got.coverage.tolist() == [1.0, 0.0]
+    assert got.patch_exists[0].any() and not got.patch_exists[1].any()
+
+
+def test_members_of_a_batch_do_not_meet():
+    codec = LinearCodec(CHANNELS, 8)
+    one, two = [wall(3.0, pose(), 1), wall(2.5, pose(0.2), 2)], [wall(4.0, pose(), 3)]
+    cameras = torch.stack([pose(0.1).expand(4, 4, 4), pose(0.0, 0.3).expand(4, 4, 4)])
+    together = recall([one, two], cameras, K, codec, (CHANNELS, *GRID))
+    alone = recall([two], cameras[1:], K, codec, (CHANNELS, *GRID))
+    assert torch.allclose(together.warped[1:], alone.warped, atol=1e-5)
+    assert torch.equal(together.patch_uv[1:], alone.patch_uv)
+
+
+def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():
+    memory = MosaicMemory(capacity=3)
+    grown = memory
+    for step, x in enumerate((0.0, 5.0, 5.01, 10.0, 15.0)):
+        grown = grown.remember(wall(3.0, pose(x), step, step))
+    assert len(memory) == 0
+    assert [keyframe.step for keyframe in grown.keyframes] != [2, 3, 4]
+    assert len(grown) == 3 and grown.keyframes[-1].step == 4
+    assert len(MosaicMemory(capacity=0).remember(wall(3.0, pose()))) == 0
+    last = MosaicMemory(capacity=1).remember(wall(3.0, pose(), 0, 0)).remember(wall(3.0, pose(), 1, 1))
+    assert [keyframe.step for keyframe in last.keyframes] == [1]
+
+
+def test_save_and_load_are_exact_and_say_what_is_wrong(tmp_path):
+    memory = MosaicMemory((wall(3.0, pose(), 1, 4), wall(2.0, pose(0.5), 2, 9)), capacity=7)
+    path = tmp_path / "memory.safetensors"
+    memory.save(path)
+    loaded = MosaicMemory.load(path)
+    assert loaded.capacity == 7 and [keyframe.step for keyframe in loaded.keyframes] == [4, 9]
+    for one, other in zip(memory.keyframes, loaded.keyframes, strict=True):
+        assert torch.equal(one.latent, other.latent) and torch.equal(one.points_m, other.points_m)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        MosaicMemory.load(path)
+    with pytest.raises(FileNotFoundError, match="no memory file"):
+        MosaicMemory.load(tmp_path / "nothing")
+
+
+def test_lifting_takes_medians_and_refuses_depth_that_is_none():
+    depth_m = torch.full(SIZE, 2.0)
+    depth_m[:, 5:8] = 50.0
+    depth_m[:1] = 9.0
+    assert (median_per_cell(depth_m, GRID) == 2.0).all()
+    depth_m[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="positive depth"):
+        lift(torch.zeros(CHANNELS, *GRID), depth_m, pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)

@@ -1,0 +1,112 @@
+"""PRoPE's identities, in float64, through the very processor the model uses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanAttention
+
+from mosaic_gym.geometry.camera import invert_pose
+from mosaic_gym.geometry.control import yaw_matrix
+from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles
+
+K = torch.tensor([[42.7, 0.0, 31.0], [0.0, 51.2, 33.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+HEADS, HEAD, TOKENS = 2, 32, 7
+
+
+def attention() -> WanAttention:
+    torch.manual_seed(0)
+    layer = WanAttention(HEADS * HEAD, HEADS, HEAD).double()
+    layer.processor = MosaicAttnProcessor()
+    return layer
+
+
+def random_poses(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    poses = torch.eye(4, dtype=torch.float64).repeat(*shape, 1, 1)
+    flat = poses.view(-1, 4, 4)
+    for matrix in flat:
+        matrix[:3, :3] = torch.from_numpy(yaw_matrix(float(torch.rand((), generator=generator)) * 6.0))
+        matrix[:3, 3] = torch.randn(3, generator=generator, dtype=torch.float64)
+    return poses
+
+
+def positions(
+    world_from_camera: torch.Tensor, k: torch.Tensor = K, coordinates: torch.Tensor | None = None
+) -> Positions:
+    if coordinates is None:
+        coordinates = torch.zeros(1, world_from_camera.shape[1], 3, dtype=torch.float64)
+    angles = rotary_angles(coordinates, HEAD // 2, 100.0)[:, :, None]
+    projection, inverse = lifted_projection(invert_pose(world_from_camera), k, (64, 64), 4.0)
+    return Positions(angles.cos(), angles.sin(), projection, inverse)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randn(1, TOKENS, HEADS * HEAD, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def test_the_inverse_is_the_inverse():
+    projection, inverse = lifted_projection(random_poses(0, 5), K, (48, 64), 4.0)
+    assert torch.allclose(projection @ inverse, torch.eye(4, dtype=torch.float64).expand(5, 4, 4), atol=1e-12)
+
+
+def test_moving_the_world_frame_changes_nothing(tokens):
+    cameras = random_poses(1, 1, TOKENS, 4)
+    moved = random_poses(2, 1)[0] @ cameras
+    layer = attention()
+    one = layer(tokens, None, None, positions(cameras))
+    other = layer(tokens, None, None, positions(moved))
+    assert torch.allclose(one, other, atol=1e-10)
+
+
+def test_equal_cameras_give_plain_attention(tokens):
+    same = random_poses(4, 1, 1, 1).expand(1, TOKENS, 4, 4, 4)
+    layer = attention()
+    got = layer(tokens, None, None, positions(same))
+    query, key, value = (
+        x.unflatten(2, (HEADS, HEAD)).transpose(1, 2)
+        for x in (layer.norm_q(layer.to_q(tokens)), layer.norm_k(layer.to_k(tokens)), layer.to_v(tokens))
+    )
+    plain = layer.to_out[0](F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+    assert torch.allclose(got, plain, atol=1e-10)
+
+
+@pytest.mark.parametrize("sub_frame", range(4))
+def test_each_of_the_four_cameras_counts(tokens, sub_frame):
+    cameras = random_poses(5, 1, TOKENS, 4)
+    changed = cameras.clone()
+    changed[0, 2, sub_frame, 0, 3] += 0.5
+    layer = attention()
+    difference = layer(tokens, None, None, positions(cameras)) - layer(tokens, None, None, positions(changed))
+    assert difference.abs().max() > 1e-4
+
+
+def test_changing_k_changes_the_output(tokens):
+    cameras = random_poses(6, 1, TOKENS, 4)
+    wider = K * torch.tensor([0.8, 1.0, 1.0], dtype=torch.float64)[:, None]
+    layer = attention()
+    difference = layer(tokens, None, None, positions(cameras)) - layer(tokens, None, None, positions(cameras, wider))
+    assert difference.abs().max() > 1e-4
+
+
+def test_rotary_coordinates_are_relative_and_keep_their_fraction(tokens):
+    cameras = random_poses(7, 1, TOKENS, 4)
+    coordinates = torch.rand(1, TOKENS, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(8)) * 8
+    layer = attention()
+    here = layer(tokens, None, None, positions(cameras, coordinates=coordinates))
+    shifted = layer(tokens, None, None, positions(cameras, coordinates=coordinates + 3.25))
+    rounded = layer(tokens, None, None, positions(cameras, coordinates=coordinates.round()))
+    assert torch.allclose(here, shifted, atol=1e-10)
+    assert (here - rounded).abs().max() > 1e-4
+
+
+def test_cached_keys_give_what_one_long_pass_gives(tokens):
+    cameras = random_poses(9, 1, TOKENS, 4)
+    layer, clean = attention(), 4
+    whole = positions(cameras)
+    together = layer(tokens, None, None, whole)[:, clean:]
+    first = positions(cameras[:, :clean])
+    layer(tokens[:, :clean], None, None, first)
+    second = positions(cameras[:, clean:])
+    second.cached = first.stored[0]
+    assert torch.allclose(layer(tokens[:, clean:], None, None, second), together, atol=1e-10)
