@@ -91,9 +91,10 @@ class EpisodeStore:
     def __init__(self, root: Path | str, split: str):
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; there are {list(SPLITS)}")
-        self.folders = sorted(path.parent for path in Path(root, split).glob("*/episode.json") if path.parent.suffix == "")
+        whole = (path.parent for path in Path(root, split).glob("*/episode.json"))
+        self.folders = sorted(folder for folder in whole if folder.suffix != ".partial")
         if not self.folders:
-            raise FileNotFoundError(f"no {split} episodes under {root}; record some with: mosaic-gym record --out {root}")
+            raise FileNotFoundError(f"no {split} episodes under {root}; record some: mosaic-gym record --out {root}")
         self._told: dict[int, dict[str, Any]] = {}
         self.image_from_camera = np.array(self.told(0)["image_from_camera"])
 

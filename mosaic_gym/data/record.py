@@ -87,7 +87,7 @@ def record(config: RecordConfig) -> None:
         while waiting:
             while queue.empty():
                 if any(worker.exitcode not in (None, 0) for worker in workers):
-                    raise RuntimeError("a recording worker died (see above); what is whole is kept: run it again to go on")
+                    raise RuntimeError("a recording worker died (see above); run the command again to go on from there")
                 workers[0].join(0.2)
             queue.get()
             waiting -= 1

@@ -126,8 +126,9 @@ def draw_batch(
     rng = np.random.default_rng(seed)
     dreamt = int(rng.integers(1, 4)) if rng.random() < config.dream else 0
     states, members = [], []
+    long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + dreamt]
     for _ in range(config.batch):
-        index = int(rng.integers(len(episodes)))
+        index = int(rng.choice(long_enough))
         step = int(rng.integers(1 + dreamt, len(episodes[index].keyframes)))
         prompt = "" if rng.random() < config.empty_prompt else episodes[index].captions[step]
         with torch.no_grad():
@@ -189,7 +190,8 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
     codec = world.model.codec
     for _ in range(count):
         index = int(rng.integers(len(episodes)))
-        step = int(rng.integers(8, len(episodes[index].keyframes)))
+        length = len(episodes[index].keyframes)
+        step = int(rng.integers(length // 2, length))
         text = world.model.text_encoder.encode([episodes[index].captions[step]])[0]
         state = draw_state(episodes[index], step, whole, text, 0, rng)
         target = episodes[index].keyframes[step]

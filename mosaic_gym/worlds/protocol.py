@@ -34,6 +34,7 @@ class View:
         labels: names of the objects in sight (true worlds only), sorted.
         reward: the world's own reward of this step (0 in a learned world).
         terminated: whether the world itself has ended.
+        all_depth_m: float32 `[4, H, W]`, the depth of every frame (true worlds only).
     """
 
     frames: np.ndarray
@@ -45,6 +46,7 @@ class View:
     labels: tuple[str, ...] = ()
     reward: float = 0.0
     terminated: bool = False
+    all_depth_m: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

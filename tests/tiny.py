@@ -1,0 +1,54 @@
+"""The real classes at tiny size: a world model with random weights, and episodes recorded in the engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from mosaic_gym.data.record import RecordConfig, record
+from mosaic_gym.geometry.control import Control
+from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
+from mosaic_gym.model.codec import LinearCodec
+from mosaic_gym.model.depth import ConvDepth
+from mosaic_gym.model.text import ByteTextEncoder
+from mosaic_gym.model.transformer import MosaicTransformer3DModel
+
+SIZE = (32, 48)
+
+
+def tiny_model(seed: int = 0, capacity: int = 16) -> WorldModel:
+    """A world model of a few thousand random weights, 32x48 frames, non-square pixels."""
+    torch.manual_seed(seed)
+    codec = LinearCodec(channels=24, stride=8)
+    codec.fit(torch.rand(40, 4, 3, *SIZE) * 2 - 1)
+    transformer = MosaicTransformer3DModel(
+        latent_channels=24, num_attention_heads=1, attention_head_dim=32, num_layers=2, ffn_dim=32, text_dim=16, freq_dim=16
+    )
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
+    settings = WorldSettings(
+        height=SIZE[0],
+        width=SIZE[1],
+        image_from_camera=((32.0, 0.0, 24.0), (0.0, 25.6, 16.0), (0.0, 0.0, 1.0)),
+        control=asdict(Control()),
+        max_patches=8,
+        capacity=capacity,
+    )
+    return WorldModel(
+        settings,
+        transformer,
+        codec,
+        ByteTextEncoder(width=16, length=96, outputs=2),
+        ConvDepth(widths=(8, 8, 16)),
+        FlowMatchEulerDiscreteScheduler(),
+        torch.randint(0, 256, (3, *SIZE, 3), dtype=torch.uint8),
+        ("a room", "a hall", "a wall close ahead"),
+    )
+
+
+def record_few(root: Path) -> Path:
+    """Nine training episodes and a held-out one, six steps each."""
+    record(RecordConfig(out=root, episodes=10, steps_per_episode=6, height=48, width=64, workers=1))
+    return root

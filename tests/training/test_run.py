@@ -1,0 +1,89 @@
+"""Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import nn
+
+from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.training import codec, depth, world
+from mosaic_gym.training.run import Run
+from tests.tiny import record_few
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return record_few(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def parts(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    codec.train(codec.Config(data=data, out=folder / "codec", channels=24, steps=40))
+    depth.train(depth.Config(data=data, out=folder / "depth", minutes=None, steps=2, batch=2, widths=(8, 8, 16, 16)))
+    return folder
+
+
+def world_config(data: Path, parts: Path, out: Path, steps: int) -> world.Config:
+    return world.Config(
+        data=data, codec=parts / "codec", depth=parts / "depth" / "weights", out=out, minutes=None, steps=steps,
+        batch=2, layers=1, heads=1, ffn=32, dream=0.5,
+    )  # fmt: skip
+
+
+class _CutOff(Exception):
+    pass
+
+
+def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch):
+    world.train(world_config(data, parts, tmp_path / "whole", 4))
+    update = Run.update
+
+    def cut_off(run, *arguments):
+        update(run, *arguments)
+        if run.step_index == 2:
+            run.checkpoint()
+            raise _CutOff
+
+    monkeypatch.setattr(Run, "update", cut_off)
+    with pytest.raises(_CutOff):
+        world.train(world_config(data, parts, tmp_path / "pieces", 4))
+    monkeypatch.undo()
+    world.train(world_config(data, parts, tmp_path / "pieces", 4))
+    for name in ("model", "average", "optimizer"):
+        one, two = (load_file(tmp_path / run / "checkpoint" / f"{name}.safetensors") for run in ("whole", "pieces"))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert torch.equal(one[key], two[key]), f"{name}: {key}"
+
+
+def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data, parts, tmp_path):
+    world.train(world_config(data, parts, tmp_path / "run", 2))
+    model = WorldModel.from_pretrained(tmp_path / "run" / "weights")
+    assert model.transformer.proj_out.weight.abs().max() > 0
+    assert (model.settings.height, model.settings.width) == (48, 64)
+    assert model.start_images.shape[1:] == (48, 64, 3) and len(model.start_prompts) == len(model.start_images)
+
+
+def test_depth_training_lowers_its_loss(data, tmp_path):
+    torch.manual_seed(0)
+    losses = []
+    episodes = [depth.EpisodeStore(data, "train").load(0)]
+    k = torch.as_tensor(depth.EpisodeStore(data, "train").image_from_camera, dtype=torch.float32)
+    run = Run(tmp_path, depth.ConvDepth(widths=(8, 8, 16)), 5e-3, None, 300, Accelerator())
+    for _ in range(40):
+        frames, intrinsics, depth_m = depth.draw(episodes, k, 4, run.generator())
+        loss = depth.depth_loss(run.model(frames, intrinsics), depth_m)
+        losses.append(loss.item())
+        run.update(loss)
+    run.close()
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
+def test_a_budget_is_minutes_or_steps(tmp_path):
+    for minutes, steps in ((1.0, 10), (None, None)):
+        with pytest.raises(ValueError, match="exactly one budget"):
+            Run(tmp_path, nn.Linear(1, 1), 1e-3, minutes, steps, Accelerator())

@@ -1,0 +1,181 @@
+"""The learned world as a value machine: determinism, forks, batches, arms, and what bad input gets."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mosaic_gym.geometry.control import yaw_matrix
+from mosaic_gym.memory.mosaic import recall
+from mosaic_gym.model.checkpoints import WorldModel, resolve
+from mosaic_gym.model.codec import frames_to_uint8
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.protocol import Start, World
+from tests.tiny import SIZE, tiny_model
+
+FORWARD, LEFT, RIGHT = np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), np.array([0, 0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def world() -> MosaicWorld:
+    return MosaicWorld(tiny_model(), denoising_steps=2)
+
+
+def walk(world: MosaicWorld, state, actions):
+    frames = []
+    for action in actions:
+        (state,), (view,) = world.step([state], action[None])
+        frames.append(view.frames)
+    return state, np.stack(frames)
+
+
+def test_it_is_a_world_and_its_views_have_their_shapes(world):
+    assert isinstance(world, World)
+    state, view = world.start(Start(seed=3))
+    assert view.frames.shape == (4, *SIZE, 3) and view.frames.dtype == np.uint8
+    assert view.depth_m.shape == SIZE and (view.depth_m > 0).all()
+    (after,), (view,) = world.step([state], FORWARD[None])
+    assert view.world_from_camera.shape == (4, 4, 4)
+    assert np.allclose(view.world_from_camera[-1], after.pose.world_from_camera)
+    assert after.step_index == 1 and view.keyframes == 2 and 0 < view.coverage <= 1
+
+
+def test_same_seed_and_actions_give_the_same_frames_and_another_seed_does_not(world):
+    state, _ = world.start(Start(seed=5))
+    _, one = walk(world, state, [FORWARD, LEFT, LEFT])
+    _, two = walk(world, world.start(Start(seed=5))[0], [FORWARD, LEFT, LEFT])
+    other = dataclasses.replace(state, seed=6)
+    _, three = walk(world, other, [FORWARD, LEFT, LEFT])
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, three)
+
+
+def test_a_fork_is_isolated_and_shares_what_is_equal(world):
+    root, _ = walk(world, world.start(Start(seed=1))[0], [FORWARD, RIGHT])
+    before = [keyframe.latent.clone() for keyframe in root.memory.keyframes]
+    _, left_first = walk(world, root, [LEFT, LEFT])
+    right, _ = walk(world, root, [RIGHT, FORWARD])
+    _, left_again = walk(world, root, [LEFT, LEFT])
+    assert np.array_equal(left_first, left_again)
+    assert len(root.memory) == 3 and all(
+        torch.equal(a, b.latent) for a, b in zip(before, root.memory.keyframes, strict=True)
+    )
+    assert right.memory.keyframes[0] is root.memory.keyframes[0]
+
+
+def test_a_members_frames_do_not_depend_on_who_shares_its_batch(world):
+    states = [world.start(Start(seed=seed))[0] for seed in (1, 2, 3)]
+    _, together = world.step(states, np.stack([FORWARD, LEFT, RIGHT]))
+    for state, action, view in zip(states, (FORWARD, LEFT, RIGHT), together, strict=True):
+        _, (alone,) = world.step([state], action[None])
+        assert np.abs(alone.frames.astype(int) - view.frames).max() <= 1
+
+
+def test_without_the_network_what_is_seen_is_the_warp(world):
+    bare = MosaicWorld(world.model, network=False)
+    state, view = bare.start(Start(seed=4))
+    (after,), (shown,) = bare.step([state], RIGHT[None])
+    k = torch.tensor(world.model.settings.image_from_camera)
+    cameras = torch.tensor(shown.world_from_camera, dtype=torch.float32)[None]
+    codec = world.model.codec
+    warped = recall([state.memory.keyframes], cameras, k, codec, tuple(state.history.shape[1:])).warped
+    assert np.array_equal(shown.frames, frames_to_uint8(codec.decode(warped))[0].numpy())
+    (_,), (dreamt,) = world.step([state], RIGHT[None])
+    assert not np.array_equal(shown.frames, dreamt.frames)
+
+
+def test_forgetting_and_last_frame_only_are_capacities(world):
+    for capacity, steps in ((0, []), (1, [3])):
+        limited = MosaicWorld(world.model, capacity=capacity)
+        state, _ = walk(limited, limited.start(Start(seed=1))[0], [LEFT] * 3)
+        assert [keyframe.step for keyframe in state.memory.keyframes] == steps
+
+
+def test_truly_seen_frames_are_generation_zero_and_dreamt_ones_are_not(world):
+    state, view = world.start(Start(seed=2))
+    poses = [state.pose] * 4
+    seen = world.observe(state, view.frames, poses)
+    assert float(seen.memory.keyframes[-1].generation.max()) == 0.0
+    (dreamt,), _ = world.see([state], [poses])
+    assert float(dreamt.memory.keyframes[-1].generation.min()) >= 1.0
+
+
+def test_another_prompt_is_another_world(world):
+    image = np.full((*SIZE, 3), 90, np.uint8)
+    one, _ = world.start(Start(seed=1, image=image, prompt="a red hall"))
+    two, _ = world.start(Start(seed=1, image=image, prompt="a blue room"))
+    assert not np.array_equal(walk(world, one, [LEFT] * 3)[1], walk(world, two, [LEFT] * 3)[1])
+
+
+@pytest.mark.parametrize(
+    "start,message",
+    [
+        (Start(0, image=np.zeros((5, 5, 3), np.uint8)), "start image is uint8 of shape"),
+        (Start(0, image=np.zeros((*SIZE, 3), np.float32)), "start image is uint8 of shape"),
+        (Start(0, world_from_camera=np.zeros((3, 4))), "finite \\[4, 4\\]"),
+        (Start(0, world_from_camera=np.diag([1.0, -1.0, -1.0, 1.0])), "cameras are level"),
+        (Start(0, prompt="x" * 97), "at most 96 bytes"),
+    ],
+)
+def test_bad_starts_name_the_fix(world, start, message):
+    with pytest.raises(ValueError, match=message):
+        world.start(start)
+
+
+def test_a_memory_of_another_checkpoint_is_refused(world):
+    other = tiny_model()
+    other.codec = type(other.codec)(channels=30, stride=8)
+    memory = world.start(Start(seed=0))[0].memory
+    with pytest.raises(ValueError, match="another's"):
+        MosaicWorld(other).start(Start(seed=0, memory=memory))
+    with pytest.raises(TypeError, match="MosaicMemory.load"):
+        world.start(Start(seed=0, memory={"a": 1}))
+
+
+def test_bad_actions_move_nothing(world):
+    state, _ = world.start(Start(seed=0))
+    for actions, message in (
+        (np.zeros((2, 3)), "1 states take 1 actions"),
+        (np.full((1, 3), np.nan), "finite and in"),
+        (np.full((1, 3), 1.5), "finite and in"),
+        (np.zeros((1, 2)), "shape \\(3,\\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            world.step([state], actions)
+    assert state.step_index == 0 and len(state.memory) == 1
+
+
+def test_a_start_pose_is_where_the_body_stands(world):
+    pose = np.eye(4)
+    pose[:3, :3] = yaw_matrix(0.8)
+    pose[:3, 3] = (4.0, 0.0, -2.0)
+    state, view = world.start(Start(seed=0, world_from_camera=pose))
+    assert np.allclose(view.world_from_camera, pose)
+
+
+def test_the_whole_model_is_one_folder(world, tmp_path):
+    world.model.save_pretrained(tmp_path / "copy")
+    copy = MosaicWorld.from_pretrained(tmp_path / "copy", denoising_steps=2)
+    one = walk(world, world.start(Start(seed=9))[0], [FORWARD, LEFT])[1]
+    assert np.array_equal(one, walk(copy, copy.start(Start(seed=9))[0], [FORWARD, LEFT])[1])
+    assert not list((tmp_path / "copy").rglob("*.bin"))
+
+
+def test_damaged_folders_name_what_is_wrong(world, tmp_path):
+    world.model.save_pretrained(tmp_path / "copy")
+    weights = tmp_path / "copy" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="'transformer'.*damaged"):
+        WorldModel.from_pretrained(tmp_path / "copy")
+    weights.unlink()
+    with pytest.raises(ValueError, match="lacks its part 'transformer'"):
+        WorldModel.from_pretrained(tmp_path / "copy")
+    with pytest.raises(ValueError, match="unknown checkpoint 'doom-huge': give one of"):
+        resolve("doom-huge")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA")
+def test_cuda_asked_for_and_absent_is_an_error():
+    with pytest.raises(ValueError, match="sees no CUDA device; use device='cpu'"):
+        MosaicWorld(tiny_model(), device="cuda")
