@@ -22,7 +22,7 @@ from torch import Tensor
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe
 from mosaic_gym.memory.recall import Selection, select
-from mosaic_gym.memory.warp import Warped, fill_holes, warp_stills
+from mosaic_gym.memory.warp import WARPED_FIELDS, Warped, fill_holes, warp_stills
 
 FORMAT = "mosaic-memory-1"
 
@@ -226,19 +226,35 @@ def _warp_selected(
     codec: StillCodec,
     cells: tuple[int, int],
 ) -> Warped:
-    """Warps every member's chosen keyframes; members with fewer are padded with keyframes that are not alive."""
-    b, f = world_from_camera.shape[:2]
+    """Warps every member's chosen keyframes, all in one go on an accelerator, one by one on a CPU's small cache."""
     chosen = [
         [keyframes[index] for index in selection.sources] if selection else []
         for keyframes, selection in zip(memories, selections, strict=True)
     ]
+    at_once = 1 if world_from_camera.device.type == "cpu" else len(chosen)
+    parts = [
+        _warp_together(chosen[i : i + at_once], world_from_camera[i : i + at_once], still_k, codec, cells)
+        for i in range(0, len(chosen), at_once)
+    ]
+    return Warped(*(torch.cat([getattr(part, name) for part in parts]) for name in WARPED_FIELDS))
+
+
+def _warp_together(
+    chosen: Sequence[Sequence[Keyframe]],
+    world_from_camera: Tensor,
+    still_k: Tensor,
+    codec: StillCodec,
+    cells: tuple[int, int],
+) -> Warped:
+    """Members with fewer sources than others are padded with keyframes that are not alive."""
+    b, f = world_from_camera.shape[:2]
     s = max(len(sources) for sources in chosen)
-    blank = next((sources[0] for sources in chosen if sources), None)
-    if blank is None:
+    if s == 0:
         channels = codec.still(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
         nothing = world_from_camera.new_zeros(b, f, *cells)
         stills = nothing[:, :, None].expand(-1, -1, channels, -1, -1)
         return Warped(stills, nothing.bool(), nothing, nothing + torch.inf)
+    blank = next(sources[0] for sources in chosen if sources)
     blank = replace(blank, alive=torch.zeros_like(blank.alive))
     padded = [keyframe for sources in chosen for keyframe in (*sources, *[blank] * (s - len(sources)))]
     stills = codec.still(torch.stack([keyframe.latent for keyframe in padded]))

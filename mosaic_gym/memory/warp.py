@@ -10,7 +10,7 @@ What is resampled are *stills*: the codec's picture of one instant (see `model/c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,9 @@ class Warped:
     covered: Tensor
     generation: Tensor
     depth_m: Tensor
+
+
+WARPED_FIELDS = tuple(field.name for field in fields(Warped))
 
 
 def splat_depth(

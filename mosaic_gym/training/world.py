@@ -54,9 +54,9 @@ class Config:
     """Attention heads of 64 numbers each; the network's width is 64 times this."""
     ffn: int = 768
     """Width of the blocks' feed-forward part."""
-    dream: float = 0.3
+    dream: float = 0.25
     """Share of batches whose last one to three steps before the target are the model's own dream."""
-    noise_only: float = 0.7
+    noise_only: float = 0.8
     """Share of samples at full noise, where one-step sampling begins; the rest are spread over all levels."""
     empty_prompt: float = 0.1
     """Share of samples whose prompt is empty."""
