@@ -25,7 +25,13 @@ def tiny_model(seed: int = 0, capacity: int = 16) -> WorldModel:
     codec = LinearCodec(channels=24, stride=8)
     codec.fit(torch.rand(40, 4, 3, *SIZE) * 2 - 1)
     transformer = MosaicTransformer3DModel(
-        latent_channels=24, num_attention_heads=1, attention_head_dim=32, num_layers=2, ffn_dim=32, text_dim=16, freq_dim=16
+        latent_channels=24,
+        num_attention_heads=1,
+        attention_head_dim=32,
+        num_layers=2,
+        ffn_dim=32,
+        text_dim=16,
+        freq_dim=16,
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
     settings = WorldSettings(

@@ -8,10 +8,10 @@ they land. Reading (`recall`) and writing (`remember`) are two verbs; writing re
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -90,14 +90,27 @@ class MosaicMemory:
         """This memory with another scene's set into it, moved by `transform` `[4, 4]` (world from its world)."""
         return replace(self, keyframes=(*self.keyframes, *(keyframe.moved(transform) for keyframe in other.keyframes)))
 
-    def save(self, path: Path | str) -> None:
-        """Writes all keyframes into one safetensors file."""
-        tensors = {}
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything a file must hold: tensors by name, and what JSON can say."""
+        named = {}
         for index, keyframe in enumerate(self.keyframes):
             for name in TENSOR_FIELDS:
-                tensors[f"{index}.{name}"] = getattr(keyframe, name).contiguous()
-        told = {"format": FORMAT, "capacity": self.capacity, "steps": [keyframe.step for keyframe in self.keyframes]}
-        save_file(tensors, str(path), metadata={"memory": json.dumps(told)})
+                named[f"{index}.{name}"] = getattr(keyframe, name).contiguous()
+        return named, {"capacity": self.capacity, "steps": [keyframe.step for keyframe in self.keyframes]}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], told: dict[str, Any]) -> MosaicMemory:
+        """The memory that `tensors` described, bit for bit."""
+        keyframes = tuple(
+            Keyframe(**{name: tensors[f"{index}.{name}"] for name in TENSOR_FIELDS}, step=step)
+            for index, step in enumerate(told["steps"])
+        )
+        return MosaicMemory(keyframes, told["capacity"])
+
+    def save(self, path: Path | str) -> None:
+        """Writes all keyframes into one safetensors file."""
+        tensors, told = self.tensors()
+        save_file(tensors, str(path), metadata={"about": json.dumps({"format": FORMAT, **told})})
 
     @staticmethod
     def load(path: Path | str) -> MosaicMemory:
@@ -106,20 +119,28 @@ class MosaicMemory:
         Raises:
             FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no memory file at {path}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                told = json.loads((file.metadata() or {}).get("memory", "{}"))
-                if told.get("format") != FORMAT:
-                    raise ValueError(f"{path} is not a memory of format {FORMAT}; save it again with this version")
-                keyframes = tuple(
-                    Keyframe(**{name: file.get_tensor(f"{index}.{name}") for name in TENSOR_FIELDS}, step=step)
-                    for index, step in enumerate(told["steps"])
-                )
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or cut short ({error}); save the memory again") from error
-        return MosaicMemory(keyframes, told["capacity"])
+        return MosaicMemory.from_tensors(*load_described(path, FORMAT, "memory"))
+
+
+def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, and the JSON in its metadata.
+
+    Args:
+        form: the format its metadata must state; kind: what to call it in errors.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: another kind of file, truncated, or of another version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {kind} file at {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get("about", "{}"))
+            if told.pop("format", None) != form:
+                raise ValueError(f"{path} is not a {kind} of format {form}; save it again with this version")
+            return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error
 
 
 def _most_redundant(keyframes: Sequence[Keyframe]) -> int:

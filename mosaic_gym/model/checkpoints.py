@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -73,6 +75,16 @@ class WorldModel:
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
         return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
+        digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
+        for network in (self.transformer, self.codec, self.text_encoder):
+            for name, value in sorted(network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes the folder described at the head of this file."""

@@ -7,7 +7,7 @@ depth, remember. `step` puts control in front of it. Everything else here begins
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,30 +22,7 @@ from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.protocol import Start, View
-
-
-@dataclass(frozen=True)
-class WorldState:
-    """Everything a future depends on, as a value; stepping returns a new one, and forks share what is equal.
-
-    Attributes:
-        pose: of the body.
-        history: `[t, c, h, w]`, the most recent latent frames, oldest first.
-        history_cameras: float32 `[t, 4, 4, 4]`, world_from_camera, metres.
-        memory: the keyframes of the episode.
-        prompt: the text, and `text` `[l, d]` what the encoder made of it.
-        seed: noise of step i is drawn from (seed, i); there is no hidden generator.
-        step_index: steps made since the start.
-    """
-
-    pose: Pose
-    history: Tensor
-    history_cameras: Tensor
-    memory: MosaicMemory
-    prompt: str
-    text: Tensor
-    seed: int
-    step_index: int
+from mosaic_gym.worlds.state import WorldState, load_state, save_state
 
 
 class MosaicWorld:
@@ -213,6 +190,18 @@ class MosaicWorld:
     def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
         """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
         return self._begin(frames, poses, seed, prompt, None)
+
+    def save_state(self, state: WorldState, path: Path | str) -> None:
+        """Writes a state, its memory included, into one safetensors file."""
+        save_state(state, path, self.model.fingerprint)
+
+    def load_state(self, path: Path | str) -> WorldState:
+        """Reads what `save_state` wrote; the future continues bit for bit.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: damaged, or a state of another checkpoint.
+        """
+        return load_state(path, self.model.fingerprint, self.device)
 
     def close(self) -> None:
         """Nothing is held outside Python; here for the protocol."""

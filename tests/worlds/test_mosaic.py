@@ -179,3 +179,15 @@ def test_damaged_folders_name_what_is_wrong(world, tmp_path):
 def test_cuda_asked_for_and_absent_is_an_error():
     with pytest.raises(ValueError, match="sees no CUDA device; use device='cpu'"):
         MosaicWorld(tiny_model(), device="cuda")
+
+
+def test_a_saved_state_continues_bit_for_bit_and_only_in_its_own_checkpoint(world, tmp_path):
+    state, _ = walk(world, world.start(Start(seed=8))[0], [FORWARD, RIGHT])
+    world.save_state(state, tmp_path / "state.safetensors")
+    loaded = world.load_state(tmp_path / "state.safetensors")
+    assert np.array_equal(walk(world, state, [LEFT, FORWARD])[1], walk(world, loaded, [LEFT, FORWARD])[1])
+    with pytest.raises(ValueError, match="state of another checkpoint"):
+        MosaicWorld(tiny_model(seed=1)).load_state(tmp_path / "state.safetensors")
+    state.memory.save(tmp_path / "memory.safetensors")
+    with pytest.raises(ValueError, match="is not a state of format"):
+        world.load_state(tmp_path / "memory.safetensors")

@@ -1,0 +1,85 @@
+"""The learned world's state, as a value and as a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mosaic_gym.geometry.control import Pose
+from mosaic_gym.memory.mosaic import MosaicMemory, load_described
+
+FORMAT = "mosaic-state-1"
+_MEMORY = "memory."
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """Everything a future depends on, as a value; stepping returns a new one, and forks share what is equal.
+
+    Attributes:
+        pose: of the body.
+        history: `[t, c, h, w]`, the most recent latent frames, oldest first.
+        history_cameras: float32 `[t, 4, 4, 4]`, world_from_camera, metres.
+        memory: the keyframes of the episode.
+        prompt: the text, and `text` `[l, d]` what the encoder made of it.
+        seed: noise of step i is drawn from (seed, i); there is no hidden generator.
+        step_index: steps made since the start.
+    """
+
+    pose: Pose
+    history: Tensor
+    history_cameras: Tensor
+    memory: MosaicMemory
+    prompt: str
+    text: Tensor
+    seed: int
+    step_index: int
+
+
+def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
+    """Writes a state into one safetensors file that only the checkpoint of `fingerprint` will accept."""
+    memory, about_memory = state.memory.tensors()
+    tensors = {_MEMORY + name: value for name, value in memory.items()}
+    for name in ("history", "history_cameras", "text"):
+        tensors[name] = getattr(state, name).contiguous()
+    tensors["world_from_camera"] = torch.from_numpy(state.pose.world_from_camera.copy())
+    tensors["velocity_m"] = torch.from_numpy(np.asarray(state.pose.velocity_m).copy())
+    about = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "memory": about_memory,
+        "prompt": state.prompt,
+        "seed": state.seed,
+        "step_index": state.step_index,
+    }
+    save_file(tensors, str(path), metadata={"about": json.dumps(about)})
+
+
+def load_state(path: Path | str, fingerprint: str, device: torch.device) -> WorldState:
+    """Reads what `save_state` wrote, bit for bit.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: damaged, not a state, or a state of another checkpoint.
+    """
+    tensors, about = load_described(path, FORMAT, "state")
+    if about["fingerprint"] != fingerprint:
+        raise ValueError(f"{path} is a state of another checkpoint; load it in the world that saved it")
+    pose = Pose(tensors.pop("world_from_camera").numpy(), tensors.pop("velocity_m").numpy())
+    moved = {name: value.to(device) for name, value in tensors.items()}
+    memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
+    return WorldState(
+        pose=pose,
+        history=moved["history"],
+        history_cameras=moved["history_cameras"],
+        memory=MosaicMemory.from_tensors(memory, about["memory"]),
+        prompt=about["prompt"],
+        text=moved["text"],
+        seed=about["seed"],
+        step_index=about["step_index"],
+    )
