@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import invert_pose, project, transform
 from mosaic_gym.memory.keyframe import Keyframe
-from mosaic_gym.memory.warp import same_surface, source_cost
+from mosaic_gym.memory.warp import OCCLUDES, source_cost
 
-UNCOVERED_COST = 4.0
+UNCOVERED_COST = 16.0
 """What a cell costs while no chosen keyframe covers it; the unit is that of `source_cost`."""
 
 
@@ -83,7 +83,7 @@ def select(
     # 2. The nearest surface in every cell; what lies behind it is occluded.
     nearest = z.new_full((f, n + 1), torch.inf)
     nearest.scatter_reduce_(1, cell, z.where(inside, z.new_tensor(torch.inf)), "amin")
-    visible = inside & same_surface(z, nearest.gather(1, cell))
+    visible = inside & (z <= nearest.gather(1, cell) * OCCLUDES)
 
     # 3. What each patch would cost there, gathered as the best of each keyframe for each cell.
     target_from_source = camera_from_world[:, None] @ world_from_source  # [f, k, 4, 4]

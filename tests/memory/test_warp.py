@@ -96,7 +96,7 @@ def test_splatting_lands_where_projection_says():
     alive = torch.zeros(1, 1, HEIGHT, WIDTH, dtype=torch.bool)
     alive[0, 0, 10, 20] = True
     target = moved(-0.5, 0.25, 1.0)
-    buffer = splat_depth(depth_m, alive, invert_pose(target)[None, None, None], K[None])[0, 0]
+    buffer = splat_depth(depth_m, alive, invert_pose(target)[None, None, None], K[None])[0, 0, 0]
     uv, z = project(unproject(depth_m[0, 0], K)[10, 20][None] - target[:3, 3], K)
     column, row = uv[0].floor().long().tolist()
     assert buffer.isfinite().sum() == 1
