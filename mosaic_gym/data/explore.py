@@ -85,21 +85,29 @@ class Explorer:
             for _ in range(int(self.rng.integers(1, 4))):
                 self.act(*action)
 
-    def wander(self, steps: int) -> None:
-        """Walks towards where the view is deep, with whims; before a wall, turns until the view is open again."""
+    def wander(self, steps: int, careful: bool = False) -> None:
+        """Walks towards where the view is deep, with whims; before a wall, turns until the view is open again.
+
+        Args:
+            careful: keep well clear of walls, without whims or side steps: a walk that touched a wall was stopped
+                faster than a body can start, so it cannot be retraced exactly.
+        """
         whim, side, escaping = 0.0, float(self.rng.choice([-1.0, 1.0])), False
         for _ in range(steps):
             depth_m = self.views[-1].depth_m
             rows = slice(depth_m.shape[0] * 15 // 32, depth_m.shape[0] * 17 // 32)
             columns = depth_m[rows].mean(0)
             width = len(columns)
-            nearest_m = columns[3 * width // 8 : 5 * width // 8].min()
-            escaping = nearest_m < (3.0 if escaping else 1.2)
+            ahead = columns[width // 4 : 3 * width // 4] if careful else columns[3 * width // 8 : 5 * width // 8]
+            escaping = ahead.min() < (3.0 if escaping else 2.0 if careful else 1.2)
             if escaping:
                 self.act(0.0, 0.0, side)
                 continue
             whim = 0.7 * whim + self.rng.normal(0.0, 0.25)
             deepest = float(np.argmax(columns + self.rng.normal(0.0, 0.5, width)) + 0.5) / width * 2 - 1
+            if careful:
+                self.act(0.6, 0.0, float(np.clip(deepest, -0.5, 0.5)))
+                continue
             strafe = float(self.rng.choice([0.0, 0.0, 0.0, 0.0, -1.0, 1.0]))
             self.act(1.0, strafe, float(np.clip(1.5 * deepest + whim, -1.0, 1.0)))
 

@@ -1,0 +1,65 @@
+"""The demo: walk out, come back, and see whether the room is still there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mosaic-gym demo` takes."""
+
+    out: FilePath = FilePath("out/demo")
+    """The folder for the video and the contact sheet."""
+    checkpoint: str = "doom-tiny"
+    """A shipped checkpoint, or a folder."""
+    path: int = 0
+    """Which held-out return path to walk, counted from 0."""
+    paths: int = 8
+    """Paths of each suite in the table that is printed; the card's table has 50."""
+
+
+def demo(config: Config) -> None:
+    """Writes the video and the contact sheet, and prints the figures measured here beside the card's."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from mosaic_gym.evaluation.paths import return_path
+    from mosaic_gym.evaluation.report import ENGINE, save_sheet, save_video
+    from mosaic_gym.evaluation.revisit import Config as RevisitConfig
+    from mosaic_gym.evaluation.revisit import arm_table, collect, figures, gather, print_arms, print_figures
+    from mosaic_gym.evaluation.rollout import ARMS, Arms
+    from mosaic_gym.evaluation.speed import steps_per_second
+    from mosaic_gym.model.checkpoints import WorldModel, resolve
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    model = WorldModel.from_pretrained(config.checkpoint)
+    print("walking a held-out path through the engine")
+    path = collect(return_path, config.path + 1, model.settings)[config.path]
+    arms = Arms(model)
+    state = arms.after_history(path)
+    shown = {}
+    for arm in tqdm(ARMS, desc="dreaming", unit="arm"):
+        shown[arm] = arms.dream(arm, [state], [path])[0]
+    true = np.stack([view.frames for view in path.views])
+    history = true[: path.history]
+    columns = [
+        ("dream with memory", np.concatenate([history, shown["memory"]])),
+        ("dream without memory", np.concatenate([history, shown["off"]])),
+        (ENGINE, true),
+    ]
+    video = save_video(config.out / "out_and_back.mp4", path, columns)
+    picture = save_sheet(config.out / "contact_sheet.png", path, shown)
+
+    told = gather(RevisitConfig(checkpoint=config.checkpoint, paths=config.paths))
+    found = figures(told)
+    found["steps_per_second"] = steps_per_second(config.checkpoint, steps=40, warm_up=20)
+    card = resolve(config.checkpoint) / "figures.json"
+    shipped = json.loads(card.read_text())["figures"] if card.is_file() else None
+    print(f"\nmeasured now on {config.paths} held-out paths a suite (wide intervals); card: the full benchmark")
+    print_figures(found, shipped)
+    print()
+    print_arms(arm_table(told))
+    print(f"\nvideo: {video}\ncontact sheet: {picture}")

@@ -1,0 +1,57 @@
+"""Figures of merit over pixels, and their intervals over paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+SSIM_WINDOW, SSIM_SIGMA = 7, 1.5
+
+
+def squared_error(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Per-pixel squared error, mean over colours, `[..., H, W]` of uint8 frames `[..., H, W, 3]`."""
+    return ((one.astype(np.float64) - other.astype(np.float64)) ** 2).mean(-1)
+
+
+def decibels(mean_squared_error: float) -> float:
+    """PSNR of a mean squared error on the scale of uint8; an error of zero counts as 1e-3."""
+    return float(10 * np.log10(255.0**2 / max(mean_squared_error, 1e-3)))
+
+
+def ssim_map(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """SSIM of every pixel (Wang et al. 2004; Gaussian window 7, sigma 1.5), mean over colours.
+
+    Args:
+        one, other: uint8 `[n, H, W, 3]`.
+
+    Returns:
+        float64 `[n, H, W]`.
+    """
+    x, y = (torch.tensor(frames, dtype=torch.float64).permute(0, 3, 1, 2) / 255.0 for frames in (one, other))
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    line = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window = torch.outer(line, line)
+    window = (window / window.sum()).expand(3, 1, -1, -1)
+
+    def blur(image: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(image, [SSIM_WINDOW // 2] * 4, mode="reflect")
+        return F.conv2d(padded, window, groups=3)
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(1).numpy()
+
+
+def interval(values: Sequence[float], draws: int = 4000) -> dict[str, float]:
+    """Mean of per-path values and its 95 % bootstrap interval, as value, low, high."""
+    array = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    means = array[rng.integers(0, len(array), (draws, len(array)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": float(array.mean()), "low": float(low), "high": float(high)}

@@ -1,0 +1,219 @@
+"""The revisit benchmark: is what was left behind still there?
+
+Two suites along held-out paths of the engine, with estimated depth. *Ahead*: one step from a true history, at
+random places. *Return*: a true history looks around; then the dream runs freely, leaves all of it for at least
+64 frames, and comes back over the same poses. Four arms: memory on, memory off, last frame only, and the warped
+memory alone without the network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mosaic_gym.evaluation.paths import Path
+    from mosaic_gym.model.checkpoints import WorldSettings
+
+GOALS = {
+    "psnr_ahead": (29.5, "one step ahead, dB"),
+    "gain_ahead_over_warp": (1.5, "the same, gain over the warp alone, dB"),
+    "psnr_return_engine": (24.0, "return against the engine, dB"),
+    "gain_return_engine_over_off": (5.0, "the same, gain over memory off, dB"),
+    "psnr_return_self": (25.0, "return against its own outward frames, dB"),
+    "gain_return_self_over_off": (6.0, "the same, gain over memory off, dB"),
+    "ssim_return_engine": (0.6, "SSIM of the return"),
+    "depth_median_relative_error": (0.08, "depth, median relative error (at most)"),
+    "steps_per_second": (20.0, "environment steps per second"),
+}
+AT_MOST = {"depth_median_relative_error"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mosaic-gym evaluate revisit` takes."""
+
+    checkpoint: str = "doom-tiny"
+    """A shipped checkpoint, or a folder."""
+    paths: int = 50
+    """Paths of each suite."""
+    denoising_steps: int | None = None
+    """None for the shipped number."""
+    json: FilePath | None = None
+    """Where to write every figure."""
+    out: FilePath | None = None
+    """A folder for a contact sheet of the first return paths."""
+    workers: int = 2
+    """Processes, one thread each."""
+
+
+def collect(
+    kind: Callable[..., Path | None], count: int, settings: WorldSettings, offset: int = 0, stride: int = 1
+) -> list[Path]:
+    """The first `count` paths of a kind, in the order of seeds; with a stride, every so-many-th seed from an offset."""
+    from mosaic_gym.evaluation.paths import seeds
+    from mosaic_gym.geometry.control import Control
+    from mosaic_gym.worlds.doom import DoomWorld
+
+    control = Control(**settings.control)
+    world = DoomWorld("my_way_home", settings.height, settings.width, control, timeout_tics=0)
+    paths = []
+    for seed in islice(seeds(), offset, None, stride):
+        if len(paths) == count:
+            break
+        path = kind(world, seed)
+        if path is not None:
+            paths.append(path)
+    world.close()
+    return paths
+
+
+def run_part(config: Config, part: int, parts: int, queue: Any) -> dict[str, Any]:
+    """One worker's share of both suites: per-path figures of every arm."""
+    import torch
+
+    from mosaic_gym.evaluation.depth import relative_errors
+    from mosaic_gym.evaluation.paths import ahead_path, return_path
+    from mosaic_gym.evaluation.rollout import ARMS, Arms, measure_ahead, measure_return
+    from mosaic_gym.model.checkpoints import WorldModel
+
+    if parts > 1:
+        torch.set_num_threads(1)
+    model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
+    arms = Arms(model, config.denoising_steps)
+    count = len(range(part, config.paths, parts))
+    told: dict[str, Any] = {"ahead": [], "return": [], "depth": [], "seeds": [], "sheets": []}
+    paths = collect(ahead_path, count, model.settings, part, parts)
+    told["depth"] = relative_errors(model, paths)
+    for path in paths:
+        state = arms.after_history(path)
+        told["ahead"].append({arm: measure_ahead(path, arms.dream(arm, [state], [path])[0]) for arm in ARMS})
+        queue.put(1)
+    paths = collect(return_path, count, model.settings, part, parts)
+    told["seeds"] = [path.seed for path in paths]
+    for first in range(0, count, 5):
+        group = paths[first : first + 5]
+        states = [arms.after_history(path) for path in group]
+        shown = {arm: arms.dream(arm, states, group) for arm in ARMS}
+        for i, path in enumerate(group):
+            told["return"].append({arm: measure_return(path, shown[arm][i]) for arm in ARMS})
+            if config.out is not None and first + i < 2:
+                told["sheets"].append((path, {arm: shown[arm][i] for arm in ARMS}))
+            queue.put(1)
+    return told
+
+
+def gather(config: Config) -> dict[str, Any]:
+    """Runs both suites in the workers, with a progress bar, and joins what they found."""
+    from tqdm import tqdm
+
+    context = get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(config.workers, mp_context=context) as pool:
+        queue = manager.Queue()
+        parts = [pool.submit(run_part, config, part, config.workers, queue) for part in range(config.workers)]
+        with tqdm(total=2 * config.paths, desc="paths", unit="path") as bar:
+            while wait(parts, timeout=0.3).not_done:
+                while not queue.empty():
+                    bar.update(queue.get())
+            bar.update(2 * config.paths - bar.n)
+        told = [part.result() for part in parts]
+    return {name: [item for part in told for item in part[name]] for name in told[0]}
+
+
+def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The named figures, each with value, low, high and goal."""
+    from mosaic_gym.evaluation.metrics import interval
+
+    ahead, back = told["ahead"], told["return"]
+
+    def over(rows: list[Any], figure: str, arm: str, less: str | None = None) -> dict[str, float]:
+        return interval([row[arm][figure] - (row[less][figure] if less else 0.0) for row in rows])
+
+    found = {
+        "psnr_ahead": over(ahead, "psnr", "memory"),
+        "gain_ahead_over_warp": over(ahead, "psnr", "memory", "warp"),
+        "psnr_return_engine": over(back, "engine", "memory"),
+        "gain_return_engine_over_off": over(back, "engine", "memory", "off"),
+        "psnr_return_self": over(back, "self", "memory"),
+        "gain_return_self_over_off": over(back, "self", "memory", "off"),
+        "ssim_return_engine": over(back, "ssim", "memory"),
+        "depth_median_relative_error": interval(told["depth"]),
+    }
+    return {name: {**figure, "goal": GOALS[name][0]} for name, figure in found.items()}
+
+
+def arm_table(told: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The mean of every measure, by arm."""
+    from mosaic_gym.evaluation.rollout import ARMS
+
+    table = {}
+    for arm in ARMS:
+        table[arm] = {"ahead": _mean([row[arm]["psnr"] for row in told["ahead"]])}
+        for name in ("engine", "self", "ssim"):
+            table[arm][f"return_{name}"] = _mean([row[arm][name] for row in told["return"]])
+    return table
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def print_figures(found: dict[str, dict[str, float]], shipped: dict[str, dict[str, float]] | None = None) -> None:
+    """A table of figures with intervals and goals; beside them, if given, those of the checkpoint's card."""
+    for name, (goal, words) in GOALS.items():
+        if name not in found:
+            continue
+        figure, sign = found[name], "<=" if name in AT_MOST else ">="
+        met = figure["value"] <= goal if name in AT_MOST else figure["value"] >= goal
+        line = f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  goal {sign} {goal:g}"
+        card = f"   card: {shipped[name]['value']:.3f}" if shipped and name in shipped else ""
+        print(f"{line}  {'met' if met else 'MISSED'}{card}")
+
+
+def print_arms(table: dict[str, dict[str, float]]) -> None:
+    """One line an arm."""
+    from mosaic_gym.evaluation.rollout import ARMS
+
+    print(f"{'arm':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}")
+    for arm, row in table.items():
+        numbers = f"{row['ahead']:10.2f}{row['return_engine']:11.2f}{row['return_self']:9.2f}{row['return_ssim']:7.3f}"
+        print(f"{ARMS[arm]:<28}{numbers}")
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Runs the benchmark, prints both tables, and writes what was asked for.
+
+    Raises:
+        ValueError: fewer than two paths.
+    """
+    from mosaic_gym.evaluation.speed import steps_per_second
+
+    if config.paths < 2 or config.workers < 1:
+        raise ValueError("give at least 2 paths and 1 worker")
+    told = gather(config)
+    found = figures(told)
+    rate = steps_per_second(config.checkpoint, steps=60, warm_up=60)
+    found["steps_per_second"] = {**rate, "goal": GOALS["steps_per_second"][0]}
+    print(f"\n{config.checkpoint}: {config.paths} held-out paths a suite, 95 % intervals over paths")
+    print_figures(found)
+    table = arm_table(told)
+    print()
+    print_arms(table)
+    if config.out is not None:
+        from mosaic_gym.evaluation.report import save_sheet
+
+        config.out.mkdir(parents=True, exist_ok=True)
+        for path, shown in told["sheets"]:
+            print(f"contact sheet: {save_sheet(config.out / f'return_{path.seed}.png', path, shown)}")
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        about = {"checkpoint": config.checkpoint, "paths": config.paths, "return_seeds": told["seeds"]}
+        config.json.write_text(json.dumps({"figures": found, "arms": table, **about}, indent=2) + "\n")
+        print(f"figures: {config.json}")
+    return {"figures": found, "arms": table}

@@ -1,0 +1,77 @@
+"""Recorded episodes: what is stored, that recording repeats and resumes, and that the explorer comes back."""
+
+import numpy as np
+import pytest
+import torch
+
+from mosaic_gym.data.captions import MAX_BYTES
+from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
+from mosaic_gym.data.record import RecordConfig, record
+
+CONFIG = RecordConfig(episodes=10, steps_per_episode=30, height=48, width=64, workers=1)
+
+
+def config(out, **changes):
+    from dataclasses import replace
+
+    return replace(CONFIG, out=out, **changes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("episodes")
+    record(config(root))
+    return root
+
+
+def test_what_is_stored(root):
+    store = EpisodeStore(root, "train")
+    episode = store.load(0)
+    steps = len(episode)
+    assert len(store) == 9 and len(EpisodeStore(root, "heldout")) == 1
+    assert episode["frames"].shape == (steps, 4, 48, 64, 3) and episode["frames"].dtype == torch.uint8
+    assert episode["depth_m"].shape == (steps, 4, 48, 64) and (episode["depth_m"] > 0).all()
+    assert episode["world_from_camera"].shape == (steps, 4, 4, 4)
+    assert episode["action"].shape == (steps, 3) and episode["action"].abs().max() <= 1
+    assert episode["reward"].shape == episode["terminated"].shape == (steps,)
+    assert store.image_from_camera.shape == (3, 3)
+    assert len(store.captions(0)) == steps
+    assert all(0 < len(text.encode()) <= MAX_BYTES for text in store.captions(0))
+
+
+def test_held_out_is_a_matter_of_the_seed_alone():
+    assert [split_of(seed) for seed in (8, 9, 10, 19)] == ["train", "heldout", "train", "heldout"]
+
+
+def test_recording_goes_on_where_it_stopped_and_repeats_itself(root, tmp_path):
+    record(config(tmp_path, episodes=2))
+    kept = episode_folder(tmp_path, 0)
+    stamp = (kept / "episode.json").stat().st_mtime_ns
+    (episode_folder(tmp_path, 1) / "episode.json").unlink()
+    episode_folder(tmp_path, 1).rename(episode_folder(tmp_path, 1).with_suffix(".partial"))
+    record(config(tmp_path, episodes=2, workers=2))
+    assert (kept / "episode.json").stat().st_mtime_ns == stamp
+    for index in range(2):
+        one, two = EpisodeStore(root, "train").load(index), EpisodeStore(tmp_path, "train").load(index)
+        assert torch.equal(one["frames"], two["frames"]) and torch.equal(one["action"], two["action"])
+
+
+def test_episodes_revisit_places(root):
+    store = EpisodeStore(root, "train")
+    revisits = 0
+    for index in range(len(store)):
+        cameras = store.load(index)["world_from_camera"][:, -1].numpy()
+        apart = np.abs(cameras[:, None, :3] - cameras[None, :, :3]).max((-2, -1))
+        far_in_time = np.abs(np.subtract.outer(np.arange(len(cameras)), np.arange(len(cameras)))) >= 4
+        moved_between = np.abs(np.diff(cameras, axis=0)).max((-2, -1)).mean() > 0.01
+        revisits += int(((apart < 0.02) & far_in_time).sum() > 0 and moved_between)
+    assert revisits >= 4
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mosaic-gym record"):
+        EpisodeStore(tmp_path, "train")
+    with pytest.raises(ValueError, match="unknown split"):
+        EpisodeStore(tmp_path, "test")
+    with pytest.raises(ValueError, match="at least 1"):
+        record(config(tmp_path, episodes=0))

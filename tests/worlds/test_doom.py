@@ -1,0 +1,125 @@
+"""The true world: kinematics as foreseen, retracing, determinism, geometry of its depth and K, and its errors."""
+
+import numpy as np
+import pytest
+import torch
+
+from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
+from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.protocol import StaleStateError, Start, World
+
+FORWARD, RIGHT, REST = (np.array([a], dtype=float) for a in ([1, 0, 0], [0, 0, 1], [0, 0, 0]))
+OPEN_SEED = 4
+"""An episode of My Way Home that begins in front of open floor."""
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = DoomWorld("my_way_home", 48, 64, timeout_tics=0)
+    yield world
+    world.close()
+
+
+def test_it_is_a_world(world):
+    assert isinstance(world, World)
+    _, view = world.start(Start(seed=OPEN_SEED))
+    assert view.frames.shape == (4, 48, 64, 3) and view.depth_m.shape == (48, 64)
+    assert view.image_from_camera[1, 1] / view.image_from_camera[0, 0] == pytest.approx(1.2)
+
+
+def test_free_walking_is_what_control_foresees(world):
+    state, _ = world.start(Start(seed=OPEN_SEED))
+    foreseen = Control().advance(state.pose, FORWARD[0])
+    (after,), (view,) = world.step([state], FORWARD)
+    for pose, camera in zip(foreseen, view.world_from_camera, strict=True):
+        assert np.abs(pose.world_from_camera - camera).max() < 2e-3
+    assert np.linalg.norm(after.pose.velocity_m) > 0.05
+
+
+def test_a_free_walk_is_retraced_to_two_millimetres(world):
+    state, view = world.start(Start(seed=OPEN_SEED))
+    views = [view]
+    for action in [FORWARD] * 3 + [RIGHT] * 2 + [REST] * 8:
+        (state,), (view,) = world.step([state], action)
+        views.append(view)
+    path = [camera for view in views for camera in view.world_from_camera][-2::-1]
+    for first in range(0, len(path) - FRAMES_PER_STEP + 1, FRAMES_PER_STEP):
+        asked = path[first : first + FRAMES_PER_STEP]
+        state, view = world.follow(state, [Pose(camera) for camera in asked])
+        assert np.abs(np.stack(asked) - view.world_from_camera).max() < 2e-3
+
+
+def test_the_same_seed_and_actions_repeat(world):
+    shown = []
+    for _ in range(2):
+        state, view = world.start(Start(seed=7))
+        frames = [view.frames]
+        for action in (RIGHT, FORWARD, RIGHT):
+            (state,), (view,) = world.step([state], action)
+            frames.append(view.frames)
+        shown.append(np.stack(frames))
+    assert np.array_equal(*shown)
+
+
+def test_depth_and_k_carry_one_view_into_the_next(world):
+    """A wrong focal length, depth scale or axis would leave the warped picture far from the true one."""
+    state, before = world.start(Start(seed=OPEN_SEED))
+    (state,), (after,) = world.step([state], FORWARD)
+    (_,), (after,) = world.step([state], RIGHT)
+    k = torch.tensor(before.image_from_camera, dtype=torch.float32)
+    depth_m = torch.tensor(after.depth_m)
+    pose = torch.tensor(after.world_from_camera[-1], dtype=torch.float32)
+    points = transform(pose, unproject(depth_m, k).flatten(0, 1))
+
+    def error(scale_y: float) -> float:
+        other = k.clone()
+        other[1, 1] *= scale_y
+        camera_from_world = invert_pose(torch.tensor(before.world_from_camera[-1], dtype=torch.float32))
+        uv, z = project(transform(camera_from_world, points), other)
+        column, row = uv.floor().long().unbind(-1)
+        inside = (column >= 0) & (column < 64) & (row >= 0) & (row < 48) & (z > 0)
+        seen = torch.tensor(before.frames[-1])[row.clamp(0, 47), column.clamp(0, 63)].float()
+        true = torch.tensor(after.frames[-1]).flatten(0, 1).float()
+        assert inside.float().mean() > 0.5
+        return float((seen - true)[inside].abs().mean())
+
+    still = float(np.abs(before.frames[-1].astype(float) - after.frames[-1]).mean())
+    assert error(1.0) < 0.7 * still
+    assert error(1.0) < error(1.15) and error(1.0) < error(0.87)
+
+
+def test_what_cannot_be_done_is_said(world):
+    state, view = world.start(Start(seed=1))
+    world.step([state], REST)
+    with pytest.raises(StaleStateError, match="moved past step 0"):
+        world.step([state], REST)
+    with pytest.raises(ValueError, match="cannot start from a given image"):
+        world.start(Start(seed=0, image=view.frames[0]))
+    with pytest.raises(ValueError, match="one body"):
+        world.step([state, state], np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="my_way_home"):
+        DoomWorld("no_such_map")
+
+
+def test_an_episode_ends_with_the_scenarios_time_and_then_refuses():
+    world = DoomWorld("my_way_home", 48, 64, timeout_tics=30)
+    state, view = world.start(Start(seed=0))
+    for _ in range(10):
+        if view.terminated:
+            break
+        (state,), (view,) = world.step([state], REST)
+    assert view.terminated
+    with pytest.raises(RuntimeError, match="has ended"):
+        world.step([state], REST)
+    world.close()
+    world.close()
+
+
+@pytest.mark.parametrize("scenario", ["health_gathering_supreme", "take_cover", "freedoom1:E1M1", "freedoom2:MAP01"])
+def test_other_maps_by_name(scenario):
+    world = DoomWorld(scenario)
+    state, view = world.start(Start(seed=0))
+    (_,), (after,) = world.step([state], RIGHT)
+    assert view.frames.std() > 5 and not np.array_equal(view.frames[-1], after.frames[-1])
+    world.close()
