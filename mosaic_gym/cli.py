@@ -36,7 +36,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command("mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, dream beside engine"),
     "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the dream with the keyboard"),
-    "record": Command("mosaic_gym.data.record", "RecordConfig", "record", "record episodes of the engine"),
+    "record": Command("mosaic_gym.worlds.recording", "RecordConfig", "record", "record episodes of the engine"),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),

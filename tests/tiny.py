@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from mosaic_gym.data.record import RecordConfig, record
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.worlds.recording import RecordConfig, record
 
 SIZE = (32, 48)
 
 
-def tiny_model(seed: int = 0, capacity: int = 16) -> WorldModel:
-    """A world model of a few thousand random weights, 32x48 frames, non-square pixels."""
+def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) -> WorldModel:
+    """A world model of a few thousand random weights, non-square pixels."""
     torch.manual_seed(seed)
     codec = LinearCodec(channels=24, stride=8)
-    codec.fit(torch.rand(40, 4, 3, *SIZE) * 2 - 1)
+    codec.fit(torch.rand(40, 4, 3, *size) * 2 - 1)
     transformer = MosaicTransformer3DModel(
         latent_channels=24,
         num_attention_heads=1,
@@ -35,9 +35,9 @@ def tiny_model(seed: int = 0, capacity: int = 16) -> WorldModel:
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
     settings = WorldSettings(
-        height=SIZE[0],
-        width=SIZE[1],
-        image_from_camera=((32.0, 0.0, 24.0), (0.0, 25.6, 16.0), (0.0, 0.0, 1.0)),
+        height=size[0],
+        width=size[1],
+        image_from_camera=((32.0, 0.0, size[1] / 2), (0.0, 25.6, size[0] / 2), (0.0, 0.0, 1.0)),
         control=asdict(Control()),
         max_patches=8,
         capacity=capacity,
@@ -49,7 +49,7 @@ def tiny_model(seed: int = 0, capacity: int = 16) -> WorldModel:
         ByteTextEncoder(width=16, length=96, outputs=2),
         ConvDepth(widths=(8, 8, 16)),
         FlowMatchEulerDiscreteScheduler(),
-        torch.randint(0, 256, (3, *SIZE, 3), dtype=torch.uint8),
+        torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8),
         ("a room", "a hall", "a wall close ahead"),
     )
 

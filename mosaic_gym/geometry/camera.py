@@ -12,10 +12,13 @@ Legend of shape comments in the whole package: `b` batch, `t` latent frames, `f`
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def rescale_intrinsics(image_from_camera: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def rescale_intrinsics(
+    image_from_camera: Float[Tensor, "... 3 3"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "... 3 3"]:
     """K for the same view on another grid.
 
     Args:
@@ -26,7 +29,7 @@ def rescale_intrinsics(image_from_camera: Tensor, old: tuple[int, int], new: tup
     return image_from_camera * scale[:, None]
 
 
-def invert_pose(b_from_a: Tensor) -> Tensor:
+def invert_pose(b_from_a: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 4 4"]:
     """a_from_b `[..., 4, 4]` of a rigid transform, exactly orthogonal where the input is."""
     rotation = b_from_a[..., :3, :3].transpose(-1, -2)
     translation = -(rotation @ b_from_a[..., :3, 3:])
@@ -37,7 +40,7 @@ def invert_pose(b_from_a: Tensor) -> Tensor:
     return inverse
 
 
-def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
+def cell_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
     """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5)."""
     v = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
     u = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
@@ -45,7 +48,9 @@ def cell_centres(height: int, width: int, like: Tensor) -> Tensor:
     return torch.stack([grid_u, grid_v], dim=-1)
 
 
-def unproject(depth_m: Tensor, image_from_camera: Tensor) -> Tensor:
+def unproject(
+    depth_m: Float[Tensor, "... h w"], image_from_camera: Float[Tensor, "... 3 3"]
+) -> Float[Tensor, "... h w 3"]:
     """Points `[..., h, w, 3]` in the camera's axes, metres, one for each cell centre.
 
     Args:
@@ -60,12 +65,14 @@ def unproject(depth_m: Tensor, image_from_camera: Tensor) -> Tensor:
     return torch.cat([slopes * depth_m[..., None], depth_m[..., None]], dim=-1)
 
 
-def transform(b_from_a: Tensor, points_m: Tensor) -> Tensor:
+def transform(b_from_a: Float[Tensor, "... 4 4"], points_m: Float[Tensor, "... n 3"]) -> Float[Tensor, "... n 3"]:
     """Points `[..., n, 3]` carried by `b_from_a` `[..., 4, 4]`."""
     return points_m @ b_from_a[..., :3, :3].transpose(-1, -2) + b_from_a[..., None, :3, 3]
 
 
-def project(points_m: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor]:
+def project(
+    points_m: Float[Tensor, "... n 3"], image_from_camera: Float[Tensor, "... 3 3"]
+) -> tuple[Float[Tensor, "... n 2"], Float[Tensor, "... n"]]:
     """Where points in the camera's axes land.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
@@ -53,7 +54,7 @@ class Keyframe:
         return replace(self, alive=self.alive & chosen)
 
 
-def median_per_cell(depth_m: Tensor, grid: tuple[int, int]) -> Tensor:
+def median_per_cell(depth_m: Float[Tensor, "... H W"], grid: tuple[int, int]) -> Float[Tensor, "... h w"]:
     """`[h, w]` depth on a coarser grid: the (lower) median of each cell, so no edge is interpolated across."""
     height, width = grid
     rows, columns = depth_m.shape[-2] // height, depth_m.shape[-1] // width
@@ -64,11 +65,11 @@ def median_per_cell(depth_m: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def lift(
-    latent: Tensor,
-    depth_m: Tensor,
-    world_from_camera: Tensor,
-    image_from_camera: Tensor,
-    generation: Tensor,
+    latent: Float[Tensor, "c h w"],
+    depth_m: Float[Tensor, "H W"],
+    world_from_camera: Float[Tensor, "4 4 4"],
+    image_from_camera: Float[Tensor, "3 3"],
+    generation: Float[Tensor, "h w"],
     step: int,
 ) -> Keyframe:
     """Lifts one latent frame into patches in the world (MosaicMem, the lifting of Sec. 3).

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
@@ -51,8 +52,11 @@ WARPED_FIELDS = tuple(field.name for field in fields(Warped))
 
 
 def splat_depth(
-    depth_m: Tensor, alive: Tensor, target_from_source: Tensor, image_from_camera: Tensor
-) -> Tensor:
+    depth_m: Float[Tensor, "b s H W"],
+    alive: Bool[Tensor, "b s H W"],
+    target_from_source: Float[Tensor, "b f s 4 4"],
+    image_from_camera: Float[Tensor, "b 3 3"],
+) -> Float[Tensor, "b f s H W"]:
     """Each source's surface seen from the targets: a z-buffer a source, `[b, f, s, H, W]`, metres, inf where empty.
 
     The nearest point wins, so the result does not depend on their order.
@@ -78,7 +82,9 @@ def splat_depth(
     return _close_gaps(_close_gaps(buffer))
 
 
-def choose_surface(splatted_m: Tensor, cost: Tensor) -> Tensor:
+def choose_surface(
+    splatted_m: Float[Tensor, "b f s H W"], cost: Float[Tensor, "b f s H W"]
+) -> Float[Tensor, "b f H W"]:
     """The surface that a target shows, `[b, f, H, W]`, metres, inf where there is none.
 
     Of the surfaces that nothing clearly hides, that of the cheapest source; ties go to the lower index.
@@ -111,13 +117,13 @@ def same_surface(one_m: Tensor, other_m: Tensor) -> Tensor:
 
 
 def warp_stills(
-    stills: Tensor,
-    depth_m: Tensor,
-    generation: Tensor,
-    alive: Tensor,
-    world_from_source: Tensor,
-    world_from_target: Tensor,
-    image_from_camera: Tensor,
+    stills: Float[Tensor, "b s c H W"],
+    depth_m: Float[Tensor, "b s H W"],
+    generation: Float[Tensor, "b s H W"],
+    alive: Bool[Tensor, "b s H W"],
+    world_from_source: Float[Tensor, "b s 4 4"],
+    world_from_target: Float[Tensor, "b f 4 4"],
+    image_from_camera: Float[Tensor, "b 3 3"],
     sharpness: float = 3.0,
 ) -> Warped:
     """Carries the stills of `s` sources into `f` target cameras and blends what agrees.
@@ -208,7 +214,9 @@ def source_cost(target_m: Tensor, source_m: Tensor, generation: Tensor, target_f
     return scale + 0.5 * angle + PARALLAX_COST * baseline_m / surface_m + 0.3 * generation
 
 
-def fill_holes(stills: Tensor, covered: Tensor) -> Tensor:
+def fill_holes(
+    stills: Float[Tensor, "... c H W"], covered: Bool[Tensor, "... H W"]
+) -> Float[Tensor, "... c H W"]:
     """Smoothly continues covered values into the holes (push-pull over an image pyramid).
 
     Args:

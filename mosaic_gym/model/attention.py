@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention
+from jaxtyping import Float
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import invert_pose
 
 
 def lifted_projection(
-    camera_from_world: Tensor, image_from_camera: Tensor, size: tuple[int, int], metres_per_unit: float
-) -> tuple[Tensor, Tensor]:
+    camera_from_world: Float[Tensor, "... 4 4"],
+    image_from_camera: Float[Tensor, "... 3 3"],
+    size: tuple[int, int],
+    metres_per_unit: float,
+) -> tuple[Float[Tensor, "... 4 4"], Float[Tensor, "... 4 4"]]:
     """PRoPE's P = lift(K) T and its inverse, each `[..., 4, 4]`.
 
     K is normalised: focal lengths over the image size, principal point relative to the centre.
@@ -48,7 +52,9 @@ def lifted_projection(
     return lift @ scaled, invert_pose(scaled) @ unlift
 
 
-def rotary_angles(coordinates: Tensor, dimensions: int, theta: float) -> Tensor:
+def rotary_angles(
+    coordinates: Float[Tensor, "b n 3"], dimensions: int, theta: float
+) -> Float[Tensor, "b n half"]:
     """Angles `[b, n, dimensions / 2]` at real-valued (t, v, u) coordinates `[b, n, 3]`, split as Wan splits them."""
     spatial = 2 * (dimensions // 6)
     angles = []

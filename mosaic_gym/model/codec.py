@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
@@ -61,7 +62,7 @@ class LinearCodec(ModelMixin, ConfigMixin):
         blocks = frames.view(b, f, c, height // s, s, width // s, s)
         return blocks.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Float[Tensor, "b f 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Latents `[b, c, h, w]` of frames `[b, 4, 3, H, W]` in [-1, 1].
 
         Raises:
@@ -75,15 +76,15 @@ class LinearCodec(ModelMixin, ConfigMixin):
         coordinates = (self._blocks(frames) - self.mean) @ self.components.T
         return (coordinates / self.scale).permute(0, 3, 1, 2)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 4 3 H W"]:
         """Frames `[b, 4, 3, H, W]`, nominally in [-1, 1] and not clipped, of latents `[b, c, h, w]`."""
         return self._decode(latents, slice(0, FRAMES_PER_STEP))
 
-    def still(self, latents: Tensor) -> Tensor:
+    def still(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """The last frame `[b, 3, H, W]` of latents `[b, c, h, w]`."""
         return self._decode(latents, slice(FRAMES_PER_STEP - 1, FRAMES_PER_STEP))[:, 0]
 
-    def from_stills(self, stills: Tensor) -> Tensor:
+    def from_stills(self, stills: Float[Tensor, "b 4 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Latents `[b, c, h, w]` of four stills `[b, 4, 3, H, W]`."""
         return self.encode(stills)
 

@@ -88,6 +88,9 @@ class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
         )
         for block in self.blocks:
             block.attn1.processor = MosaicAttnProcessor()
+            # Wan's gates begin near zero, and at any sane rate take a thousand steps to open; ours begin open.
+            block.scale_shift_table.data.zero_()
+            block.scale_shift_table.data[:, [2, 5]] = 1.0
         self.norm_out = FP32LayerNorm(width, 1e-6, elementwise_affine=False)
         self.proj_out = nn.Linear(width, latent_channels * patch_size[0] * patch_size[1])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)

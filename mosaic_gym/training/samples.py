@@ -68,7 +68,7 @@ class MemoryMix:
     """
 
     forget: float = 0.1
-    last_only: float = 0.15
+    last_only: float = 0.25
     most: int = 24
     worn: float = 0.3
 

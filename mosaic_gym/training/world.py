@@ -46,7 +46,7 @@ class Config:
     """Optimiser steps of the whole run, instead of minutes."""
     batch: int = 12
     """Samples in a batch."""
-    learning_rate: float = 8e-4
+    learning_rate: float = 1.2e-3
     """The peak."""
     layers: int = 4
     """Transformer blocks."""
@@ -54,9 +54,9 @@ class Config:
     """Attention heads of 64 numbers each; the network's width is 64 times this."""
     ffn: int = 768
     """Width of the blocks' feed-forward part."""
-    dream: float = 0.25
+    dream: float = 0.1
     """Share of batches whose last one to three steps before the target are the model's own dream."""
-    noise_only: float = 0.8
+    noise_only: float = 0.85
     """Share of samples at full noise, where one-step sampling begins; the rest are spread over all levels."""
     empty_prompt: float = 0.1
     """Share of samples whose prompt is empty."""
@@ -103,7 +103,7 @@ def latent_loss(predicted: Tensor, true: Tensor, scale: Tensor, numbers: int) ->
     well-remembered view the same say as one that nobody could know.
     """
     error = ((predicted - true) * scale[:, None, None]).square().sum(1).mean((-2, -1)) / numbers
-    return torch.log(error + 2e-4).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
+    return torch.log(error + 5e-4).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
 
 
 def dream_ahead(

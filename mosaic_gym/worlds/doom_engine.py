@@ -8,6 +8,7 @@ over 32, and a heading of 90 degrees is our yaw 0.
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.Do
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
     if name.startswith("freedoom"):
         game.set_doom_map((map_name or ("E1M1" if name == "freedoom1" else "MAP01")).lower())
+    # Else the engine leaves its settings in whatever folder it is started from.
+    game.set_doom_config_path(str(Path(tempfile.gettempdir()) / "mosaic_gym_vizdoom.ini"))
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{crop.engine_width}X{crop.engine_height}"))

@@ -6,7 +6,7 @@ import torch
 
 from mosaic_gym.data.captions import MAX_BYTES
 from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
-from mosaic_gym.data.record import RecordConfig, record
+from mosaic_gym.worlds.recording import RecordConfig, record
 
 CONFIG = RecordConfig(episodes=10, steps_per_episode=30, height=48, width=64, workers=1)
 

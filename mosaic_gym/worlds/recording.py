@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -13,11 +13,8 @@ from tqdm import tqdm
 from mosaic_gym.data.captions import caption
 from mosaic_gym.data.episodes import episode_folder, write_episode
 from mosaic_gym.data.explore import Explorer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.protocol import Start
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,6 @@ class RecordConfig:
 
 def record_episode(world: DoomWorld, config: RecordConfig, seed: int) -> Path:
     """Records the episode of one seed, the same one each time."""
-    from mosaic_gym.worlds.protocol import Start
-
     state, view = world.start(Start(seed=seed))
     explorer = Explorer(world, state, view, config.steps_per_episode, np.random.default_rng(seed))
     explorer.explore()
@@ -54,8 +49,6 @@ def record_episode(world: DoomWorld, config: RecordConfig, seed: int) -> Path:
 
 
 def _work(config: RecordConfig, seeds: list[int], finished: Callable[[int], None]) -> None:
-    from mosaic_gym.worlds.doom import DoomWorld
-
     world = DoomWorld(config.scenario, config.height, config.width, timeout_tics=0)
     for seed in seeds:
         record_episode(world, config, seed)

@@ -1,0 +1,123 @@
+"""The benchmark's parts against obvious answers, its paths, and the mechanism it is there to show."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mosaic_gym.evaluation.metrics import SSIM_SIGMA, SSIM_WINDOW, decibels, interval, squared_error, ssim_map
+from mosaic_gym.evaluation.paths import AWAY_SHARE, AWAY_STEPS, Seen, ahead_path, outward_frame, return_path, seeds
+from mosaic_gym.evaluation.report import save_video, sheet
+from mosaic_gym.evaluation.revisit import GOALS, Config, collect, evaluate
+from mosaic_gym.evaluation.rollout import Arms, measure_ahead, measure_return
+from mosaic_gym.geometry.control import FRAMES_PER_STEP
+from mosaic_gym.model.checkpoints import WorldModel
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def shipped() -> WorldModel:
+    return WorldModel.from_pretrained("doom-tiny").to("cpu")
+
+
+@pytest.fixture(scope="module")
+def path(shipped):
+    return collect(return_path, 1, shipped.settings)[0]
+
+
+def test_psnr_of_a_known_error():
+    black, grey = np.zeros((2, 4, 5, 3), np.uint8), np.full((2, 4, 5, 3), 16, np.uint8)
+    assert squared_error(black, grey).shape == (2, 4, 5)
+    assert decibels(squared_error(black, grey).mean()) == pytest.approx(20 * np.log10(255 / 16))
+
+
+def test_ssim_agrees_with_a_loop():
+    rng = np.random.default_rng(0)
+    one = rng.integers(0, 256, (1, 12, 15, 3), dtype=np.uint8)
+    other = np.clip(one.astype(int) + rng.integers(-40, 40, one.shape), 0, 255).astype(np.uint8)
+    fast = ssim_map(one, other)[0]
+    half = SSIM_WINDOW // 2
+    line = np.exp(-((np.arange(SSIM_WINDOW) - half) ** 2) / (2 * SSIM_SIGMA**2))
+    window = np.outer(line, line) / np.outer(line, line).sum()
+    for row, column in ((5, 6), (6, 9)):
+        slow = []
+        for colour in range(3):
+            cut = (slice(row - half, row + half + 1), slice(column - half, column + half + 1), colour)
+            x, y = one[0][cut] / 255.0, other[0][cut] / 255.0
+            mx, my = (window * x).sum(), (window * y).sum()
+            vx, vy = (window * x**2).sum() - mx**2, (window * y**2).sum() - my**2
+            cov = (window * x * y).sum() - mx * my
+            slow.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+        assert fast[row, column] == pytest.approx(np.mean(slow), abs=1e-9)
+    assert ssim_map(one, one).min() == pytest.approx(1.0)
+
+
+def test_intervals_hold_the_mean_and_narrow_with_more_paths():
+    rng = np.random.default_rng(0)
+    few, many = interval(rng.normal(5, 1, 10)), interval(rng.normal(5, 1, 1000))
+    assert few["low"] < few["value"] < few["high"]
+    assert many["high"] - many["low"] < few["high"] - few["low"]
+
+
+def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(path):
+    seen = Seen(list(path.views[: path.history]))
+    shares = [seen.mask(view, instants=(3,)).mean() for view in path.views]
+    away = [share <= AWAY_SHARE for share in shares[path.history : path.back]]
+    longest = max(len(run) for run in "".join("x" if one else " " for one in away).split())
+    assert longest >= AWAY_STEPS
+    assert min(shares[: path.history]) > 0.95 and shares[-1] > 0.5
+    assert len(path.views) == path.history + 2 * path.out
+    for frame in range(path.out * FRAMES_PER_STEP):
+        step, instant = outward_frame(path, frame)
+        back, back_instant = divmod(frame, FRAMES_PER_STEP)
+        there, here = path.views[step], path.views[path.back + back]
+        assert np.abs(there.world_from_camera[instant] - here.world_from_camera[back_instant]).max() < 0.01
+    assert next(seeds()) % 10 == 9
+
+
+def test_memory_on_beats_memory_off_by_a_margin(shipped, path):
+    arms = Arms(shipped)
+    state = arms.after_history(path)
+    shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ("memory", "off")}
+    measured = {arm: measure_return(path, frames) for arm, frames in shown.items()}
+    assert measured["memory"]["engine"] > measured["off"]["engine"] + 3.0
+    assert measured["memory"]["ssim"] > measured["off"]["ssim"] + 0.1
+
+
+def test_the_true_frames_are_a_perfect_return(path):
+    perfect = np.stack([view.frames for view in path.views[path.history :]])
+    measured = measure_return(path, perfect)
+    assert measured["engine"] > 70 and measured["ssim"] > 0.999
+    assert measured["self"] > 30
+
+
+def test_arms_differ_in_what_they_may_know():
+    model = tiny_model(size=(48, 64))
+    path = collect(ahead_path, 1, model.settings)[0]
+    arms = Arms(model)
+    state = arms.after_history(path)
+    shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ("memory", "off", "last", "warp")}
+    assert all(frames.shape == (1, 4, 48, 64, 3) for frames in shown.values())
+    assert len({frames.tobytes() for frames in shown.values()}) == 4
+    assert 0 < measure_ahead(path, shown["memory"])["psnr"] < 60
+
+
+def test_the_command_writes_every_named_figure(tmp_path):
+    tiny_model(size=(64, 64)).save_pretrained(tmp_path / "tiny")
+    evaluate(Config(str(tmp_path / "tiny"), paths=2, json=tmp_path / "f.json", out=tmp_path / "sheets", workers=1))
+    told = json.loads((tmp_path / "f.json").read_text())
+    assert set(told["figures"]) == set(GOALS)
+    assert all({"value", "low", "high", "goal"} <= set(figure) for figure in told["figures"].values())
+    assert list((tmp_path / "sheets").glob("*.png"))
+    with pytest.raises(ValueError, match="at least 2 paths"):
+        evaluate(Config(paths=1))
+
+
+def test_pictures_show_every_arm_and_the_video_plays(path, tmp_path):
+    import imageio.v2 as imageio
+
+    true = np.stack([view.frames for view in path.views])
+    picture = sheet(path, {"memory": true[path.history :], "off": true[path.history :]}, columns=4)
+    assert picture.dtype == np.uint8 and picture.shape[1] == 4 * (2 * 64 + 2)
+    video = save_video(tmp_path / "v.mp4", path, [("one", true), ("two", true)], times=2)
+    assert len(imageio.mimread(video, memtest=False)) == 4 * len(path.views)
