@@ -24,7 +24,7 @@ class Config:
     """Recorded episodes."""
     out: Path = Path("runs/depth")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
-    minutes: float | None = 8.0
+    minutes: float | None = 9.0
     """Wall time of the whole run, earlier pieces included; None with --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""

@@ -94,9 +94,14 @@ class Run:
     def finished(self) -> bool:
         return self.progress >= 1.0
 
+    @property
+    def seed(self) -> int:
+        """Of everything random in the present step: the same after a resume, another in every process."""
+        return 1_000_003 * (self.step_index + 1) + self.accelerator.process_index
+
     def generator(self) -> torch.Generator:
-        """The randomness of the present step, on the CPU: the same after a resume."""
-        return torch.Generator().manual_seed(1_000_003 * (self.step_index + 1))
+        """The randomness of the present step, on the CPU."""
+        return torch.Generator().manual_seed(self.seed)
 
     def update(self, loss: torch.Tensor, scalars: dict[str, float] | None = None) -> None:
         """One optimiser step on `loss`, the average, the log, and a checkpoint when it is time."""

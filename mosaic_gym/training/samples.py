@@ -40,16 +40,17 @@ def remember_all(
     store: EpisodeStore, codec: LinearCodec, depth: DepthEstimator, limit: int | None = None
 ) -> list[Remembered]:
     """Encodes and lifts every recorded step once; depth is estimated, because in play it will be."""
-    k = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
+    device = codec.mean.device
+    k = torch.as_tensor(store.image_from_camera, dtype=torch.float32, device=device)
     remembered = []
     count = len(store) if limit is None else min(limit, len(store))
     for index in tqdm(range(count), desc="lifting episodes", unit="episode", mininterval=2.0):
         episode = store.load(index)
-        frames = frames_to_float(episode["frames"][:])
+        frames = frames_to_float(episode["frames"][:].to(device))
         latents = codec.encode(frames)
         depth_m = depth.estimate(codec.decode(latents)[:, -1].clamp(-1, 1), k.expand(len(frames), 3, 3))
-        cameras = episode["world_from_camera"][:].float()
-        true = torch.zeros(latents.shape[-2:])
+        cameras = episode["world_from_camera"][:].float().to(device)
+        true = torch.zeros(latents.shape[-2:], device=device)
         keyframes = [
             lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i) for i in range(len(latents))
         ]
@@ -68,7 +69,7 @@ class MemoryMix:
     """
 
     forget: float = 0.1
-    last_only: float = 0.25
+    last_only: float = 0.4
     most: int = 24
     worn: float = 0.3
 
@@ -99,7 +100,7 @@ def draw_state(
         chosen = [worn(keyframe, wear, rng) for keyframe in chosen]
         history = worn(past[-1], wear, rng).latent
     return WorldState(
-        pose=Pose(past[-1].world_from_still.double().numpy()),
+        pose=Pose(past[-1].world_from_still.double().cpu().numpy()),
         history=history[None],
         history_cameras=past[-1].world_from_camera[None],
         memory=MosaicMemory(tuple(chosen)),
@@ -116,8 +117,9 @@ def worn(keyframe: Keyframe, wear: float, rng: np.random.Generator) -> Keyframe:
     Components are sorted by loudness, so fading the later ones is a blur.
     """
     channels = keyframe.latent.shape[0]
-    fade = 1.0 - wear * float(rng.uniform(0.3, 1.0)) * torch.linspace(0.0, 1.0, channels).sqrt()
+    ramp = torch.linspace(0.0, 1.0, channels, device=keyframe.latent.device).sqrt()
+    fade = 1.0 - wear * float(rng.uniform(0.3, 1.0)) * ramp
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(keyframe.latent.shape, generator=generator) * (0.15 * wear)
-    latent = keyframe.latent * fade[:, None, None] + noise
+    latent = keyframe.latent * fade[:, None, None] + noise.to(keyframe.latent.device)
     return replace(keyframe, latent=latent, generation=torch.full_like(keyframe.generation, float(rng.integers(1, 4))))
