@@ -21,10 +21,18 @@ from mosaic_gym.worlds.protocol import Start, View
 
 FIRST_SEED = 1_000_009
 AWAY_STEPS = 16
-"""Steps (64 frames) that a return path stays away from all that its history saw."""
+"""Steps (64 frames) on end that a return path stays away from all that its history saw."""
 AWAY_SHARE = 0.02
 """A view is away while at most this share of its pixels shows a place that the history saw."""
-LONGEST_WAY_OUT = 48
+LONGEST_WAY_OUT = 40
+OPEN_M = 1.5
+"""A history looks at a place, not at a wall before its nose: half of what each of its views shows is farther."""
+CLEAR_M = 3.0
+"""A way out is begun towards where at least so much is free."""
+WALKED_M = 2.0
+"""A way out leads at least so far from where the history looked around; turning on the spot is not leaving."""
+STRIDE_STEPS = 6
+"""Steps walked before the way out is judged again; the explorer may change its mind about a side between them."""
 UNTRUE_M = 0.01
 """A return whose poses miss the outward ones by more than this is thrown away."""
 
@@ -80,7 +88,8 @@ def ahead_path(world: DoomWorld, seed: int) -> Path | None:
 def return_path(world: DoomWorld, seed: int) -> Path | None:
     """Look around somewhere, leave all of it for at least 16 steps, and retrace the way back.
 
-    None if the seed's walk does not leave within `LONGEST_WAY_OUT` steps, or walls kept the body off its way back.
+    None if there is no open view to remember, the seed's walk does not leave within `LONGEST_WAY_OUT` steps, or
+    walls kept the body off its way back.
     """
     rng = np.random.default_rng(seed)
     state, view = world.start(Start(seed=seed))
@@ -89,23 +98,27 @@ def return_path(world: DoomWorld, seed: int) -> Path | None:
     explorer.wander(int(rng.integers(6, 20)))
     for _ in range(12):
         explorer.act(0.0, 0.0, 0.0)
+    side = float(rng.choice([-1.0, 1.0]))
+    looking = int(rng.integers(4, 8))
+    if not _find_open_sector(explorer, -side, looking):
+        return None
     first = len(explorer.views) - 1
     # 2. The history: a look to one side and back.
-    side = float(rng.choice([-1.0, 1.0]))
-    sweep_rad = float(rng.uniform(0.6, 1.2))
-    explorer.turn(side * sweep_rad)
-    explorer.turn(-side * sweep_rad)
+    sweep_rad = side * looking * _step_rad(explorer)
+    explorer.turn(sweep_rad)
+    explorer.turn(-sweep_rad)
     history = len(explorer.views) - first
     # 3. Out: away from where it looked, and off, until nothing of it has been in view for long enough.
-    explorer.turn(-side * float(rng.uniform(1.8, 2.6)))
-    seen = Seen(explorer.views[first : first + history])
-    while not explorer.done and _away(seen, explorer.views[first + history :]) < AWAY_STEPS:
-        if len(explorer.views) - first - history > LONGEST_WAY_OUT:
+    seen = Seen(explorer.views[first:])
+    explorer.turn(-side * float(rng.uniform(1.4, 2.2)))
+    _face_a_clear_way(explorer, -side)
+    while not explorer.done and not _has_left(seen, explorer.views[first:], history):
+        if len(explorer.views) - first - history + STRIDE_STEPS + STOPPING_STEPS > LONGEST_WAY_OUT:
             return None
-        explorer.wander(2, careful=True)
-    out = len(explorer.views) - first - history
-    if explorer.done or out < AWAY_STEPS:
+        explorer.wander(STRIDE_STEPS, careful=True)
+    if explorer.done:
         return None
+    out = len(explorer.views) - first - history
     # 4. Back over the same poses, frame by frame; coming to rest belongs to the way out.
     out += STOPPING_STEPS
     explorer.retrace(first + history)
@@ -131,6 +144,41 @@ def _largest_miss_m(path: Path) -> float:
         here = path.views[path.back + back_step].world_from_camera[back_instant]
         worst = max(worst, float(np.abs(there - here).max()))
     return worst
+
+
+def _median_depth_m(view: View) -> float:
+    return float(np.median(view.depth_m))
+
+
+def _step_rad(explorer: Explorer) -> float:
+    return FRAMES_PER_STEP * explorer.world.control.turn_rad
+
+
+def _find_open_sector(explorer: Explorer, side: float, steps: int) -> bool:
+    """Turns to a side until all views of the last `steps` turns are open; False if a whole turn shows no such sector."""
+    step_rad, open_views = _step_rad(explorer), 0
+    for _ in range(round(2 * np.pi / step_rad) + steps):
+        open_views = open_views + 1 if _median_depth_m(explorer.views[-1]) >= OPEN_M else 0
+        if open_views > steps:
+            return True
+        explorer.turn(side * step_rad)
+    return False
+
+
+def _face_a_clear_way(explorer: Explorer, side: float) -> None:
+    """Turns on to a side until the horizon ahead is clear, for a quarter turn at most."""
+    for _ in range(round(np.pi / 2 / _step_rad(explorer))):
+        depth_m = explorer.views[-1].depth_m
+        height, width = depth_m.shape
+        if depth_m[height // 2, width // 4 : 3 * width // 4].min() >= CLEAR_M:
+            return
+        explorer.turn(side * _step_rad(explorer))
+
+
+def _has_left(seen: Seen, views: list[View], history: int) -> bool:
+    """Whether the way after the first `history` views is away for long enough, and leads far enough."""
+    walked_m = np.linalg.norm(views[-1].world_from_camera[-1, :3, 3] - views[0].world_from_camera[-1, :3, 3])
+    return bool(walked_m >= WALKED_M) and _away(seen, views[history:]) >= AWAY_STEPS
 
 
 def _away(seen: Seen, views: list[View]) -> int:
