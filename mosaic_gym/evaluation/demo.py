@@ -19,10 +19,18 @@ class Config:
     """Which held-out return path to walk, counted from 0."""
     paths: int = 8
     """Paths of each suite in the table that is printed; the card's table has 50."""
+    workers: int = 2
+    """Processes that measure the table."""
 
 
 def demo(config: Config) -> None:
-    """Writes the video and the contact sheet, and prints the figures measured here beside the card's."""
+    """Writes the video and the contact sheet, and prints the figures measured here beside the card's.
+
+    The card's are read from `figures.json` beside the weights, as `evaluate revisit --json` writes it.
+
+    Raises:
+        ValueError: a negative path, too few paths for an interval, or no worker.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -34,6 +42,8 @@ def demo(config: Config) -> None:
     from mosaic_gym.evaluation.speed import steps_per_second
     from mosaic_gym.model.checkpoints import WorldModel, resolve
 
+    if config.path < 0 or config.paths < 2 or config.workers < 1:
+        raise ValueError("path counts from 0; give at least 2 paths and 1 worker")
     config.out.mkdir(parents=True, exist_ok=True)
     model = WorldModel.from_pretrained(config.checkpoint)
     print("walking a held-out path through the engine")
@@ -53,11 +63,11 @@ def demo(config: Config) -> None:
     video = save_video(config.out / "out_and_back.mp4", path, columns)
     picture = save_sheet(config.out / "contact_sheet.png", path, shown)
 
-    told = gather(RevisitConfig(checkpoint=config.checkpoint, paths=config.paths))
+    told = gather(RevisitConfig(checkpoint=config.checkpoint, paths=config.paths, workers=config.workers))
     found = figures(told)
     found["steps_per_second"] = steps_per_second(config.checkpoint, steps=40, warm_up=20)
     card = resolve(config.checkpoint) / "figures.json"
-    shipped = json.loads(card.read_text())["figures"] if card.is_file() else None
+    shipped = json.loads(card.read_text()) if card.is_file() else None
     print(f"\nmeasured now on {config.paths} held-out paths a suite (wide intervals); card: the full benchmark")
     print_figures(found, shipped)
     print()

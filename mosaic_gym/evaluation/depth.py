@@ -33,12 +33,18 @@ def relative_errors(model, paths) -> list[float]:
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Prints the figure."""
+    """Prints the figure.
+
+    Raises:
+        ValueError: no path to measure on.
+    """
     from mosaic_gym.evaluation.metrics import interval
     from mosaic_gym.evaluation.paths import ahead_path
     from mosaic_gym.evaluation.revisit import collect
     from mosaic_gym.model.checkpoints import WorldModel
 
+    if config.paths < 1:
+        raise ValueError("give at least 1 path")
     model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
     figure = interval(relative_errors(model, collect(ahead_path, config.paths, model.settings)))
     low, high = 100 * figure["low"], 100 * figure["high"]

@@ -155,7 +155,7 @@ def _step_rad(explorer: Explorer) -> float:
 
 
 def _find_open_sector(explorer: Explorer, side: float, steps: int) -> bool:
-    """Turns to a side until all views of the last `steps` turns are open; False if a whole turn shows no such sector."""
+    """Turns to a side until the last `steps` turns showed open views only; False if a whole turn has no such."""
     step_rad, open_views = _step_rad(explorer), 0
     for _ in range(round(2 * np.pi / step_rad) + steps):
         open_views = open_views + 1 if _median_depth_m(explorer.views[-1]) >= OPEN_M else 0

@@ -26,6 +26,7 @@ GOALS = {
     "gain_ahead_over_warp": (1.5, "the same, gain over the warp alone, dB"),
     "psnr_return_engine": (24.0, "return against the engine, dB"),
     "gain_return_engine_over_off": (5.0, "the same, gain over memory off, dB"),
+    "gain_return_engine_over_warp": (0.0, "the same, gain over the warp alone, dB"),
     "psnr_return_self": (25.0, "return against its own outward frames, dB"),
     "gain_return_self_over_off": (6.0, "the same, gain over memory off, dB"),
     "ssim_return_engine": (0.6, "SSIM of the return"),
@@ -50,7 +51,7 @@ class Config:
     out: FilePath | None = None
     """A folder for a contact sheet of the first return paths."""
     workers: int = 2
-    """Processes, one thread each."""
+    """Processes, one thread each; 1 runs in this process, with as many threads as torch likes."""
 
 
 def collect(
@@ -74,8 +75,8 @@ def collect(
     return paths
 
 
-def run_part(config: Config, part: int, parts: int, queue: Any) -> dict[str, Any]:
-    """One worker's share of both suites: per-path figures of every arm."""
+def run_part(config: Config, part: int, parts: int, advance: Callable[[int], Any]) -> dict[str, Any]:
+    """One worker's share of both suites: per-path figures of every arm. `advance(1)` is called after each path."""
     import torch
 
     from mosaic_gym.evaluation.depth import relative_errors
@@ -88,15 +89,16 @@ def run_part(config: Config, part: int, parts: int, queue: Any) -> dict[str, Any
     model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
     arms = Arms(model, config.denoising_steps)
     count = len(range(part, config.paths, parts))
-    told: dict[str, Any] = {"ahead": [], "return": [], "depth": [], "seeds": [], "sheets": []}
+    told: dict[str, Any] = {"ahead": [], "return": [], "depth": [], "seeds_ahead": [], "seeds_return": [], "sheets": []}
     paths = collect(ahead_path, count, model.settings, part, parts)
+    told["seeds_ahead"] = [path.seed for path in paths]
     told["depth"] = relative_errors(model, paths)
     for path in paths:
         state = arms.after_history(path)
         told["ahead"].append({arm: measure_ahead(path, arms.dream(arm, [state], [path])[0]) for arm in ARMS})
-        queue.put(1)
+        advance(1)
     paths = collect(return_path, count, model.settings, part, parts)
-    told["seeds"] = [path.seed for path in paths]
+    told["seeds_return"] = [path.seed for path in paths]
     for first in range(0, count, 5):
         group = paths[first : first + 5]
         states = [arms.after_history(path) for path in group]
@@ -105,7 +107,7 @@ def run_part(config: Config, part: int, parts: int, queue: Any) -> dict[str, Any
             told["return"].append({arm: measure_return(path, shown[arm][i]) for arm in ARMS})
             if config.out is not None and first + i < 2:
                 told["sheets"].append((path, {arm: shown[arm][i] for arm in ARMS}))
-            queue.put(1)
+            advance(1)
     return told
 
 
@@ -113,17 +115,21 @@ def gather(config: Config) -> dict[str, Any]:
     """Runs both suites in the workers, with a progress bar, and joins what they found."""
     from tqdm import tqdm
 
+    with tqdm(total=2 * config.paths, desc="paths", unit="path") as bar:
+        told = [run_part(config, 0, 1, bar.update)] if config.workers == 1 else _in_processes(config, bar)
+    return {name: [item for part in told for item in part[name]] for name in told[0]}
+
+
+def _in_processes(config: Config, bar: Any) -> list[dict[str, Any]]:
     context = get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(config.workers, mp_context=context) as pool:
         queue = manager.Queue()
-        parts = [pool.submit(run_part, config, part, config.workers, queue) for part in range(config.workers)]
-        with tqdm(total=2 * config.paths, desc="paths", unit="path") as bar:
-            while wait(parts, timeout=0.3).not_done:
-                while not queue.empty():
-                    bar.update(queue.get())
-            bar.update(2 * config.paths - bar.n)
-        told = [part.result() for part in parts]
-    return {name: [item for part in told for item in part[name]] for name in told[0]}
+        parts = [pool.submit(run_part, config, part, config.workers, queue.put) for part in range(config.workers)]
+        while wait(parts, timeout=0.3).not_done:
+            while not queue.empty():
+                bar.update(queue.get())
+        bar.update(bar.total - bar.n)
+        return [part.result() for part in parts]
 
 
 def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -140,6 +146,7 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
         "gain_ahead_over_warp": over(ahead, "psnr", "memory", "warp"),
         "psnr_return_engine": over(back, "engine", "memory"),
         "gain_return_engine_over_off": over(back, "engine", "memory", "off"),
+        "gain_return_engine_over_warp": over(back, "engine", "memory", "warp"),
         "psnr_return_self": over(back, "self", "memory"),
         "gain_return_self_over_off": over(back, "self", "memory", "off"),
         "ssim_return_engine": over(back, "ssim", "memory"),
@@ -148,20 +155,17 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {name: {**figure, "goal": GOALS[name][0]} for name, figure in found.items()}
 
 
-def arm_table(told: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The mean of every measure, by arm."""
+def arm_table(told: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Every measure with its interval, by arm."""
+    from mosaic_gym.evaluation.metrics import interval
     from mosaic_gym.evaluation.rollout import ARMS
 
     table = {}
     for arm in ARMS:
-        table[arm] = {"ahead": _mean([row[arm]["psnr"] for row in told["ahead"]])}
+        table[arm] = {"ahead": interval([row[arm]["psnr"] for row in told["ahead"]])}
         for name in ("engine", "self", "ssim"):
-            table[arm][f"return_{name}"] = _mean([row[arm][name] for row in told["return"]])
+            table[arm][f"return_{name}"] = interval([row[arm][name] for row in told["return"]])
     return table
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def print_figures(found: dict[str, dict[str, float]], shipped: dict[str, dict[str, float]] | None = None) -> None:
@@ -176,23 +180,31 @@ def print_figures(found: dict[str, dict[str, float]], shipped: dict[str, dict[st
         print(f"{line}  {'met' if met else 'MISSED'}{card}")
 
 
-def print_arms(table: dict[str, dict[str, float]]) -> None:
+def print_arms(table: dict[str, dict[str, dict[str, float]]]) -> None:
     """One line an arm."""
     from mosaic_gym.evaluation.rollout import ARMS
 
     print(f"{'arm':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}")
     for arm, row in table.items():
-        numbers = f"{row['ahead']:10.2f}{row['return_engine']:11.2f}{row['return_self']:9.2f}{row['return_ssim']:7.3f}"
+        ahead, engine, own, ssim = (
+            row[name]["value"] for name in ("ahead", "return_engine", "return_self", "return_ssim")
+        )
+        numbers = f"{ahead:10.2f}{engine:11.2f}{own:9.2f}{ssim:7.3f}"
         print(f"{ARMS[arm]:<28}{numbers}")
 
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Runs the benchmark, prints both tables, and writes what was asked for.
 
+    The JSON holds every figure under its name, as value, low, high and goal, and beside them what made them.
+
     Raises:
-        ValueError: fewer than two paths.
+        ValueError: fewer than two paths, or no worker.
     """
+    import torch
+
     from mosaic_gym.evaluation.speed import steps_per_second
+    from mosaic_gym.model.checkpoints import WorldModel
 
     if config.paths < 2 or config.workers < 1:
         raise ValueError("give at least 2 paths and 1 worker")
@@ -213,7 +225,15 @@ def evaluate(config: Config) -> dict[str, Any]:
             print(f"contact sheet: {save_sheet(config.out / f'return_{path.seed}.png', path, shown)}")
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
-        about = {"checkpoint": config.checkpoint, "paths": config.paths, "return_seeds": told["seeds"]}
-        config.json.write_text(json.dumps({"figures": found, "arms": table, **about}, indent=2) + "\n")
+        about = {
+            "checkpoint": config.checkpoint,
+            "paths": config.paths,
+            "denoising_steps": config.denoising_steps
+            or WorldModel.from_pretrained(config.checkpoint).settings.denoising_steps,
+            "threads": torch.get_num_threads(),
+            "seeds_ahead": sorted(told["seeds_ahead"]),
+            "seeds_return": sorted(told["seeds_return"]),
+        }
+        config.json.write_text(json.dumps({**found, "arms": table, **about}, indent=2) + "\n")
         print(f"figures: {config.json}")
     return {"figures": found, "arms": table}

@@ -79,11 +79,11 @@ def measure_return(path: Path, frames: np.ndarray) -> dict[str, float]:
     for step in range(path.out):
         view = path.views[path.back + step]
         masks = seen.mask(view)
-        error, ssim = squared_error(back[step], view.frames), ssim_map(back[step], view.frames)
+        counted = [instant for instant in range(FRAMES_PER_STEP) if masks[instant].mean() >= LEAST_SHARE]
+        if counted:
+            errors.append(squared_error(back[step, counted], view.frames[counted])[masks[counted]])
+            similar.append(ssim_map(back[step, counted], view.frames[counted])[masks[counted]])
         for instant in range(FRAMES_PER_STEP):
-            if masks[instant].mean() >= LEAST_SHARE:
-                errors.append(error[instant][masks[instant]])
-                similar.append(ssim[instant][masks[instant]])
             out_step, out_instant = outward_frame(path, step * FRAMES_PER_STEP + instant)
             if out_step >= path.history:
                 outward = frames[out_step - path.history, out_instant]

@@ -7,10 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-FIRST_FRAME = (
-    "import gymnasium as gym, mosaic_gym; "
-    "gym.make('MosaicWorld-v0', checkpoint={checkpoint!r}).reset(seed=0)"
-)
+FIRST_FRAME = "import gymnasium as gym, mosaic_gym; gym.make('MosaicWorld-v0', checkpoint={checkpoint!r}).reset(seed=0)"
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,15 @@ def first_frame_s(checkpoint: str) -> float:
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Prints both."""
+    """Prints both.
+
+    Raises:
+        ValueError: no step to time, or a negative warm-up.
+    """
     import torch
 
+    if config.steps < 1 or config.warm_up < 0:
+        raise ValueError("give at least 1 step, and a warm-up of 0 or more")
     rate = steps_per_second(config.checkpoint, config.steps, config.warm_up)
     seconds = first_frame_s(config.checkpoint)
     print(f"steps_per_second: {rate['value']:.1f} (goal >= 20; 5 to 95 %: {rate['low']:.1f} to {rate['high']:.1f})")

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from mosaic_gym.evaluation.metrics import SSIM_SIGMA, SSIM_WINDOW, decibels, interval, squared_error, ssim_map
-from mosaic_gym.evaluation.paths import AWAY_SHARE, AWAY_STEPS, Seen, ahead_path, outward_frame, return_path, seeds
+from mosaic_gym.evaluation.paths import (
+    AWAY_SHARE,
+    AWAY_STEPS,
+    OPEN_M,
+    WALKED_M,
+    Seen,
+    ahead_path,
+    outward_frame,
+    return_path,
+    seeds,
+)
 from mosaic_gym.evaluation.report import save_video, sheet
 from mosaic_gym.evaluation.revisit import GOALS, Config, collect, evaluate
 from mosaic_gym.evaluation.rollout import Arms, measure_ahead, measure_return
@@ -67,6 +77,9 @@ def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(pat
     assert longest >= AWAY_STEPS
     assert min(shares[: path.history]) > 0.95 and shares[-1] > 0.5
     assert len(path.views) == path.history + 2 * path.out
+    assert min(np.median(view.depth_m) for view in path.views[: path.history]) >= OPEN_M
+    eyes = [view.world_from_camera[-1, :3, 3] for view in (path.views[0], path.views[path.back - 1])]
+    assert np.linalg.norm(eyes[1] - eyes[0]) >= WALKED_M
     for frame in range(path.out * FRAMES_PER_STEP):
         step, instant = outward_frame(path, frame)
         back, back_instant = divmod(frame, FRAMES_PER_STEP)
@@ -104,10 +117,16 @@ def test_arms_differ_in_what_they_may_know():
 
 def test_the_command_writes_every_named_figure(tmp_path):
     tiny_model(size=(64, 64)).save_pretrained(tmp_path / "tiny")
-    evaluate(Config(str(tmp_path / "tiny"), paths=2, json=tmp_path / "f.json", out=tmp_path / "sheets", workers=1))
+    evaluate(Config(str(tmp_path / "tiny"), paths=2, json=tmp_path / "f.json", out=tmp_path / "sheets"))
     told = json.loads((tmp_path / "f.json").read_text())
-    assert set(told["figures"]) == set(GOALS)
-    assert all({"value", "low", "high", "goal"} <= set(figure) for figure in told["figures"].values())
+    assert all({"value", "low", "high", "goal"} == set(told[name]) for name in GOALS)
+    assert set(told["arms"]) == {"memory", "off", "last", "warp"}
+    for name, gain in (("memory", "psnr_return_engine"), ("warp", "gain_return_engine_over_warp")):
+        assert told["arms"][name]["return_engine"]["value"] == pytest.approx(
+            told["psnr_return_engine"]["value"] - (told[gain]["value"] if name == "warp" else 0.0)
+        )
+    assert len(told["seeds_ahead"]) == len(told["seeds_return"]) == told["paths"] == 2
+    assert told["denoising_steps"] == 1 and told["threads"] >= 1
     assert list((tmp_path / "sheets").glob("*.png"))
     with pytest.raises(ValueError, match="at least 2 paths"):
         evaluate(Config(paths=1))

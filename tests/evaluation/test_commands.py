@@ -1,0 +1,70 @@
+"""The smaller commands on a tiny checkpoint: what they measure, and what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mosaic_gym.evaluation import demo, depth, speed
+from mosaic_gym.evaluation.metrics import interval
+from mosaic_gym.evaluation.paths import ahead_path
+from mosaic_gym.evaluation.revisit import GOALS, collect
+from tests.tiny import tiny_model
+
+
+class TenthTooFar(torch.nn.Module):
+    """An estimator that is given the engine's depth and adds a tenth to it."""
+
+    def __init__(self, engine_m: list[np.ndarray]):
+        super().__init__()
+        self.engine_m = torch.tensor(np.stack(engine_m))
+
+    def estimate(self, frames: torch.Tensor, image_from_camera: torch.Tensor) -> torch.Tensor:
+        return self.engine_m * 1.1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_model(size=(64, 64)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_depth_error_of_a_known_estimator():
+    model = tiny_model(size=(48, 64))
+    path = collect(ahead_path, 1, model.settings)[0]
+    model.depth = TenthTooFar([view.depth_m for view in path.views])
+    assert depth.relative_errors(model, [path]) == [pytest.approx(0.1, rel=1e-4)]
+
+
+def test_depth_command(checkpoint, capsys):
+    figure = depth.evaluate(depth.Config(checkpoint, paths=2))
+    assert 0 < figure["low"] <= figure["value"] <= figure["high"]
+    assert "depth_median_relative_error" in capsys.readouterr().out
+
+
+def test_speed_is_measured_with_a_memory_that_fills(checkpoint):
+    rate = speed.steps_per_second(checkpoint, steps=10, warm_up=5)
+    assert 0 < rate["low"] <= rate["value"] <= rate["high"]
+
+
+def test_the_demo_leaves_a_video_a_sheet_and_both_tables(checkpoint, tmp_path, capsys):
+    card = {name: {**interval([1.0, 2.0]), "goal": goal} for name, (goal, _) in GOALS.items()}
+    (tmp_path / "card").symlink_to(checkpoint)
+    (tmp_path / "card" / "figures.json").write_text(json.dumps(card))
+    demo.demo(demo.Config(tmp_path / "out", str(tmp_path / "card"), paths=2, workers=1))
+    said = capsys.readouterr().out
+    assert "on 2 held-out paths" in said and said.count("card: 1.500") == len(GOALS)
+    assert (tmp_path / "out" / "out_and_back.mp4").stat().st_size > 10_000
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+
+
+def test_counts_that_measure_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least 1 step"):
+        speed.evaluate(speed.Config(steps=0))
+    with pytest.raises(ValueError, match="at least 1 path"):
+        depth.evaluate(depth.Config(paths=0))
+    for config in (demo.Config(path=-1), demo.Config(paths=1)):
+        with pytest.raises(ValueError, match="counts from 0"):
+            demo.demo(config)
