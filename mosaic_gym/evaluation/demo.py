@@ -17,7 +17,7 @@ class Config:
     """A shipped checkpoint, or a folder."""
     path: int = 0
     """Which held-out return path to walk, counted from 0."""
-    paths: int = 8
+    paths: int = 4
     """Paths of each suite in the table that is printed; the card's table has 50."""
     workers: int = 2
     """Processes that measure the table."""
@@ -32,6 +32,7 @@ def demo(config: Config) -> None:
         ValueError: a negative path, too few paths for an interval, or no worker.
     """
     import numpy as np
+    import torch
     from tqdm import tqdm
 
     from mosaic_gym.evaluation.paths import return_path
@@ -48,11 +49,15 @@ def demo(config: Config) -> None:
     model = WorldModel.from_pretrained(config.checkpoint)
     print("walking a held-out path through the engine")
     path = collect(return_path, config.path + 1, model.settings)[config.path]
+    # One path alone is many small operations: a second thread only waits for the first.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     arms = Arms(model)
     state = arms.after_history(path)
     shown = {}
     for arm in tqdm(ARMS, desc="dreaming", unit="arm"):
         shown[arm] = arms.dream(arm, [state], [path])[0]
+    torch.set_num_threads(threads)
     true = np.stack([view.frames for view in path.views])
     history = true[: path.history]
     columns = [
