@@ -25,5 +25,10 @@ __all__ = [
     "pose_at",
 ]
 
-_register("MosaicWorld-v0", entry_point="mosaic_gym.envs.mosaic_env:make_dream", max_episode_steps=256)
+_register(
+    "MosaicWorld-v0",
+    entry_point="mosaic_gym.envs.mosaic_env:make_dream",
+    vector_entry_point="mosaic_gym.envs.vector_env:make_dreams",
+    max_episode_steps=256,
+)
 _register("MosaicWorldReal-v0", entry_point="mosaic_gym.envs.mosaic_env:make_real", max_episode_steps=256)

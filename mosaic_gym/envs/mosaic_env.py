@@ -7,15 +7,19 @@ the same environment, over the learned world and over the engine.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from mosaic_gym.envs import snapshot as snapshots
+from mosaic_gym.envs.episode import Episode, Rules, advance, begin
 from mosaic_gym.envs.options import OPTIONS, check_options
+from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
-from mosaic_gym.envs.tasks import TASKS, Task
+from mosaic_gym.envs.tasks import Task, make_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.worlds.protocol import Start, State, View, World
@@ -35,14 +39,14 @@ class WorldEnv(gym.Env):
         world: learned or true; closed by `close()`.
         action_space: `discrete` or `continuous`, see `make_action_space`.
         observation: `image` or `dict`, see `make_observation_space`.
-        task: reward and termination; None explores.
+        task: scene, reward and termination, by name or as an object.
+        rules: when an episode is truncated; None never (Gymnasium's TimeLimit may still).
         options: the reset options this world can honour.
         prompt: text that conditions every episode which `options["prompt"]` does not.
         render_mode: `rgb_array` (the last frame), `human` (a window, all four frames) or None.
 
     Attributes:
-        state: the world's state, None before the first reset.
-        view: all four frames, depth and cameras of the last step, None before the first reset.
+        episode: the present, a value; None before the first reset.
     """
 
     metadata: ClassVar[dict[str, Any]] = {
@@ -56,26 +60,33 @@ class WorldEnv(gym.Env):
         *,
         action_space: str = "discrete",
         observation: str = "image",
-        task: Task | None = None,
+        task: str | Task = "explore",
+        rules: Rules = Rules(),
         options: Collection[str] = OPTIONS,
         prompt: str | None = None,
         render_mode: str | None = None,
     ) -> None:
-        _check_faces(action_space, observation, render_mode)
+        self.task = make_task(task)
+        check_faces(action_space, observation, render_mode, self.task)
         self.world = world
+        self.rules = rules
         self.action_space = make_action_space(action_space)
         self.observation_space = make_observation_space(observation, world.height, world.width)
-        self.task = TASKS["explore"]() if task is None else task
-        # A goal that no observation shows would be an option without effect.
-        self.options = tuple(key for key in options if key != "goal" or observation == "dict")
+        self.options = honoured(options, observation, self.task)
         self.prompt = prompt
         self.render_mode = render_mode
-        self.state: State | None = None
-        self.view: View | None = None
-        self._progress: Any = None
-        self._goal: np.ndarray | None = None
-        self._ended = False
+        self.episode: Episode | None = None
         self._window: Window | None = None
+
+    @property
+    def state(self) -> State | None:
+        """The world's state, None before the first reset."""
+        return self.episode and self.episode.state
+
+    @property
+    def view(self) -> View | None:
+        """All four frames, depth and cameras of the last step, None before the first reset."""
+        return self.episode and self.episode.view
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode; what `options` leaves open is drawn from the seed.
@@ -87,33 +98,66 @@ class WorldEnv(gym.Env):
         """
         asked = check_options(options or {}, self.options, self.world.height, self.world.width)
         super().reset(seed=seed)
-        start = Start(
-            seed=int(self.np_random.integers(2**31)) if seed is None else int(seed),
-            image=asked.get("image"),
-            world_from_camera=asked.get("pose"),
-            prompt=asked.get("prompt", self.prompt),
-            memory=asked.get("memory"),
-        )
-        self.state, self.view = self.world.start(start)
-        self._goal = asked.get("goal", self.view.frames[-1].copy())
-        self._progress = self.task.begin(self.view)
-        self._ended = False
+        start = start_of(asked, seed, self.np_random, self.prompt)
+        (self.episode,) = begin(self.world, self.task, [start], [asked.get("goal")])
         self._show()
-        return self._observe()
+        return observe(self.observation_space, self.view, self.episode.goal), self.episode.info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Four video frames further. A bad action raises ValueError and leaves everything as it was."""
-        if self.state is None or self._ended:
-            why = "the episode has ended" if self._ended else "no episode has begun"
+        if self.episode is None or self.episode.ended:
+            why = "the episode has ended" if self.episode else "no episode has begun"
             raise ResetNeeded(f"cannot step, {why}: call reset() first")
         thrust = thrust_of(self.action_space, action)
-        (self.state,), (self.view,) = self.world.step([self.state], thrust[None])
-        judgement = self.task.judge(self._progress, self.view)
-        self._progress = judgement.progress
-        self._ended = bool(judgement.terminated or self.view.terminated)
+        (self.episode,) = advance(self.world, self.task, self.rules, [self.episode], thrust[None])
         self._show()
-        observation, info = self._observe()
-        return observation, float(judgement.reward), self._ended, False, info
+        now = self.episode
+        observation = observe(self.observation_space, now.view, now.goal)
+        return observation, now.reward, now.terminated, now.truncated, now.info()
+
+    def snapshot(self) -> Snapshot:
+        """The present, to go back to; costs nothing and copies nothing.
+
+        Raises:
+            ResetNeeded: no episode has begun. RuntimeError: the engine, which has one true present.
+        """
+        return snapshots.take(self.world, self.task, self._present(), self.np_random)
+
+    def restore(self, snapshot: Snapshot) -> tuple[Any, dict[str, Any]]:
+        """Goes (back) to a snapshot, whose future repeats bit for bit; returns its observation and info.
+
+        Raises:
+            TypeError, ValueError: not a snapshot, or one of another checkpoint or task; nothing has changed then.
+        """
+        snapshots.check_snapshot(snapshot, self.world, self.task)
+        self.np_random.bit_generator.state = snapshot.generator
+        self.episode = snapshot.episode
+        self._show()
+        return observe(self.observation_space, self.view, self.episode.goal), self.episode.info()
+
+    def fork(self, n: int) -> list[Snapshot]:
+        """`n` snapshots of the present. They share what is equal, so memory grows with what diverges only.
+
+        Restore them one after the other here, or all at once in a vector environment of `n` members.
+
+        Raises:
+            ValueError: n below 1. ResetNeeded, RuntimeError: as `snapshot`.
+        """
+        if n < 1:
+            raise ValueError(f"fork makes at least 1; got {n}")
+        return [self.snapshot()] * n
+
+    def save(self, path: Path | str) -> None:
+        """Writes the present into one file, from which `load` goes on bit for bit, in another process too."""
+        snapshots.save(self.snapshot(), self.world, path)
+
+    def load(self, path: Path | str) -> tuple[Any, dict[str, Any]]:
+        """Goes on from what `save` wrote; returns the observation and info there.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: damaged, or of another checkpoint or task.
+        """
+        return self.restore(snapshots.load(self.world, path))
 
     def render(self) -> np.ndarray | None:
         """The last frame, uint8 `[H, W, 3]`, in mode `rgb_array`; a window in mode `human`."""
@@ -131,18 +175,10 @@ class WorldEnv(gym.Env):
             self._window = None
         self.world.close()
 
-    def _observe(self) -> tuple[Any, dict[str, Any]]:
-        view = self.view
-        info = {
-            "pose": view.world_from_camera[-1].tolist(),
-            "intrinsics": view.image_from_camera.tolist(),
-            "coverage": float(view.coverage),
-            "memory_keyframes": int(view.keyframes),
-            "step_index": int(self.state.step_index),
-            "labels": tuple(view.labels),
-            "world_reward": float(view.reward),
-        }
-        return observe(self.observation_space, view, self._goal), info
+    def _present(self) -> Episode:
+        if self.episode is None:
+            raise ResetNeeded("there is nothing to keep, no episode has begun: call reset() first")
+        return self.episode
 
     def _show(self) -> None:
         if self.render_mode != "human":
@@ -162,10 +198,13 @@ def make_dream(
     observation: str = "image",
     memory: bool = True,
     prompt: str | None = None,
-    task: str = "explore",
+    task: str | Task = "explore",
+    collision: bool = True,
+    least_coverage: float | None = None,
+    patience: int = 8,
     render_mode: str | None = None,
 ) -> WorldEnv:
-    """The learned world as an environment. Every argument is JSON-able.
+    """The learned world as an environment. Every argument is JSON-able (a task may also be an object).
 
     Args:
         checkpoint: the name of a shipped checkpoint, or a folder.
@@ -177,28 +216,58 @@ def make_dream(
         observation: `image` or `dict`.
         memory: whether views are recalled from what the episode has seen.
         prompt: text that conditions every episode.
-        task: `explore`.
+        task: `explore`, `goal` or `return` (those two show a goal: observation `dict`), or an object.
+        collision: whether the body stops at lifted geometry and slides along it.
+        least_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
+            many steps on end; None never does.
         render_mode: `human`, `rgb_array` or None.
     """
-    _check_faces(action_space, observation, render_mode)
-    one_of("task of a learned world", task, ("explore",))
-    if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
-        raise ValueError(f"denoising_steps is a whole number from 1 to 4, or None; got {denoising_steps!r}")
-    size = _check_resolution(resolution)
-    world = make_world("mosaic", checkpoint=checkpoint, device=device, denoising_steps=denoising_steps, memory=memory)
-    if size not in (None, (world.height, world.width)):
-        supported = f"[{world.height}, {world.width}]"
-        world.close()
-        raise ValueError(f"checkpoint {checkpoint!r} was trained at resolution {supported}; got {resolution!r}")
+    task = dream_task(task)
+    check_faces(action_space, observation, render_mode, task)
+    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision)
     return WorldEnv(
         world,
         action_space=action_space,
         observation=observation,
-        task=TASKS[task](),
-        options=OPTIONS if memory else [key for key in OPTIONS if key != "memory"],
+        task=task,
+        rules=Rules(least_coverage=least_coverage, patience=patience),
+        options=dream_options(memory),
         prompt=prompt,
         render_mode=render_mode,
     )
+
+
+def dream_task(task: str | Task) -> Task:
+    """The task of a learned world; the engine's reward is the engine's alone, until heads predict it."""
+    if task == "engine":
+        raise ValueError("task 'engine' is the game's own reward, which a learned world does not know; use make_real")
+    return make_task(task)
+
+
+def dream_options(memory: bool) -> list[str]:
+    """The reset options a learned world honours, with or without memory."""
+    return [key for key in OPTIONS if memory or key != "memory"]
+
+
+def open_dream(
+    checkpoint: str,
+    device: str,
+    resolution: int | Sequence[int] | None,
+    denoising_steps: int | None,
+    memory: bool,
+    collision: bool,
+) -> World:
+    """The learned world behind `make_dream`'s arguments, checked before anything is loaded."""
+    if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
+        raise ValueError(f"denoising_steps is a whole number from 1 to 4, or None; got {denoising_steps!r}")
+    size = _check_resolution(resolution)
+    asked = {"checkpoint": checkpoint, "device": device, "denoising_steps": denoising_steps}
+    world = make_world("mosaic", **asked, memory=memory, collision=collision)
+    if size not in (None, (world.height, world.width)):
+        supported = f"[{world.height}, {world.width}]"
+        world.close()
+        raise ValueError(f"checkpoint {checkpoint!r} was trained at resolution {supported}; got {resolution!r}")
+    return world
 
 
 def make_real(
@@ -206,7 +275,7 @@ def make_real(
     resolution: int | Sequence[int] | None = None,
     action_space: str = "discrete",
     observation: str = "image",
-    task: str = "explore",
+    task: str | Task = "explore",
     render_mode: str | None = None,
 ) -> WorldEnv:
     """The engine as the same environment. Every argument is JSON-able.
@@ -216,18 +285,18 @@ def make_real(
         resolution: (height, width) or one side of a square, pixels; None for 64 x 64.
         action_space: `discrete` or `continuous`.
         observation: `image` or `dict`.
-        task: `explore`, or `engine` for the game's own reward.
+        task: `explore`, `goal`, `return`, `engine` for the game's own reward, or an object.
         render_mode: `human`, `rgb_array` or None.
     """
-    _check_faces(action_space, observation, render_mode)
-    one_of("task", task, tuple(TASKS))
+    task = make_task(task)
+    check_faces(action_space, observation, render_mode, task)
     height, width = _check_resolution(resolution) or ENGINE_SIZE
     return WorldEnv(
         make_world("doom", scenario=scenario, height=height, width=width),
         action_space=action_space,
         observation=observation,
-        task=TASKS[task](),
-        options=("goal", "pose"),
+        task=task,
+        options=("goal",),
         render_mode=render_mode,
     )
 
@@ -236,12 +305,31 @@ def make_real(
 make_dream.metadata = make_real.metadata = WorldEnv.metadata
 
 
-def _check_faces(action_space: str, observation: str, render_mode: str | None) -> None:
+def check_faces(action_space: str, observation: str, render_mode: str | None, task: Task) -> None:
+    """Raises ValueError for a face that there is not, or that hides the task's goal."""
     # Before a world is built: loading one to find a misspelt word would waste seconds.
     make_action_space(action_space)
     make_observation_space(observation, 1, 1)
     if render_mode is not None:
         one_of("render_mode", render_mode, tuple(WorldEnv.metadata["render_modes"]))
+    if task.draws_goal and observation != "dict":
+        raise ValueError(f"{type(task).__name__} shows its goal in the observation: use observation='dict'")
+
+
+def honoured(options: Collection[str], observation: str, task: Task) -> tuple[str, ...]:
+    """The reset options that have an effect: no goal that no observation shows, or that the task draws itself."""
+    return tuple(key for key in options if key != "goal" or (observation == "dict" and not task.draws_goal))
+
+
+def start_of(asked: dict[str, Any], seed: int | None, rng: np.random.Generator, prompt: str | None) -> Start:
+    """How an episode begins: as the checked reset options ask, the rest by the seed, or by the generator's next."""
+    return Start(
+        seed=int(rng.integers(2**31)) if seed is None else int(seed),
+        image=asked.get("image"),
+        world_from_camera=asked.get("pose"),
+        prompt=asked.get("prompt", prompt),
+        memory=asked.get("memory"),
+    )
 
 
 def _check_resolution(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:

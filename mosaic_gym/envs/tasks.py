@@ -1,17 +1,36 @@
-"""Tasks: reward and termination, judged from views and never from the network.
+"""Tasks: scene, reward and termination, judged from views and never from the network.
 
-A task keeps no state of its own: what it has to remember is a value that travels with the
-episode, so that one task object serves many episodes at once.
+A task keeps no state of its own: what it has to remember is a value that travels with the episode, so that one
+task object serves many episodes at once. That value is made of what JSON can say (lists, not tuples), so that a
+saved episode goes on as it was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mosaic_gym.worlds.protocol import View
+from mosaic_gym.geometry.control import ACTIONS
+from mosaic_gym.worlds.protocol import Start, State, View, World
+
+
+@dataclass(frozen=True)
+class Scene:
+    """How an episode begins.
+
+    Attributes:
+        state: of the world, and `view` what it shows.
+        goal: uint8 `[H, W, 3]`, what the observation shows as the goal.
+        goal_m: `[2]` (x, z) of the place to reach, metres; None for tasks without one.
+    """
+
+    state: State
+    view: View
+    goal: np.ndarray
+    goal_m: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +50,17 @@ class Judgement:
 
 @runtime_checkable
 class Task(Protocol):
-    """Reward and termination of an episode, from what is seen only."""
+    """Scene, reward and termination of an episode, from what is seen only."""
 
-    def begin(self, view: View) -> Any:
-        """What the task remembers after the first view."""
+    draws_goal: bool
+    """Whether the scene brings its own goal, which the observation must then show."""
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """One scene for each start; batched, so that a learned world prepares many at once."""
+        ...
+
+    def begin(self, scene: Scene) -> Any:
+        """What the task remembers after the first view, in JSON's terms."""
         ...
 
     def judge(self, progress: Any, view: View) -> Judgement:
@@ -42,30 +68,42 @@ class Task(Protocol):
         ...
 
 
-class ExploreTask:
+class _PlainScene:
+    """The world's own start; the goal shown is the first view."""
+
+    draws_goal = False
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`."""
+        begun = [world.start(start) for start in starts]
+        return [Scene(state, view, view.frames[-1].copy()) for state, view in begun]
+
+
+class ExploreTask(_PlainScene):
     """One point for each square of floor, `cell_m` metres wide, that the body enters for the first time."""
 
     def __init__(self, cell_m: float = 1.0) -> None:
         self.cell_m = cell_m
 
-    def begin(self, view: View) -> frozenset[tuple[int, int]]:
+    def begin(self, scene: Scene) -> list[list[int]]:
         """The squares the body begins on."""
-        return frozenset(self._squares(view))
+        return sorted(map(list, self._squares(scene.view)))
 
-    def judge(self, progress: frozenset[tuple[int, int]], view: View) -> Judgement:
+    def judge(self, progress: list[list[int]], view: View) -> Judgement:
         """Counts the squares under the step's four cameras that are new; never ends."""
-        squares = progress | self._squares(view)
-        return Judgement(squares, float(len(squares) - len(progress)), False)
+        known = {(x, z) for x, z in progress}
+        squares = known | self._squares(view)
+        return Judgement(sorted(map(list, squares)), float(len(squares) - len(known)), False)
 
     def _squares(self, view: View) -> set[tuple[int, int]]:
         floor_m = view.world_from_camera[:, [0, 2], 3]
         return {(int(x), int(z)) for x, z in np.floor(floor_m / self.cell_m)}
 
 
-class EngineTask:
+class EngineTask(_PlainScene):
     """The world's own reward and end."""
 
-    def begin(self, view: View) -> None:
+    def begin(self, scene: Scene) -> None:
         """Nothing to remember."""
 
     def judge(self, progress: None, view: View) -> Judgement:
@@ -73,5 +111,118 @@ class EngineTask:
         return Judgement(None, view.reward, view.terminated)
 
 
-TASKS: dict[str, type[Task]] = {"engine": EngineTask, "explore": ExploreTask}
+class _Reach:
+    """Reaching a place: paid by the metre, and `BONUS` on arrival, which ends the episode."""
+
+    draws_goal = True
+    BONUS = 5.0
+
+    def __init__(self, reach_m: float = 1.0, far_m: float = 2.0, steps: tuple[int, int] = (6, 12)) -> None:
+        self.reach_m, self.far_m, self.steps = reach_m, far_m, steps
+
+    def begin(self, scene: Scene) -> dict[str, Any]:
+        """Where the goal is, and how far."""
+        return {"goal_m": list(scene.goal_m), "left_m": _distance_m(scene.view, scene.goal_m)}
+
+    def judge(self, progress: dict[str, Any], view: View) -> Judgement:
+        """Metres gained on the goal; `terminated` says it was reached."""
+        left_m = _distance_m(view, progress["goal_m"])
+        reached = left_m <= self.reach_m
+        reward = progress["left_m"] - left_m + (self.BONUS if reached else 0.0)
+        return Judgement({**progress, "left_m": left_m}, reward, reached)
+
+    def _walk(
+        self, world: World, starts: Sequence[Start]
+    ) -> tuple[list[tuple[State, View]], list[tuple[State, View]]]:
+        """Where bodies begin, and where a scripted walk leaves them, `far_m` away if it finds a way there."""
+        rngs = [np.random.default_rng([start.seed, 1]) for start in starts]
+        steps = [int(rng.integers(self.steps[0], self.steps[1] + 1)) for rng in rngs]
+        begun = [world.start(start) for start in starts]
+        present = list(begun)
+        for step in range(3 * self.steps[1]):
+            going = [i for i in range(len(starts)) if self._goes_on(step, steps[i], begun[i][1], present[i][1])]
+            if not going:
+                break
+            thrusts = np.stack([walk_thrust(present[i][1], rngs[i]) for i in going])
+            states, views = world.step([present[i][0] for i in going], thrusts)
+            for i, state, view in zip(going, states, views, strict=True):
+                present[i] = (state, view)
+        return begun, present
+
+    def _goes_on(self, step: int, steps: int, first: View, view: View) -> bool:
+        place_m = tuple(first.world_from_camera[-1][[0, 2], 3])
+        return not view.terminated and (step < steps or _distance_m(view, place_m) < self.far_m)
+
+
+class GoalTask(_Reach):
+    """Reach the place that the goal image shows: where a scripted walk of some steps from the start ended.
+
+    The walk is not remembered. (A world is started twice from the same seed, so the engine plays it too.)
+    """
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`."""
+        _, ends = self._walk(world, starts)
+        begun = [world.start(start) for start in starts]
+        return [
+            Scene(state, view, end.frames[-1].copy(), _place_m(end))
+            for (state, view), (_, end) in zip(begun, ends, strict=True)
+        ]
+
+
+class ReturnTask(_Reach):
+    """Come home: after a scripted walk, which is remembered, reach where it began. The goal image shows it."""
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`."""
+        homes, ends = self._walk(world, starts)
+        return [
+            Scene(state, view, home.frames[-1].copy(), _place_m(home))
+            for (_, home), (state, view) in zip(homes, ends, strict=True)
+        ]
+
+
+def walk_thrust(view: View, rng: np.random.Generator) -> np.ndarray:
+    """The next thrust `[3]` of a scripted walker: ahead where the view is deep, round where it is not."""
+    height, width = view.depth_m.shape
+    columns = view.depth_m[height * 15 // 32 : height * 17 // 32].mean(0)
+    if columns[3 * width // 8 : 5 * width // 8].min() < 1.2:
+        deeper = "turn_left" if columns[: width // 2].mean() > columns[width // 2 :].mean() else "turn_right"
+        return np.array(ACTIONS[deeper])
+    whim = rng.normal(0.0, 0.25)
+    side = float(np.argmax(columns)) / width * 2 - 1
+    return np.array([1.0, 0.0, np.clip(side + whim, -1.0, 1.0)])
+
+
+def _place_m(view: View) -> tuple[float, float]:
+    x, z = view.world_from_camera[-1][[0, 2], 3]
+    return float(x), float(z)
+
+
+def _distance_m(view: View, place_m: Sequence[float]) -> float:
+    return float(np.hypot(*(view.world_from_camera[-1][[0, 2], 3] - np.asarray(place_m))))
+
+
+TASKS: dict[str, type[Task]] = {
+    "engine": EngineTask,
+    "explore": ExploreTask,
+    "goal": GoalTask,
+    "return": ReturnTask,
+}
 """Tasks by name."""
+
+
+def make_task(task: str | Task) -> Task:
+    """A task by its name, or the object itself.
+
+    Raises:
+        ValueError: an unknown name; the known ones are listed. TypeError: neither name nor task.
+    """
+    if isinstance(task, str):
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; the known ones are {', '.join(sorted(TASKS))}")
+        return TASKS[task]()
+    if not isinstance(task, Task):
+        known = ", ".join(sorted(TASKS))
+        raise TypeError(f"a task is one of {known}, or an object with the methods of Task; got {task!r}")
+    return task

@@ -79,13 +79,17 @@ class Control:
     """Heading added each video frame by a full turn, radians."""
     friction: float = 0xE800 / 0x10000
     """What is left of the velocity from one video frame to the next."""
+    radius_m: float = 0.5
+    """How near the body's middle comes to what stands in its way, metres (16 map units)."""
 
-    def advance(self, pose: Pose, action: np.ndarray) -> list[Pose]:
-        """The four poses of one step, in order; nothing stands in the way.
+    def advance(self, pose: Pose, action: np.ndarray, obstacles_m: np.ndarray | None = None) -> list[Pose]:
+        """The four poses of one step, in order.
 
         Args:
             pose: the body before the step.
             action: `[3]` (forward, strafe right, turn right), each in [-1, 1].
+            obstacles_m: `[n, 2]` places (x, z) that the body does not come nearer to than its radius, metres; it
+                slides along them. None where nothing stands in the way.
 
         Returns:
             Four poses; the last is where the body stands after the step.
@@ -99,12 +103,38 @@ class Control:
             rotation = yaw_matrix(yaw_rad)
             thrust = (self.thrust_strafe_m * float(action[1]), 0.0, self.thrust_forward_m * float(action[0]))
             moved_m = velocity_m + rotation @ np.array(thrust)
+            if obstacles_m is not None:
+                moved_m = slide(world_from_camera[:3, 3], moved_m, obstacles_m, self.radius_m)
             velocity_m = moved_m * self.friction
             world_from_camera = world_from_camera.copy()
             world_from_camera[:3, :3] = rotation
             world_from_camera[:3, 3] += moved_m
             poses.append(Pose(world_from_camera, velocity_m))
         return poses
+
+
+def slide(place_m: np.ndarray, moved_m: np.ndarray, obstacles_m: np.ndarray, radius_m: float) -> np.ndarray:
+    """What is left of a movement `[3]` beside obstacles: it loses the part that leads into them.
+
+    A body that already stands too near (its map has changed) may leave, and may not come nearer.
+
+    Args:
+        place_m: `[3]`, where the body is, metres.
+        moved_m: `[3]`, where it would go from there, metres.
+        obstacles_m: `[n, 2]`, (x, z), metres.
+    """
+    apart_m = place_m[[0, 2]] - obstacles_m
+    moved_m = moved_m.copy()
+    for _ in range(3):  # a corner has two sides; the third look finds out whether it holds
+        after_m = apart_m + moved_m[[0, 2]]
+        distance_m = np.hypot(*after_m.T)
+        entered = (distance_m < radius_m) & (distance_m < np.hypot(*apart_m.T))
+        if not entered.any():
+            return moved_m
+        nearest = int(np.where(entered, distance_m, np.inf).argmin())
+        normal = apart_m[nearest] / max(float(np.hypot(*apart_m[nearest])), 1e-9)
+        moved_m[[0, 2]] -= min(float(moved_m[[0, 2]] @ normal), 0.0) * normal
+    return np.zeros(3)
 
 
 def check_action(action: np.ndarray) -> np.ndarray:

@@ -7,8 +7,9 @@ video frame. There is one true present: a state can be stepped while it is the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import vizdoom
@@ -62,6 +63,8 @@ class DoomWorld:
         timeout_tics: video frames after which the game ends an episode by itself (`terminated`);
             None keeps the scenario's own limit, 0 sets none.
     """
+
+    forkable = False
 
     def __init__(
         self,
@@ -124,6 +127,18 @@ class DoomWorld:
         if len(poses) != FRAMES_PER_STEP:
             raise ValueError(f"a step follows {FRAMES_PER_STEP} poses; got {len(poses)}")
         return self._drive(list(poses), state.step_index + 1, state.seed)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"doom:{self.scenario}:{self.height}x{self.width}"
+
+    def pack(self, state: DoomState) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Refused: the engine's saves do not replay like the run they were taken from."""
+        raise RuntimeError("the engine's state cannot be packed; start anew with the same seed and actions")
+
+    def unpack(self, tensors: Mapping[str, Any], about: dict[str, Any]) -> DoomState:
+        """Refused, as `pack` is."""
+        raise RuntimeError("the engine's state cannot be unpacked; start anew with the same seed and actions")
 
     def close(self) -> None:
         """Ends the engine's process; safe to call twice."""

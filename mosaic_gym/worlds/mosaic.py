@@ -6,9 +6,10 @@ depth, remember. `step` puts control in front of it. Everything else here begins
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at, yaw_matrix, yaw_of
 from mosaic_gym.memory.keyframe import lift
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.protocol import Start, View
-from mosaic_gym.worlds.state import WorldState, load_state, save_state
+from mosaic_gym.worlds.state import WorldState, load_state, pack_state, save_state, unpack_state
 
 
 class MosaicWorld:
@@ -34,10 +36,13 @@ class MosaicWorld:
         denoising_steps: None for the number the checkpoint ships with.
         capacity: keyframes an episode keeps; None for the checkpoint's, 0 for no memory, 1 for the last frame only.
         network: False shows the warped memory alone, without the network (the baseline to beat).
+        collision: whether the body stops at lifted geometry and slides along it.
 
     Raises:
         ValueError: denoising_steps below 1, or CUDA was asked for and is absent.
     """
+
+    forkable = True
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class MosaicWorld:
         denoising_steps: int | None = None,
         capacity: int | None = None,
         network: bool = True,
+        collision: bool = True,
     ):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
@@ -57,6 +63,7 @@ class MosaicWorld:
             raise ValueError(f"denoising_steps is at least 1; got {denoising_steps}")
         self.capacity = settings.capacity if capacity is None else capacity
         self.network = network
+        self.collision = collision
         self.control = Control(**settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
@@ -71,10 +78,16 @@ class MosaicWorld:
         device: str = "cpu",
         denoising_steps: int | None = None,
         memory: bool = True,
+        collision: bool = True,
     ) -> MosaicWorld:
         """Loads a shipped checkpoint by name, or a folder; `memory=False` is the world that forgets."""
         model = WorldModel.from_pretrained(checkpoint)
-        return cls(model, device, denoising_steps, capacity=None if memory else 0)
+        return cls(model, device, denoising_steps, capacity=None if memory else 0, collision=collision)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the checkpoint."""
+        return self.model.fingerprint
 
     def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
         """Moves every body by its action `[b, 3]` and shows what it sees there.
@@ -85,8 +98,14 @@ class MosaicWorld:
         if len(actions) != len(states):
             raise ValueError(f"{len(states)} states take {len(states)} actions; got {len(actions)}")
         checked = [check_action(action) for action in actions]
-        poses = [self.control.advance(state.pose, action) for state, action in zip(states, checked, strict=True)]
-        return self.see(states, poses)
+        return self.see(states, [self.move(state, action) for state, action in zip(states, checked, strict=True)])
+
+    def move(self, state: WorldState, action: np.ndarray) -> list[Pose]:
+        """The four poses that an action `[3]` leads to, past what memory knows to stand in the way."""
+        if not self.collision or not len(state.memory):
+            return self.control.advance(state.pose, action)
+        eye_m = state.pose.world_from_camera[:3, 3]
+        return self.control.advance(state.pose, action, obstacles_near(state.memory.keyframes, eye_m))
 
     @torch.no_grad()
     def see(
@@ -191,6 +210,14 @@ class MosaicWorld:
         """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
         return self._begin(frames, poses, seed, prompt, None)
 
+    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A state as tensors by name and what JSON can say."""
+        return pack_state(state)
+
+    def unpack(self, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> WorldState:
+        """The state that `pack` described, bit for bit."""
+        return unpack_state(tensors, about, self.device)
+
     def save_state(self, state: WorldState, path: Path | str) -> None:
         """Writes a state, its memory included, into one safetensors file."""
         save_state(state, path, self.model.fingerprint)
@@ -252,7 +279,7 @@ class MosaicWorld:
     ) -> View:
         return View(
             frames=frames,
-            depth_m=depth_m.cpu().numpy(),
+            depth_m=depth_m.cpu().numpy().copy(),  # memory keeps the other; a view may be written to
             world_from_camera=np.array([pose.world_from_camera for pose in poses]),
             image_from_camera=self.image_from_camera,
             coverage=float(coverage),

@@ -7,7 +7,7 @@ of them. A state is a value: stepping returns a new one. A world that cannot kee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,6 +87,13 @@ class World(Protocol):
     height: int
     width: int
     image_from_camera: np.ndarray
+    forkable: bool
+    """Whether any state may be stepped again, and packed to go on elsewhere; if not, only the latest may be stepped."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells worlds apart whose states do not fit each other."""
+        ...
 
     def start(self, start: Start) -> tuple[State, View]:
         """A fresh state and its first view: four frames from a body at rest."""
@@ -94,6 +101,14 @@ class World(Protocol):
 
     def step(self, states: Sequence[State], actions: np.ndarray) -> tuple[list[State], list[View]]:
         """Advances every state by its action `[b, 3]`; the given states stay as they were."""
+        ...
+
+    def pack(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A state as tensors by name and what JSON can say; RuntimeError in a world that is not forkable."""
+        ...
+
+    def unpack(self, tensors: Mapping[str, Any], about: dict[str, Any]) -> State:
+        """The state that `pack` described, bit for bit; RuntimeError in a world that is not forkable."""
         ...
 
     def close(self) -> None:

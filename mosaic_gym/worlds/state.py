@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,23 +44,39 @@ class WorldState:
     step_index: int
 
 
-def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
-    """Writes a state into one safetensors file that only the checkpoint of `fingerprint` will accept."""
+def pack_state(state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything a file must hold: tensors by name, and what JSON can say."""
     memory, about_memory = state.memory.tensors()
     tensors = {_MEMORY + name: value for name, value in memory.items()}
     for name in ("history", "history_cameras", "text"):
         tensors[name] = getattr(state, name).contiguous()
     tensors["world_from_camera"] = torch.from_numpy(state.pose.world_from_camera.copy())
     tensors["velocity_m"] = torch.from_numpy(np.asarray(state.pose.velocity_m).copy())
-    about = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "memory": about_memory,
-        "prompt": state.prompt,
-        "seed": state.seed,
-        "step_index": state.step_index,
-    }
-    save_file(tensors, str(path), metadata={"about": json.dumps(about)})
+    told = {"prompt": state.prompt, "seed": state.seed, "step_index": state.step_index}
+    return tensors, {"memory": about_memory, **told}
+
+
+def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: torch.device) -> WorldState:
+    """The state that `pack_state` described, bit for bit."""
+    moved = {name: value.to(device) for name, value in tensors.items()}
+    memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
+    return WorldState(
+        pose=Pose(tensors["world_from_camera"].cpu().numpy(), tensors["velocity_m"].cpu().numpy()),
+        history=moved["history"],
+        history_cameras=moved["history_cameras"],
+        memory=MosaicMemory.from_tensors(memory, about["memory"]),
+        prompt=about["prompt"],
+        text=moved["text"],
+        seed=about["seed"],
+        step_index=about["step_index"],
+    )
+
+
+def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
+    """Writes a state into one safetensors file that only the checkpoint of `fingerprint` will accept."""
+    tensors, about = pack_state(state)
+    told = {"format": FORMAT, "fingerprint": fingerprint, **about}
+    save_file(tensors, str(path), metadata={"about": json.dumps(told)})
 
 
 def load_state(path: Path | str, fingerprint: str, device: torch.device) -> WorldState:
@@ -70,16 +88,4 @@ def load_state(path: Path | str, fingerprint: str, device: torch.device) -> Worl
     tensors, about = load_described(path, FORMAT, "state")
     if about["fingerprint"] != fingerprint:
         raise ValueError(f"{path} is a state of another checkpoint; load it in the world that saved it")
-    pose = Pose(tensors.pop("world_from_camera").numpy(), tensors.pop("velocity_m").numpy())
-    moved = {name: value.to(device) for name, value in tensors.items()}
-    memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
-    return WorldState(
-        pose=pose,
-        history=moved["history"],
-        history_cameras=moved["history_cameras"],
-        memory=MosaicMemory.from_tensors(memory, about["memory"]),
-        prompt=about["prompt"],
-        text=moved["text"],
-        seed=about["seed"],
-        step_index=about["step_index"],
-    )
+    return unpack_state(tensors, about, device)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.worlds.protocol import Start, View
@@ -28,6 +29,8 @@ class CountingWorld:
 
     def __init__(self, height: int = 40, width: int = 64, last_step: int = 1000) -> None:
         self.control = Control()
+        self.forkable = True
+        self.fingerprint = f"counting:{height}x{width}"
         self.height, self.width, self.last_step = height, width, last_step
         self.image_from_camera = np.array([[32.0, 0.0, width / 2], [0.0, 38.0, height / 2], [0.0, 0.0, 1.0]])
         self.closed = 0
@@ -44,6 +47,15 @@ class CountingWorld:
             after = CountingState(poses[-1], state.step_index + 1, state.start)
             moved.append((after, self._view(after, poses)))
         return [state for state, _ in moved], [view for _, view in moved]
+
+    def pack(self, state: CountingState) -> tuple[dict, dict]:
+        pose = torch.from_numpy(state.pose.world_from_camera), torch.from_numpy(state.pose.velocity_m)
+        tensors = dict(zip(("camera", "velocity"), (one.contiguous() for one in pose), strict=True))
+        return tensors, {"step_index": state.step_index, "seed": state.start.seed}
+
+    def unpack(self, tensors: dict, about: dict) -> CountingState:
+        pose = Pose(tensors["camera"].numpy(), tensors["velocity"].numpy())
+        return CountingState(pose, about["step_index"], Start(seed=about["seed"]))
 
     def close(self) -> None:
         self.closed += 1

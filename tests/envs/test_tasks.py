@@ -1,8 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
-from mosaic_gym import FRAMES_PER_STEP, View, pose_at
-from mosaic_gym.envs.tasks import TASKS, EngineTask, ExploreTask
+from mosaic_gym import FRAMES_PER_STEP, Start, View, pose_at
+from mosaic_gym.envs.tasks import TASKS, EngineTask, ExploreTask, GoalTask, ReturnTask, Scene, make_task
+
+from .counting_world import CountingWorld
 
 
 def view_at(places_m, reward=0.0, terminated=False) -> View:
@@ -18,9 +22,13 @@ def view_at(places_m, reward=0.0, terminated=False) -> View:
     )
 
 
+def begun(task, view, goal_m=None):
+    return task.begin(Scene(None, view, view.frames[-1], goal_m))
+
+
 def test_explore_pays_once_for_each_square_and_never_for_the_first():
     task = ExploreTask()
-    progress = task.begin(view_at([(0.5, 0.5)]))
+    progress = begun(task, view_at([(0.5, 0.5)]))
     rewards = []
     for places in ([(0.9, 0.1)], [(1.1, 0.5)], [(0.5, 0.5)], [(0.5, 1.5), (0.5, 2.5)], [(-0.1, 0.5)]):
         judgement = task.judge(progress, view_at(places))
@@ -32,22 +40,66 @@ def test_explore_pays_once_for_each_square_and_never_for_the_first():
 
 def test_explore_remembers_nothing_of_other_episodes():
     task = ExploreTask()
-    first, second = task.begin(view_at([(0.5, 0.5)])), task.begin(view_at([(0.5, 0.5)]))
+    first, second = begun(task, view_at([(0.5, 0.5)])), begun(task, view_at([(0.5, 0.5)]))
     task.judge(first, view_at([(5.5, 0.5)]))
     assert task.judge(second, view_at([(5.5, 0.5)])).reward == 1.0
 
 
 def test_the_side_of_a_square_is_an_argument():
     task = ExploreTask(cell_m=4.0)
-    assert task.judge(task.begin(view_at([(0.5, 0.5)])), view_at([(3.9, 0.5)])).reward == 0.0
+    assert task.judge(begun(task, view_at([(0.5, 0.5)])), view_at([(3.9, 0.5)])).reward == 0.0
 
 
 @pytest.mark.parametrize("terminated", [False, True])
 def test_engine_passes_on_reward_and_end(terminated):
     task = EngineTask()
-    judgement = task.judge(task.begin(view_at([(0, 0)])), view_at([(0, 0)], reward=2.5, terminated=terminated))
+    judgement = task.judge(begun(task, view_at([(0, 0)])), view_at([(0, 0)], reward=2.5, terminated=terminated))
     assert (judgement.reward, judgement.terminated) == (2.5, terminated)
 
 
+@pytest.mark.parametrize("kind", [GoalTask, ReturnTask])
+def test_reaching_pays_by_the_metre_and_ends_with_a_bonus(kind):
+    task = kind(reach_m=1.0)
+    progress = begun(task, view_at([(0.0, 0.0)]), goal_m=(0.0, 4.0))
+    told = []
+    for place in ((0.0, 1.5), (0.0, 1.0), (0.5, 3.5)):
+        judgement = task.judge(progress, view_at([place]))
+        progress = json.loads(json.dumps(judgement.progress))
+        told.append((round(judgement.reward, 6), judgement.terminated))
+    left = float(np.hypot(0.5, 0.5))
+    assert told == [(1.5, False), (-0.5, False), (round(3.0 - left + task.BONUS, 6), True)]
+
+
+@pytest.mark.parametrize("kind", [GoalTask, ReturnTask])
+def test_a_scripted_walk_leads_away_from_where_it_began(kind):
+    world = CountingWorld()
+    task = kind(far_m=1.5)
+    starts = [Start(seed=seed) for seed in (3, 4)]
+    for start, scene in zip(starts, task.set_scenes(world, starts), strict=True):
+        _, first = world.start(start)
+        here_m = scene.view.world_from_camera[-1][[0, 2], 3]
+        home_m = first.world_from_camera[-1][[0, 2], 3]
+        assert np.hypot(*(here_m - scene.goal_m)) >= 1.5
+        np.testing.assert_array_equal(scene.goal_m if kind is ReturnTask else here_m, home_m)
+        if kind is ReturnTask:
+            np.testing.assert_array_equal(scene.goal, first.frames[-1])
+            assert scene.state.step_index > 0
+        else:
+            assert scene.state.step_index == 0 and scene.goal[0, 0, 0] > 3
+
+
+def test_scenes_do_not_depend_on_who_is_prepared_beside():
+    world, task = CountingWorld(), GoalTask()
+    together = task.set_scenes(world, [Start(seed=1), Start(seed=2)])
+    alone = task.set_scenes(world, [Start(seed=2)])
+    assert together[1].goal_m == alone[0].goal_m != together[0].goal_m
+
+
 def test_the_tasks_by_name():
-    assert TASKS == {"engine": EngineTask, "explore": ExploreTask}
+    assert TASKS == {"engine": EngineTask, "explore": ExploreTask, "goal": GoalTask, "return": ReturnTask}
+    mine = ExploreTask(cell_m=2.0)
+    assert make_task(mine) is mine and isinstance(make_task("goal"), GoalTask)
+    with pytest.raises(ValueError, match="unknown task 'fly'; the known ones are engine, explore, goal, return"):
+        make_task("fly")
+    with pytest.raises(TypeError, match="methods of Task"):
+        make_task(3)

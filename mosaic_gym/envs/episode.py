@@ -1,0 +1,118 @@
+"""An episode as a value, and the two verbs on it: begin and advance, for many at once.
+
+Every face (single environment, vector environment, Stable-Baselines3's) holds episodes and calls these. So the
+rules are written once, and taking a copy of an episode is taking a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mosaic_gym.envs.tasks import Task
+from mosaic_gym.worlds.protocol import Start, State, View, World
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When an episode is cut off (`truncated`).
+
+    Attributes:
+        max_steps: after so many; None never.
+        least_coverage: when memory has covered less than this share of the view for `patience` steps on end: the
+            dream has left what it knows, and a policy paid for going on learns to live in made-up places. None never.
+        patience: steps.
+    """
+
+    max_steps: int | None = None
+    least_coverage: float | None = None
+    patience: int = 8
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is at least 1, or None; got {self.max_steps}")
+        if self.least_coverage is not None and not 0.0 < self.least_coverage <= 1.0:
+            raise ValueError(f"least_coverage is a share above 0 and up to 1, or None; got {self.least_coverage}")
+        if self.patience < 1:
+            raise ValueError(f"patience is at least 1 step; got {self.patience}")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Everything an episode's future depends on.
+
+    Attributes:
+        state: of the world; `view` what it showed last.
+        goal: uint8 `[H, W, 3]`.
+        progress: what the task remembers.
+        steps: made since the beginning.
+        unsure_steps: the latest ones, on end, with too little coverage.
+        reward: of the last step.
+        terminated, truncated: how it ended, if it did.
+    """
+
+    state: State
+    view: View
+    goal: np.ndarray
+    progress: Any
+    steps: int = 0
+    unsure_steps: int = 0
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+    def info(self) -> dict[str, Any]:
+        """What `info` says: plain, comparable values."""
+        view = self.view
+        return {
+            "pose": view.world_from_camera[-1].tolist(),
+            "intrinsics": view.image_from_camera.tolist(),
+            "coverage": float(view.coverage),
+            "memory_keyframes": int(view.keyframes),
+            "step_index": int(self.state.step_index),
+            "labels": tuple(view.labels),
+            "world_reward": float(view.reward),
+        }
+
+
+def begin(world: World, task: Task, starts: Sequence[Start], goals: Sequence[np.ndarray | None]) -> list[Episode]:
+    """Fresh episodes, one for each start; a goal that is None is the scene's own."""
+    scenes = task.set_scenes(world, starts)
+    return [
+        Episode(scene.state, scene.view, scene.goal if goal is None else goal, task.begin(scene))
+        for scene, goal in zip(scenes, goals, strict=True)
+    ]
+
+
+def advance(
+    world: World, task: Task, rules: Rules, episodes: Sequence[Episode], thrusts: np.ndarray
+) -> list[Episode]:
+    """The episodes one step on, in one call of the world; thrusts `[n, 3]`."""
+    states, views = world.step([episode.state for episode in episodes], thrusts)
+    advanced = []
+    for episode, state, view in zip(episodes, states, views, strict=True):
+        judgement = task.judge(episode.progress, view)
+        steps = episode.steps + 1
+        unsure = rules.least_coverage is not None and view.coverage < rules.least_coverage
+        unsure_steps = episode.unsure_steps + 1 if unsure else 0
+        advanced.append(
+            replace(
+                episode,
+                state=state,
+                view=view,
+                progress=judgement.progress,
+                steps=steps,
+                unsure_steps=unsure_steps,
+                reward=float(judgement.reward),
+                terminated=bool(judgement.terminated or view.terminated),
+                truncated=steps == rules.max_steps or unsure_steps >= rules.patience,
+            )
+        )
+    return advanced

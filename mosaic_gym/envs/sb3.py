@@ -1,0 +1,126 @@
+"""Stable-Baselines3's face: it takes no `gymnasium.vector` environment, and its DummyVecEnv runs N models in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
+
+from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.vector_env import make_dreams
+
+EPISODE_STEPS = 256
+"""Steps of an episode unless `max_episode_steps` says otherwise, as registered with Gymnasium."""
+
+
+class MosaicVecEnv(VecEnv):
+    """`Members` as a `VecEnv`: an ended member begins anew in the same step, and `info` keeps the end.
+
+    Args:
+        members: what is stepped.
+        render_mode: `rgb_array` or None.
+    """
+
+    def __init__(self, members: Members, render_mode: str | None = None) -> None:
+        self.members = members
+        self._render_mode = render_mode
+        self._thrusts: np.ndarray | None = None
+        super().__init__(len(members), members.observation_space, members.action_space)
+
+    @property
+    def task(self) -> Any:
+        """The task of every member."""
+        return self.members.task
+
+    def reset(self) -> Any:
+        """Begins all episodes, with the seeds that `seed` set."""
+        self.members.reset(range(self.num_envs), self._seeds)
+        self.reset_infos = [episode.info() for episode in self.members.episodes]
+        self._reset_seeds()
+        self._reset_options()
+        return self._observations()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Takes the actions; ValueError if one is none, and nothing has moved then."""
+        self._thrusts = self.members.thrusts(actions)
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Moves all members at once."""
+        self.members.step(range(self.num_envs), self._thrusts)
+        episodes = list(self.members.episodes)
+        infos = []
+        for i, episode in enumerate(episodes):
+            info = {**episode.info(), "TimeLimit.truncated": episode.truncated and not episode.terminated}
+            if episode.ended:
+                info["terminal_observation"] = self.members.observe(i)
+            infos.append(info)
+        ended = [i for i, episode in enumerate(episodes) if episode.ended]
+        if ended:
+            self.members.reset(ended)
+            for i in ended:
+                self.reset_infos[i] = self.members.episodes[i].info()
+        rewards = np.array([episode.reward for episode in episodes], dtype=np.float32)
+        return self._observations(), rewards, np.array([episode.ended for episode in episodes]), infos
+
+    def close(self) -> None:
+        """Closes the world."""
+        self.members.world.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """The last frame of every member."""
+        return [episode and episode.view.frames[-1].copy() for episode in self.members.episodes]
+
+    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+        """An attribute of each member: its own (those of `Episode`), or one that all share."""
+        if attr_name == "render_mode":
+            return [self._render_mode for _ in self._get_indices(indices)]
+        return [self._of(i, attr_name) for i in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+        """Sets an attribute that all members share.
+
+        Raises:
+            AttributeError: there is no such attribute. ValueError: only some members were meant.
+        """
+        if list(self._get_indices(indices)) != list(range(self.num_envs)):
+            raise ValueError(f"members share {attr_name!r}: it can be set for all of them only")
+        if not hasattr(self.members, attr_name):
+            raise AttributeError(f"members have no attribute {attr_name!r} to set")
+        setattr(self.members, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: None | int | Iterable[int] = None, **kwargs: Any
+    ) -> list[Any]:
+        """Calls a method of each member's episode (`info`), or a shared one."""
+        return [self._of(i, method_name)(*args, **kwargs) for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: None | int | Iterable[int] = None) -> list[bool]:
+        """No member is wrapped; a wrapper goes round all of them."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _of(self, i: int, name: str) -> Any:
+        episode = self.members.episodes[i]
+        if episode is not None and hasattr(episode, name):
+            return getattr(episode, name)
+        return getattr(self.members, name)
+
+    def _observations(self) -> Any:
+        each = [self.members.observe(i) for i in range(self.num_envs)]
+        keys, _, _ = obs_space_info(self.observation_space)
+        stacked = {key: np.stack([one if key is None else one[key] for one in each]) for key in keys}
+        return dict_to_obs(self.observation_space, stacked)
+
+
+def make_sb3(num_envs: int, max_episode_steps: int = EPISODE_STEPS, **kwargs: Any) -> MosaicVecEnv:
+    """`num_envs` members of the learned world for Stable-Baselines3.
+
+    Args:
+        num_envs: members, stepped by one network call.
+        max_episode_steps: after which an episode is truncated.
+        kwargs: as `make_dream` takes them.
+    """
+    vector = make_dreams(num_envs, max_episode_steps=max_episode_steps, **kwargs)
+    return MosaicVecEnv(vector.members, vector.render_mode)

@@ -1,0 +1,183 @@
+"""The vector environment: many members, one network call a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+
+from mosaic_gym.envs.episode import Rules
+from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.mosaic_env import WorldEnv, check_faces, dream_options, dream_task, open_dream
+from mosaic_gym.envs.snapshot import Snapshot
+from mosaic_gym.envs.tasks import Task
+
+
+class WorldVectorEnv(VectorEnv):
+    """`Members` behind Gymnasium's vector face.
+
+    Args:
+        members: what is stepped.
+        autoreset_mode: what happens to a member whose episode ended: a new one at the next step (whose action is
+            ignored), in the same step (`final_obs` and `final_info` keep the end), or nothing until
+            `reset(options={"reset_mask": ...})`.
+        render_mode: `rgb_array` or None.
+
+    Attributes:
+        members: their episodes.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+    ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode of many members is rgb_array or None; got {render_mode!r}")
+        self.members = members
+        self.num_envs = len(members)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**WorldEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self.single_action_space, self.single_observation_space = members.action_space, members.observation_space
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self._over = np.zeros(self.num_envs, dtype=bool)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins new episodes: of all members, or of those that `options["reset_mask"]` (bool `[n]`) names.
+
+        Args:
+            seed: one number, counted up member by member; one each; or None.
+            options: as `WorldEnv.reset` takes them, for every member that is reset.
+
+        Raises:
+            ValueError, TypeError: a wrong mask, number of seeds or option; nothing has changed then.
+        """
+        options = dict(options or {})
+        mask = self._check_mask(options.pop("reset_mask", None))
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{self.num_envs} members take {self.num_envs} seeds; got {len(seeds)}")
+        indices = np.flatnonzero(mask)
+        self.members.reset(indices, [seeds[i] for i in indices], options)
+        self._over[indices] = False
+        return self._observations(), self._infos(indices)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Four video frames further, for all. A bad action raises ValueError and leaves everything as it was."""
+        thrusts = self.members.thrusts(actions)
+        over = np.flatnonzero(self._over)
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            going = np.flatnonzero(~self._over)
+            self.members.step(going, thrusts[going])
+            if len(over):
+                self.members.reset(over)
+        else:
+            going = np.arange(self.num_envs)
+            self.members.step(going, thrusts)
+        episodes = self.members.episodes
+        rewards = np.array([episode.reward for episode in episodes])
+        terminated = np.array([episode.terminated for episode in episodes])
+        truncated = np.array([episode.truncated for episode in episodes])
+        self._over = terminated | truncated
+        infos: dict[str, Any] = {}
+        ended = np.flatnonzero(self._over)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
+            for i in ended:
+                final = {"final_obs": self.members.observe(i), "final_info": episodes[i].info()}
+                infos = self._add_info(infos, final, i)
+            self.members.reset(ended)
+            self._over = np.zeros(self.num_envs, dtype=bool)
+        return self._observations(), rewards, terminated, truncated, self._infos(range(self.num_envs), infos)
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The last frame of every member, uint8 `[H, W, 3]`, in mode `rgb_array`."""
+        if self.render_mode is None:
+            return None
+        return tuple(episode.view.frames[-1].copy() for episode in self.members.episodes)
+
+    def snapshot(self) -> list[Snapshot]:
+        """One snapshot a member; copies nothing."""
+        return self.members.snapshot()
+
+    def restore(self, kept: Sequence[Snapshot]) -> tuple[Any, dict[str, Any]]:
+        """Goes (back) to snapshots, one for each member: these members' own, or the forks of one environment.
+
+        Raises:
+            TypeError, ValueError: not so many, not snapshots, or of another checkpoint or task; nothing has changed.
+        """
+        self.members.restore(kept)
+        self._over = np.array([snapshot.episode.ended for snapshot in kept])
+        return self._observations(), self._infos(range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the world."""
+        self.members.world.close()
+
+    def _check_mask(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return np.ones(self.num_envs, dtype=bool)
+        expected = f"options['reset_mask'] is a bool array of shape ({self.num_envs},) with at least one True"
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            raise TypeError(f"{expected}; got {mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"{expected}; got shape {mask.shape} with {int(mask.sum())} True")
+        return mask
+
+    def _observations(self) -> Any:
+        missing = [i for i, episode in enumerate(self.members.episodes) if episode is None]
+        if missing:
+            raise ValueError(f"members {missing} have never begun: the first reset is of all of them")
+        space = self.single_observation_space
+        each = [self.members.observe(i) for i in range(self.num_envs)]
+        return concatenate(space, each, create_empty_array(space, self.num_envs))
+
+    def _infos(self, indices: Sequence[int], infos: dict[str, Any] | None = None) -> dict[str, Any]:
+        infos = {} if infos is None else infos
+        for i in indices:
+            infos = self._add_info(infos, self.members.episodes[i].info(), i)
+        return infos
+
+
+def make_dreams(
+    num_envs: int = 1,
+    checkpoint: str = "doom-tiny",
+    device: str = "cpu",
+    resolution: int | Sequence[int] | None = None,
+    denoising_steps: int | None = None,
+    action_space: str = "discrete",
+    observation: str = "image",
+    memory: bool = True,
+    prompt: str | None = None,
+    task: str | Task = "explore",
+    collision: bool = True,
+    least_coverage: float | None = None,
+    patience: int = 8,
+    max_episode_steps: int | None = None,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    render_mode: str | None = None,
+) -> WorldVectorEnv:
+    """`num_envs` members of the learned world; the other arguments as `make_dream` takes them."""
+    task = dream_task(task)
+    check_faces(action_space, observation, render_mode, task)
+    members = Members(
+        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision),
+        num_envs,
+        action_space=action_space,
+        observation=observation,
+        task=task,
+        rules=Rules(max_episode_steps, least_coverage, patience),
+        options=dream_options(memory),
+        prompt=prompt,
+    )
+    return WorldVectorEnv(members, autoreset_mode, render_mode)

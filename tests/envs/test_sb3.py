@@ -1,0 +1,116 @@
+"""Stable-Baselines3's face: its VecEnv contract, and learning on a tiny, solvable world."""
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecMonitor, VecTransposeImage
+
+from mosaic_gym import ACTIONS
+from mosaic_gym.envs.episode import Rules
+from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.sb3 import MosaicVecEnv, make_sb3
+
+from .counting_world import CountingWorld
+
+FORWARD = list(ACTIONS).index("forward")
+
+
+def counting(count=3, max_steps=3, last_step=1000, **faces) -> MosaicVecEnv:
+    return MosaicVecEnv(Members(CountingWorld(last_step=last_step), count, rules=Rules(max_steps), **faces))
+
+
+@pytest.mark.parametrize(("last_step", "cut"), [(1000, True), (3, False)])
+def test_an_end_keeps_its_observation_and_begins_anew(last_step, cut):
+    env = counting(last_step=last_step)
+    env.seed(5)
+    assert env.reset()[:, 0, 0, 1].tolist() == [5, 6, 7]
+    for _ in range(3):
+        observation, rewards, dones, infos = env.step(np.full(3, FORWARD))
+    assert dones.all() and rewards.dtype == np.float32
+    assert [info["terminal_observation"][0, 0, 0] for info in infos] == [15, 15, 15]
+    assert [info["TimeLimit.truncated"] for info in infos] == [cut] * 3
+    assert observation[:, 0, 0, 0].tolist() == [3, 3, 3]
+
+
+def test_dict_observations_are_stacked_by_key():
+    env = counting(observation="dict")
+    observation = env.reset()
+    assert {key: value.shape for key, value in observation.items()} == {
+        "image": (3, 40, 64, 3), "depth": (3, 40, 64), "pose": (3, 4, 4), "goal": (3, 40, 64, 3),
+    }  # fmt: skip
+
+
+def test_attributes_and_methods_of_members():
+    env = counting()
+    env.reset()
+    env.step(np.full(3, FORWARD))
+    assert env.get_attr("steps") == [1, 1, 1] and env.get_attr("steps", indices=[2]) == [1]
+    assert [info["step_index"] for info in env.env_method("info", indices=[0, 1])] == [1, 1]
+    assert env.env_is_wrapped(VecMonitor) == [False] * 3
+    env.set_attr("rules", Rules(max_steps=9))
+    assert env.members.rules.max_steps == 9
+    with pytest.raises(ValueError, match="set for all of them only"):
+        env.set_attr("rules", Rules(), indices=[0])
+    with pytest.raises(AttributeError):
+        env.set_attr("no_such", 1)
+
+
+def test_a_bad_action_moves_nothing():
+    env = counting()
+    env.reset()
+    before = list(env.members.episodes)
+    with pytest.raises(ValueError, match="3 members take 3 actions"):
+        env.step_async(np.zeros(2, int))
+    assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
+def test_the_dream_goes_through_sb3s_image_wrapper():
+    env = VecTransposeImage(make_sb3(2, max_episode_steps=2))
+    env.seed(0)
+    assert env.reset().shape == (2, 3, 64, 64)
+    observation, *_ = env.step(np.zeros(2, int))
+    assert observation.dtype == np.uint8
+    env.close()
+
+
+class WalkOnTask:
+    """A metre ahead is a point: a world whose best policy is known."""
+
+    draws_goal = False
+
+    def set_scenes(self, world, starts):
+        from mosaic_gym.envs.tasks import ExploreTask
+
+        return ExploreTask().set_scenes(world, starts)
+
+    def begin(self, scene):
+        return float(scene.view.world_from_camera[-1, 2, 3])
+
+    def judge(self, progress, view):
+        from mosaic_gym.envs.tasks import Judgement
+
+        here = float(view.world_from_camera[-1, 2, 3])
+        return Judgement(here, here - progress, False)
+
+
+def episode_returns(env: MosaicVecEnv, choose, episodes: int) -> np.ndarray:
+    observation, total, told = env.reset(), np.zeros(env.num_envs), []
+    while len(told) < episodes:
+        observation, rewards, dones, _ = env.step(choose(observation))
+        total += rewards
+        told += total[dones].tolist()
+        total[dones] = 0.0
+    return np.array(told[:episodes])
+
+
+def test_ppo_beats_random_where_the_best_policy_is_known():
+    faces = {"action_space": "continuous", "task": WalkOnTask()}
+    members = Members(CountingWorld(height=36, width=36), 8, rules=Rules(max_steps=8), **faces)
+    env = VecTransposeImage(MosaicVecEnv(members))
+    env.seed(0)
+    model = PPO("CnnPolicy", env, n_steps=16, batch_size=64, n_epochs=4, learning_rate=1e-3, seed=0, device="cpu")
+    model.learn(2048)
+    rng = np.random.default_rng(0)
+    trained = episode_returns(env, lambda seen: model.predict(seen, deterministic=True)[0], 24)
+    random = episode_returns(env, lambda seen: rng.uniform(-1, 1, (8, 3)), 24)
+    assert trained.mean() > random.mean() + 2 * (trained.std() + random.std()) / np.sqrt(24)

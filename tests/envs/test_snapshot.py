@@ -1,0 +1,126 @@
+"""Snapshots of environments: back, forked, on disk, refused."""
+
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+
+from mosaic_gym import ACTIONS
+from mosaic_gym.envs.mosaic_env import WorldEnv, make_real
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from tests.tiny import tiny_model
+
+from .counting_world import CountingWorld
+
+WALK = [list(ACTIONS).index(name) for name in ("forward", "turn_left", "forward", "right")]
+
+
+def tiny_env(seed=0, **kwargs) -> WorldEnv:
+    return WorldEnv(MosaicWorld(tiny_model(seed)), **kwargs)
+
+
+def walk(env) -> list[tuple]:
+    told = []
+    for action in WALK:
+        observation, reward, *_, info = env.step(action)
+        told.append((observation["image"].tolist(), observation["depth"].tolist(), reward, info))
+    return told
+
+
+@pytest.mark.parametrize("task", ["explore", "goal", "return"])
+def test_restore_and_load_go_on_bit_for_bit(task, tmp_path):
+    env = tiny_env(observation="dict", task=task)
+    env.reset(seed=3)
+    env.step(WALK[0])
+    kept = env.snapshot()
+    env.save(tmp_path / "here.safetensors")
+    before, next_seed = walk(env), env.reset()[1]
+    env.restore(kept)
+    assert walk(env) == before and env.reset()[1] == next_seed
+    other = tiny_env(observation="dict", task=task)
+    observation, info = other.load(tmp_path / "here.safetensors")
+    assert info == kept.episode.info()
+    np.testing.assert_array_equal(observation["goal"], kept.episode.goal)
+    assert walk(other) == before and other.reset()[1] == next_seed
+
+
+def test_a_saved_episode_goes_on_in_another_process(tmp_path):
+    env = gym.make("MosaicWorld-v0").unwrapped
+    env.reset(seed=1)
+    env.step(1)
+    env.save(tmp_path / "here.safetensors")
+    frames = [env.step(action)[0] for action in WALK]
+    program = (
+        "import gymnasium as gym, numpy as np, mosaic_gym, torch\n"
+        f"torch.set_num_threads({__import__('torch').get_num_threads()})\n"
+        "env = gym.make('MosaicWorld-v0').unwrapped\n"
+        f"env.load({str(tmp_path / 'here.safetensors')!r})\n"
+        f"np.save({str(tmp_path / 'frames.npy')!r}, [env.step(action)[0] for action in {WALK}])\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "frames.npy"), frames)
+
+
+def test_snapshots_of_others_are_refused_and_nothing_changes(tmp_path):
+    env = tiny_env()
+    env.reset(seed=0)
+    present = env.episode
+    stranger = tiny_env(seed=1)
+    stranger.reset(seed=0)
+    stranger.save(tmp_path / "stranger.safetensors")
+    with pytest.raises(ValueError, match="another checkpoint"):
+        env.restore(stranger.snapshot())
+    with pytest.raises(ValueError, match="another checkpoint"):
+        env.load(tmp_path / "stranger.safetensors")
+    goal = WorldEnv(env.world, observation="dict", task="goal")
+    goal.reset(seed=0)
+    with pytest.raises(ValueError, match="GoalTask, this environment has a ExploreTask"):
+        env.restore(goal.snapshot())
+    with pytest.raises(TypeError, match="what snapshot"):
+        env.restore("a path")
+    with pytest.raises(FileNotFoundError):
+        env.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "cut").write_bytes((tmp_path / "stranger.safetensors").read_bytes()[:-64])
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        env.load(tmp_path / "cut")
+    with pytest.raises(ValueError, match="at least 1"):
+        env.fork(0)
+    assert env.episode is present
+
+
+def test_there_is_nothing_to_keep_before_the_first_reset():
+    with pytest.raises(ResetNeeded):
+        WorldEnv(CountingWorld()).snapshot()
+
+
+def test_the_engine_says_that_it_cannot_be_forked():
+    env = make_real()
+    env.reset(seed=0)
+    for act in (env.snapshot, lambda: env.fork(2), lambda: env.save("x")):
+        with pytest.raises(RuntimeError, match="one true present"):
+            act()
+    env.close()
+
+
+def test_forks_share_what_they_have_in_common():
+    env = tiny_env()
+    env.reset(seed=0)
+    for _ in range(8):
+        env.step(1)
+    started = time.perf_counter()
+    forks = env.fork(64)
+    assert time.perf_counter() - started < 0.005
+    first, second = tiny_env(), tiny_env()
+    first.world = second.world = env.world
+    for fork, other in ((forks[0], first), (forks[1], second)):
+        other.restore(fork)
+    first.step(WALK[1]), second.step(WALK[0])
+    common = env.state.memory.keyframes
+    for other in (first, second):
+        assert len(other.state.memory) == len(common) + 1
+        assert all(one is kept for one, kept in zip(other.state.memory.keyframes, common, strict=False))
+    assert not np.array_equal(first.view.frames, second.view.frames) and len(env.state.memory) == len(common)

@@ -1,0 +1,195 @@
+"""The vector environment: Gymnasium's semantics on a counting world, then on a tiny dream."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics, RecordVideo
+
+from mosaic_gym import ACTIONS, make_world
+from mosaic_gym.envs.episode import Rules
+from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.mosaic_env import WorldEnv
+from mosaic_gym.envs.vector_env import WorldVectorEnv
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from tests.tiny import tiny_model
+
+from .counting_world import CountingWorld
+
+MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
+FORWARD = list(ACTIONS).index("forward")
+
+
+def counting(count=3, mode=AutoresetMode.NEXT_STEP, max_steps=3, render_mode=None, **faces) -> WorldVectorEnv:
+    members = Members(CountingWorld(), count, rules=Rules(max_steps=max_steps), **faces)
+    return WorldVectorEnv(members, mode, render_mode)
+
+
+def indices(observation) -> list[int]:
+    """The frame index that each member's picture tells, as a step."""
+    return [int(red) // 4 for red in observation[:, 0, 0, 0]]
+
+
+def test_members_are_seeded_one_by_one():
+    env = counting()
+    observation, _ = env.reset(seed=5)
+    assert observation[:, 0, 0, 1].tolist() == [5, 6, 7]
+    observation, _ = env.reset(seed=[9, None, 3])
+    assert observation[:, 0, 0, 1].tolist()[::2] == [9, 3]
+    alone = WorldEnv(CountingWorld())
+    alone.reset(seed=6), env.reset(seed=5)
+    drawn = alone.reset()[0][0, 0, 1]
+    assert env.reset()[0][1, 0, 0, 1] == drawn, "a member draws its next seeds as a single environment does"
+
+
+@MODES
+def test_what_becomes_of_a_member_whose_episode_ended(mode):
+    env = counting(mode=mode)
+    env.reset(seed=0)
+    told = []
+    for _ in range(5):
+        if mode is AutoresetMode.DISABLED and told and all(told[-1][3]):
+            break
+        observation, rewards, terminated, truncated, infos = env.step([FORWARD] * 3)
+        told.append((indices(observation), rewards.tolist(), terminated.tolist(), truncated.tolist()))
+    steps = [one[0][0] for one in told]
+    over = [one[3][0] for one in told]
+    if mode is AutoresetMode.NEXT_STEP:
+        assert steps == [1, 2, 3, 0, 1] and over == [False, False, True, False, False]
+        assert told[3][1] == [0.0] * 3
+    elif mode is AutoresetMode.SAME_STEP:
+        assert steps == [1, 2, 0, 1, 2] and over == [False, False, True, False, False]
+    else:
+        assert steps == [1, 2, 3]
+        with pytest.raises(ResetNeeded, match="member 0 has ended"):
+            env.step([FORWARD] * 3)
+
+
+def test_same_step_keeps_the_end():
+    env = counting(mode="SameStep")
+    env.reset(seed=0)
+    for _ in range(3):
+        *_, infos = env.step([FORWARD] * 3)
+    assert infos["_final_obs"].all()
+    assert [int(final[0, 0, 0]) // 4 for final in infos["final_obs"]] == [3, 3, 3]
+    assert infos["final_info"]["step_index"].tolist() == [3, 3, 3] and infos["step_index"].tolist() == [0, 0, 0]
+
+
+def test_a_mask_resets_some_and_leaves_the_others():
+    env = counting(mode="Disabled")
+    env.reset(seed=0)
+    env.step([FORWARD] * 3)
+    observation, infos = env.reset(seed=[7, 8, 9], options={"reset_mask": np.array([False, True, False])})
+    assert indices(observation) == [1, 0, 1] and observation[:, 0, 0, 1].tolist() == [0, 8, 2]
+    assert infos["_step_index"].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [
+        (np.array([True, False]), ValueError),
+        (np.array([False] * 3), ValueError),
+        (np.array([1, 0, 1]), TypeError),
+        ([True, True, True], TypeError),
+    ],
+)
+def test_a_wrong_mask_changes_nothing(mask, kind):
+    env = counting()
+    env.reset(seed=0)
+    env.step([FORWARD] * 3)
+    before = list(env.members.episodes)
+    with pytest.raises(kind, match=r"reset_mask.*shape \(3,\)"):
+        env.reset(options={"reset_mask": mask})
+    assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
+def test_wrong_numbers_are_named_before_anything_moves():
+    env = counting()
+    env.reset(seed=0)
+    before = list(env.members.episodes)
+    for actions, said in (([FORWARD] * 2, "3 members take 3 actions; got 2"), ([0, 1, 99], "integer from 0 to 8")):
+        with pytest.raises(ValueError, match=said):
+            env.step(actions)
+    with pytest.raises(ValueError, match="3 members take 3 seeds; got 2"):
+        env.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="3 members take 3 snapshots; got 1"):
+        env.restore(env.snapshot()[:1])
+    with pytest.raises(ValueError, match="at least 1 member"):
+        counting(count=0)
+    assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
+def test_the_first_reset_is_of_all():
+    env = counting()
+    with pytest.raises(ValueError, match=r"members \[1, 2\] have never begun"):
+        env.reset(seed=0, options={"reset_mask": np.array([True, False, False])})
+    with pytest.raises(ResetNeeded, match="not begun"):
+        counting().step([FORWARD] * 3)
+
+
+def test_lost_in_the_unknown_is_cut_off():
+    # The counting world covers 1 - 1 / (2 + step) of its views.
+    env = WorldEnv(CountingWorld(), rules=Rules(least_coverage=0.8, patience=2))
+    env.reset(seed=0)
+    assert [env.step(FORWARD)[3] for _ in range(2)] == [False, True]
+    env = WorldEnv(CountingWorld(), rules=Rules(least_coverage=0.6, patience=2))
+    env.reset(seed=0)
+    assert not any(env.step(FORWARD)[3] for _ in range(5))
+
+
+def test_gymnasiums_wrappers_work(tmp_path):
+    env = RecordEpisodeStatistics(counting(render_mode="rgb_array"))
+    env.reset(seed=0)
+    for _ in range(3):
+        *_, infos = env.step([FORWARD] * 3)
+    assert infos["episode"]["l"].tolist() == [3, 3, 3]
+    recorded = {"episode_trigger": lambda i: i == 0, "video_aspect_ratio": (1, 1)}
+    env = RecordVideo(counting(render_mode="rgb_array"), str(tmp_path), **recorded)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step([FORWARD] * 3)
+    env.close()
+    assert list(tmp_path.glob("*.mp4"))
+
+
+def test_forks_of_one_become_members_of_many():
+    alone = WorldEnv(CountingWorld())
+    alone.reset(seed=4)
+    alone.step(FORWARD)
+    env = counting()
+    observation, _ = env.restore(alone.fork(3))
+    assert indices(observation) == [1, 1, 1] and observation[:, 0, 0, 1].tolist() == [4, 4, 4]
+
+
+def test_the_engine_cannot_be_many_members():
+    world = make_world("doom")
+    with pytest.raises(RuntimeError, match="vectorization_mode='sync'"):
+        Members(world, 2)
+    world.close()
+
+
+@MODES
+def test_the_registered_dream_is_one_batched_environment(mode):
+    env = gym.make_vec("MosaicWorld-v0", num_envs=2, observation="dict", autoreset_mode=mode, max_episode_steps=2)
+    assert isinstance(env, WorldVectorEnv) and env.metadata["autoreset_mode"] is mode
+    observation, _ = env.reset(seed=1)
+    assert env.observation_space.contains(observation)
+    for _ in range(2):
+        observation, _, _, truncated, _ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observation) and truncated.all()
+    env.close()
+
+
+def test_a_member_walks_as_it_would_alone():
+    world = MosaicWorld(tiny_model())
+    env = WorldVectorEnv(Members(world, 3, rules=Rules(max_steps=4)), AutoresetMode.NEXT_STEP)
+    rng = np.random.default_rng(0)
+    actions = rng.integers(0, len(ACTIONS), (6, 3))
+    env.reset(seed=20)
+    together = [env.step(row)[0][1] for row in actions]
+    alone = WorldEnv(world, rules=Rules(max_steps=4))
+    alone.reset(seed=21)
+    for step, row in enumerate(actions):
+        frame = alone.reset()[0] if step == 4 else alone.step(row[1])[0]
+        assert np.abs(frame.astype(int) - together[step].astype(int)).max() <= 1, f"step {step}"
