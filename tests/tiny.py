@@ -12,6 +12,7 @@ from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth
+from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -34,6 +35,8 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
         freq_dim=16,
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
+    detail = DetailNet(widths=(8, 8, 8))
+    torch.nn.init.normal_(detail.head.weight, std=0.05)
     settings = WorldSettings(
         height=size[0],
         width=size[1],
@@ -45,6 +48,7 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
     return WorldModel(
         settings,
         transformer,
+        detail,
         codec,
         ByteTextEncoder(width=16, length=96, outputs=2),
         ConvDepth(widths=(8, 8, 16)),

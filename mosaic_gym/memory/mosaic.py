@@ -177,6 +177,9 @@ class Recall:
         generation: `[b, h, w]`, of the last frame: what was sampled, 0 where true or where nothing is covered.
         depth_m: `[b, H, W]`, memory's surface in the last camera, metres; inf where none.
         pixels_covered: bool `[b, 4, H, W]` on the grid of the stills.
+        stills: `[b, 4, c, H, W]`, what the Warped Latent was made of, holes filled.
+        doubt: `[b, 4, H, W]`: 0 where a still is a remembered one's cell, unmoved; 1 where it moved by a cell or more,
+            or where nothing is covered.
     """
 
     warped: Tensor
@@ -189,6 +192,8 @@ class Recall:
     generation: Tensor
     depth_m: Tensor
     pixels_covered: Tensor
+    stills: Tensor
+    doubt: Tensor
 
 
 @torch.no_grad()
@@ -236,6 +241,8 @@ def recall(
         generation=generation[:, -1],
         depth_m=warped.depth_m[:, -1],
         pixels_covered=warped.covered,
+        stills=stills,
+        doubt=torch.where(warped.covered, warped.moved_px.clamp_max(1.0), 1.0),
     )
 
 
@@ -274,7 +281,7 @@ def _warp_together(
         channels = codec.still(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
         nothing = world_from_camera.new_zeros(b, f, *cells)
         stills = nothing[:, :, None].expand(-1, -1, channels, -1, -1)
-        return Warped(stills, nothing.bool(), nothing, nothing + torch.inf)
+        return Warped(stills, nothing.bool(), nothing, nothing + torch.inf, nothing)
     blank = next(sources[0] for sources in chosen if sources)
     blank = replace(blank, alive=torch.zeros_like(blank.alive))
     padded = [keyframe for sources in chosen for keyframe in (*sources, *[blank] * (s - len(sources)))]

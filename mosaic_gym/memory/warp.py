@@ -2,7 +2,7 @@
 
 The correspondence is that of MosaicMem (arXiv 2603.17117), (u', v') = Pi(K_t T_t E T_s^-1 K_s^-1 (u, v, D)),
 used backwards. First the sources' depths are carried into the target and z-buffered; then every target
-cell looks its point up in every source and samples bilinearly at a fractional coordinate. Looking up
+cell looks its point up in every source and samples at a fractional coordinate. Looking up
 (instead of scattering values) is what keeps textures sharp: nothing is rounded to a grid.
 
 What is resampled are *stills*: the codec's picture of one instant (see `model/codec.py`).
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
+from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, transform, unproject
 
 DEPTH_TOLERANCE = 0.08
 """Two depths that differ by less than this share are the same surface."""
@@ -40,12 +40,14 @@ class Warped:
         covered: bool `[b, f, H, W]`.
         generation: `[b, f, H, W]`, how many times the sampled values were generated from generated ones.
         depth_m: `[b, f, H, W]`, the remembered surface's depth, metres; inf where none is.
+        moved_px: `[b, f, H, W]`, how far from here the values lay in their sources, in cells.
     """
 
     stills: Tensor
     covered: Tensor
     generation: Tensor
     depth_m: Tensor
+    moved_px: Tensor
 
 
 WARPED_FIELDS = tuple(field.name for field in fields(Warped))
@@ -149,10 +151,12 @@ def warp_stills(
     filled = target_m.isfinite()
     start_m = torch.where(filled, target_m, 1.0)
 
+    def for_every_target(layers: Tensor) -> Tensor:
+        return layers[:, None].expand(b, f, *layers.shape[1:]).reshape(b * f * s, -1, height, width)
+
     # Inverse depth is linear across a plane's image, so bilinear sampling of it is exact on planes.
-    layers = torch.cat([stills, 1.0 / depth_m[:, :, None], generation[:, :, None]], dim=2)
-    layers = layers[:, None].expand(b, f, s, c + 2, height, width).reshape(b * f * s, c + 2, height, width)
-    nearest_m = torch.where(alive, depth_m, 0.0)[:, None].expand(b, f, s, height, width).reshape(-1, 1, height, width)
+    inverse_m = for_every_target(1.0 / depth_m)
+    nearest_m = for_every_target(torch.where(alive, depth_m, 0.0))
 
     def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         points = unproject(surface_m, image_from_camera[:, None]).flatten(2, 3)
@@ -164,34 +168,37 @@ def warp_stills(
         agrees = inside.view(b, f, s, height, width)
         z = z.view(b, f, s, height, width)
         agrees = agrees & same_surface(seen_m.view(b, f, s, height, width), z)
-        return grid, z, agrees, points
+        return grid, z, agrees, uv
 
     # 1. Splatted depths belong to points up to half a cell away. Asking the sources what they hold along
     # this cell's own ray, once, takes that error away.
     grid, z, agrees, _ = look_up(start_m)
-    held = F.grid_sample(layers[:, c : c + 1], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    held = F.grid_sample(inverse_m, grid, mode="bilinear", padding_mode="border", align_corners=False)
     held_m = 1.0 / held.view(b, f, s, height, width)
     correction = torch.where(agrees, held_m - z, 0.0).clamp(-1.0, 1.0)
     weight = agrees.float()
     refined_m = start_m + (correction * weight).sum(2) / weight.sum(2).clamp_min(1.0)
     surface_m = refined_m.clamp_min(0.05)
 
-    # 2. The values, at fractional coordinates.
-    grid, z, agrees, _ = look_up(surface_m)
-    sampled = F.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    sampled = sampled.view(b, f, s, c + 2, height, width)
-    cost = source_cost(surface_m[:, :, None], z, sampled[:, :, :, c + 1], target_from_source)
+    # 2. The values, at fractional coordinates; cubic, for a view is resampled again and again, and linear blurs.
+    grid, z, agrees, uv = look_up(surface_m)
+    sampled = F.grid_sample(for_every_target(stills), grid, mode="bicubic", padding_mode="border", align_corners=False)
+    sampled = sampled.view(b, f, s, c, height, width)
+    ages = F.grid_sample(for_every_target(generation), grid, padding_mode="border", align_corners=False)
+    ages = ages.view(b, f, s, height, width)
+    moved_px = (uv.view(b, f, s, height, width, 2) - cell_centres(height, width, uv)).norm(dim=-1)
+    cost = source_cost(surface_m[:, :, None], z, ages, target_from_source)
     cost = torch.where(agrees & filled[:, :, None], cost, torch.inf)
     best = cost.amin(2, keepdim=True)
     covered = best.isfinite()
     weight = torch.where(cost.isfinite(), torch.exp(-sharpness * (cost - best.nan_to_num(posinf=0.0))), 0.0)
     weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-6)
-    blended = (sampled * weight[:, :, :, None]).sum(2)
     return Warped(
-        stills=blended[:, :, :c],
+        stills=(sampled * weight[:, :, :, None]).sum(2),
         covered=covered[:, :, 0],
-        generation=blended[:, :, c + 1],
+        generation=(ages * weight).sum(2),
         depth_m=torch.where(filled, surface_m, torch.inf),
+        moved_px=(moved_px * weight).sum(2),
     )
 
 

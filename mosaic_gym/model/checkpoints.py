@@ -2,7 +2,7 @@
 
     NAME/
       world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps
-      transformer/ codec/ text_encoder/ depth/ scheduler/    each as diffusers saves it
+      transformer/ detail/ codec/ text_encoder/ depth/ scheduler/    each as diffusers saves it
       starts.safetensors    start images, and their prompts in its metadata
       README.md             the card
 """
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
+from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-FORMAT = "mosaic-world-1"
+FORMAT = "mosaic-world-2"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class WorldModel:
 
     settings: WorldSettings
     transformer: MosaicTransformer3DModel
+    detail: DetailNet
     codec: LinearCodec
     text_encoder: ByteTextEncoder
     depth: DepthEstimator
@@ -71,7 +73,7 @@ class WorldModel:
 
     def to(self, device: str | torch.device) -> WorldModel:
         """Moves every network, in place, and puts them in evaluation mode."""
-        for network in (self.transformer, self.codec, self.text_encoder, self.depth):
+        for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.depth):
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
         return self
@@ -80,7 +82,7 @@ class WorldModel:
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
-        for network in (self.transformer, self.codec, self.text_encoder):
+        for network in (self.transformer, self.detail, self.codec, self.text_encoder):
             for name, value in sorted(network.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -90,7 +92,7 @@ class WorldModel:
         """Writes the folder described at the head of this file."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("transformer", "codec", "text_encoder", "depth", "scheduler"):
+        for name in ("transformer", "detail", "codec", "text_encoder", "depth", "scheduler"):
             getattr(self, name).save_pretrained(folder / name)
         starts = {"images": self.start_images.contiguous()}
         save_file(starts, folder / "starts.safetensors", metadata={"prompts": json.dumps(self.start_prompts)})
@@ -110,6 +112,7 @@ class WorldModel:
             raise ValueError(f"{folder}/world.json is not of format {FORMAT}; train or export the checkpoint again")
         parts = {
             "transformer": MosaicTransformer3DModel,
+            "detail": DetailNet,
             "codec": LinearCodec,
             "text_encoder": ByteTextEncoder,
             "depth": ConvDepth,

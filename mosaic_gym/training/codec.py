@@ -20,7 +20,7 @@ class Config:
     """Recorded episodes."""
     out: Path = Path("runs/codec")
     """Where the codec is written."""
-    channels: int = 192
+    channels: int = 768
     """Numbers a latent cell holds."""
     stride: int = 8
     """Pixels a latent cell is wide and high."""

@@ -66,12 +66,14 @@ class MemoryMix:
         forget: share of samples with no memory; last_only: with the last frame only.
         most: keyframes drawn from the past at most.
         worn: share of samples whose sources are degraded as generated ones are, against drift.
+        wedge: share of samples for which memory ends somewhere across the view, as it does for a body that turns.
     """
 
     forget: float = 0.1
     last_only: float = 0.4
     most: int = 24
     worn: float = 0.3
+    wedge: float = 0.3
 
 
 def draw_state(
@@ -109,6 +111,22 @@ def draw_state(
         seed=seed,
         step_index=step - 1,
     )
+
+
+def forget_a_wedge(state: WorldState, world_from_camera: Tensor, rng: np.random.Generator) -> WorldState:
+    """The state without what its memory holds to one side of a line of sight.
+
+    Args:
+        world_from_camera: `[4, 4]`, the camera whose view is to be cut, metres.
+    """
+    angle_rad, side = float(rng.uniform(-0.6, 0.6)), float(rng.choice([-1.0, 1.0]))
+    right, ahead = world_from_camera[:3, 0], world_from_camera[:3, 2]
+    across = side * (np.cos(angle_rad) * right - np.sin(angle_rad) * ahead)
+    cut = [
+        keyframe.keeping((keyframe.points_m - world_from_camera[:3, 3]) @ across < 0)
+        for keyframe in state.memory.keyframes
+    ]
+    return replace(state, memory=replace(state.memory, keyframes=tuple(cut)))
 
 
 def worn(keyframe: Keyframe, wear: float, rng: np.random.Generator) -> Keyframe:

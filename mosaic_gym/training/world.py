@@ -21,11 +21,15 @@ from mosaic_gym.memory.mosaic import Recall, recall
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
+from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.training.run import Run
-from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
+from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, forget_a_wedge, remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
+
+SOFTENING = 1e-3
+"""Squared error, on the scale of [-1, 1], below which a sample is good enough not to be pressed further: 36 dB."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Config:
     """What `train depth` wrote."""
     out: Path = Path("runs/world")
     """The run's folder: checkpoints, log, and the finished world in `weights/`."""
-    minutes: float | None = 24.0
+    minutes: float | None = 50.0
     """Wall time of the whole run, earlier pieces included; None with --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""
@@ -54,7 +58,7 @@ class Config:
     """Attention heads of 64 numbers each; the network's width is 64 times this."""
     ffn: int = 768
     """Width of the blocks' feed-forward part."""
-    dream: float = 0.05
+    dream: float = 0.1
     """Share of batches whose last one to three steps before the target are the model's own dream."""
     noise_only: float = 0.85
     """Share of samples at full noise, where one-step sampling begins; the rest are spread over all levels."""
@@ -71,11 +75,19 @@ class Config:
 
 
 class Learner(nn.Module):
-    """What is trained, as one module: the transformer and the prompt's encoder."""
+    """What is trained, as one module: the transformer, the detail network and the prompt's encoder."""
 
-    def __init__(self, transformer: MosaicTransformer3DModel, text_encoder: ByteTextEncoder):
+    def __init__(
+        self,
+        transformer: MosaicTransformer3DModel,
+        detail: DetailNet,
+        text_encoder: ByteTextEncoder,
+        codec: LinearCodec,
+    ):
         super().__init__()
         self.transformer = transformer
+        self.detail = detail
+        self.codec = codec
         self.text_encoder = text_encoder
 
     def forward(
@@ -90,21 +102,21 @@ class Learner(nn.Module):
         k: Tensor,
         size: tuple[int, int],
     ) -> Tensor:
-        """The clean latent `[b, c, h, w]` believed to be behind `noisy`."""
+        """The frames `[b, 4, 3, H, W]` believed to be behind `noisy`."""
         text = self.text_encoder(tokens)
         context = self.transformer.read(history, history_cameras, recalled, cameras, k, size, text)
-        return self.transformer(noisy, sigma, context, recalled, cameras, k, size, time_index=history.shape[1])
+        latents = self.transformer(noisy, sigma, context, recalled, cameras, k, size, time_index=history.shape[1])
+        return self.detail(self.codec.decode(latents), recalled.stills, recalled.doubt, recalled.pixels_covered)
 
 
-def latent_loss(predicted: Tensor, true: Tensor, scale: Tensor, numbers: int) -> tuple[Tensor, Tensor]:
-    """The mean over samples of the log of their pixel error, and that error in dB.
+def frame_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over samples of the log of their squared error (frames `[b, 4, 3, H, W]`), and that error in dB.
 
-    The components are orthonormal, so a latent's error times `scale` is the pixels' error. The
-    softened log keeps views that nobody could know from drowning the rest; a plain log would do the opposite,
+    The softened log keeps views that nobody could know from drowning the rest; a plain log would do the opposite,
     and spend the gradient on the grain of what memory already shows.
     """
-    error = ((predicted - true) * scale[:, None, None]).square().sum(1).mean((-2, -1)) / numbers
-    return torch.log(error + 1e-2).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
+    error = (predicted - true).square().mean((1, 2, 3, 4))
+    return torch.log(error + SOFTENING).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
 
 
 def dream_ahead(
@@ -135,6 +147,8 @@ def draw_batch(
         with torch.no_grad():
             text = world.model.text_encoder.encode([prompt])[0]
         state = draw_state(episodes[index], step - dreamt, config.mix, text, seed, rng)
+        if rng.random() < config.mix.wedge:
+            state = forget_a_wedge(state, episodes[index].keyframes[step].world_from_still, rng)
         states.append(replace(state, prompt=prompt))
         members.append((index, step))
     states = dream_ahead(world, episodes, states, members, dreamt)
@@ -172,7 +186,7 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         control=asdict(Control()),
     )
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return WorldModel(settings, transformer, codec, text_encoder, depth, scheduler, images, prompts)
+    return WorldModel(settings, transformer, DetailNet(), codec, text_encoder, depth, scheduler, images, prompts)
 
 
 def start_views(store: EpisodeStore, count: int = 32) -> tuple[Tensor, tuple[str, ...]]:
@@ -202,7 +216,9 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
         dreamt = codec.decode(after[0].history[-1:])
         warp = codec.decode(recall_for(world, [state], target.world_from_camera[None]).warped)
         for kept, shown in ((mine, dreamt), (warps, warp)):
-            kept.append(float(10 * torch.log10(4.0 / (shown.clamp(-1, 1) - true).square().mean())))
+            error = (shown.clamp(-1, 1) - true).square().mean()
+            # A view from where the body rests is exact; it counts as 50 dB.
+            kept.append(float(10 * torch.log10(4.0 / error.clamp_min(4e-5))))
         if len(pictures) < 6:
             pictures.append(torch.cat([frames_to_uint8(x)[0, -1].cpu() for x in (true, dreamt, warp)], dim=1))
     if run.writer:
@@ -221,12 +237,13 @@ def train(config: Config) -> WorldModel:
     model.depth.to(device).eval()
     episodes = remember_all(store, model.codec, model.depth, config.episodes)
     heldout = remember_all(EpisodeStore(config.data, "heldout"), model.codec, model.depth, config.episodes)
-    learner = Learner(model.transformer, model.text_encoder)
+    learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
     run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
-    model.transformer, model.text_encoder = run.average.transformer, run.average.text_encoder
+    average = run.average
+    model.transformer, model.detail, model.text_encoder = average.transformer, average.detail, average.text_encoder
     world = MosaicWorld(model, device=str(device), denoising_steps=1)
-    size, numbers, scale = (world.height, world.width), model.codec.mean.numel(), model.codec.scale
+    size = (world.height, world.width)
     k = torch.tensor(model.settings.image_from_camera, device=device).expand(config.batch, 3, 3)
     step_of = torch.compile(run.model) if config.compiled else run.model
     told: dict[str, float] = {}
@@ -241,7 +258,7 @@ def train(config: Config) -> WorldModel:
         noise = torch.randn(latents.shape, generator=generator).to(device)
         level = sigma.view(-1, 1, 1, 1)
         noisy = (1 - level) * latents + level * noise
-        # 3. The network says what is behind the noise.
+        # 3. The networks say what is behind the noise.
         with accelerator.autocast():
             predicted = step_of(
                 noisy,
@@ -254,7 +271,7 @@ def train(config: Config) -> WorldModel:
                 k,
                 size,
             )
-        loss, decibels = latent_loss(predicted.float(), latents, scale, numbers)
+        loss, decibels = frame_loss(predicted.float(), model.codec.decode(latents))
         run.update(loss, {"db": float(decibels), **told})
         if run.step_index % 500 == 0:
             told = validate(world, heldout, run)

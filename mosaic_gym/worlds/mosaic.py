@@ -142,6 +142,9 @@ class MosaicWorld:
                 self.denoising_steps,
             )
         frames = model.codec.decode(latents)
+        if self.network:
+            frames = model.detail(frames, recalled.stills, recalled.doubt, recalled.pixels_covered)
+            latents = model.codec.encode(frames)
         depth_m = model.depth.estimate(frames[:, -1].clamp(-1, 1), self._k.expand(b, 3, 3))
         depth_m = align_scale(depth_m, recalled.depth_m)
         # A patch is one generation further from a true frame than what it was made from.

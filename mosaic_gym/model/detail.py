@@ -1,0 +1,91 @@
+"""The last strokes: a small convolutional network that works on pixels where tokens are too coarse.
+
+A token of the transformer is eight pixels wide, and what is wrong with a warped memory is often narrower:
+a seam, an edge that landed half a pixel off, the strip that a turn has just brought into view.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mosaic_gym.geometry.control import FRAMES_PER_STEP
+
+INPUTS = 8
+"""Of every pixel: three colours that the transformer believes in, three that memory shows, doubt, covered."""
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class DetailNet(ModelMixin, ConfigMixin):
+    """A U-Net over the four frames of a step, at half, quarter and eighth resolution.
+
+    Args:
+        widths: channels at the three resolutions.
+    """
+
+    @register_to_config
+    def __init__(self, widths: tuple[int, int, int] = (48, 72, 96)):
+        super().__init__()
+        half, quarter, eighth = widths
+        self.stem = nn.Conv2d(4 * INPUTS * FRAMES_PER_STEP, half, 3, padding=1)
+        self.fine = _Residual(half)
+        self.down = nn.Conv2d(half, quarter, 4, stride=2, padding=1)
+        self.middle = _Residual(quarter)
+        self.down_again = nn.Conv2d(quarter, eighth, 4, stride=2, padding=1)
+        self.coarse = nn.Sequential(_Residual(eighth), _Residual(eighth))
+        self.up = nn.Conv2d(eighth, 4 * quarter, 1)
+        self.middle_up = _Residual(quarter)
+        self.up_again = nn.Conv2d(quarter, 4 * half, 1)
+        self.fine_up = nn.Sequential(_Residual(half), _Residual(half))
+        self.head = nn.Conv2d(half, 4 * 3 * FRAMES_PER_STEP, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        believed: Float[Tensor, "b 4 3 H W"],
+        stills: Float[Tensor, "b 4 3 H W"],
+        doubt: Float[Tensor, "b 4 H W"],
+        covered: Bool[Tensor, "b 4 H W"],
+    ) -> Float[Tensor, "b 4 3 H W"]:
+        """The step's frames `[b, 4, 3, H, W]`, nominally in [-1, 1].
+
+        Where there is no doubt, memory shows this very pixel from this very place, and it stays as it is: a body
+        at rest sees a world at rest.
+
+        Args:
+            believed: the transformer's latents, decoded.
+            stills: what memory shows, holes filled; see `memory.mosaic.Recall`.
+            doubt: 0 to 1.
+            covered: bool.
+
+        Raises:
+            ValueError: a size that 8 does not divide.
+        """
+        height, width = believed.shape[-2:]
+        if height % 8 or width % 8:
+            raise ValueError(f"the detail network takes sizes that 8 divides; got {height}x{width}")
+        planes = torch.stack([doubt, covered.to(doubt.dtype)], dim=2)
+        x = torch.cat([believed, stills, planes], dim=2).flatten(1, 2)
+        x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+        fine = self.fine(self.stem(x))
+        middle = self.middle(self.down(fine))
+        coarse = self.coarse(self.down_again(middle))
+        middle = self.middle_up(middle + F.pixel_shuffle(self.up(coarse), 2))
+        fine = self.fine_up(fine + F.pixel_shuffle(self.up_again(middle), 2))
+        strokes = F.pixel_shuffle(self.head(F.silu(fine)), 2).unflatten(1, (FRAMES_PER_STEP, 3))
+        return stills + doubt[:, :, None] * (believed - stills + strokes)
