@@ -7,6 +7,8 @@ engine it was trained on). Networks and engines load when an environment is made
 from gymnasium.envs.registration import register as _register
 
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
+from mosaic_gym.imagination import imagine
+from mosaic_gym.worlds.conformance import check_world
 from mosaic_gym.worlds.protocol import StaleStateError, Start, State, View, World
 from mosaic_gym.worlds.registry import WORLDS, make_world
 
@@ -21,9 +23,20 @@ __all__ = [
     "View",
     "WORLDS",
     "World",
+    "check_world",
+    "imagine",
+    "make_sb3",
     "make_world",
     "pose_at",
 ]
+
+
+def make_sb3(num_envs: int, **kwargs):
+    """`num_envs` members of the dream as a Stable-Baselines3 VecEnv; see `mosaic_gym.envs.sb3.make_sb3`."""
+    from mosaic_gym.envs.sb3 import make_sb3  # needs the extra `rl`, which the door does without
+
+    return make_sb3(num_envs, **kwargs)
+
 
 _register(
     "MosaicWorld-v0",

@@ -42,11 +42,12 @@ COMMANDS: dict[str, Command] = {
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
     "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),
+    "evaluate transfer": Command("mosaic_gym.evaluation.transfer", "Config", "evaluate", "from dream to engine"),
     "evaluate speed": Command("mosaic_gym.evaluation.speed", "Config", "evaluate", "environment steps per second"),
 }
 """All commands, by the one or two words that choose them."""
 
-EXTRAS: dict[str, str] = {"stable_baselines3": "rl", "tensorboard": "train"}
+EXTRAS: dict[str, str] = {"matplotlib": "rl", "scipy": "rl", "stable_baselines3": "rl", "tensorboard": "train"}
 """The extra that installs an optional package, by the package's import name."""
 
 

@@ -52,6 +52,8 @@ class Episode:
         unsure_steps: the latest ones, on end, with too little coverage.
         reward: of the last step.
         terminated, truncated: how it ended, if it did.
+        seen: what the task's scene showed before the episode began, oldest first. (Not part of the future: a learned
+            world remembers it, an agent with a memory of its own may want to see it. Files do not keep it.)
     """
 
     state: State
@@ -63,6 +65,7 @@ class Episode:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
+    seen: tuple[View, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -86,7 +89,7 @@ def begin(world: World, task: Task, starts: Sequence[Start], goals: Sequence[np.
     """Fresh episodes, one for each start; a goal that is None is the scene's own."""
     scenes = task.set_scenes(world, starts)
     return [
-        Episode(scene.state, scene.view, scene.goal if goal is None else goal, task.begin(scene))
+        Episode(scene.state, scene.view, scene.goal if goal is None else goal, task.begin(scene), seen=scene.seen)
         for scene, goal in zip(scenes, goals, strict=True)
     ]
 

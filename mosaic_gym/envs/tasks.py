@@ -25,12 +25,14 @@ class Scene:
         state: of the world, and `view` what it shows.
         goal: uint8 `[H, W, 3]`, what the observation shows as the goal.
         goal_m: `[2]` (x, z) of the place to reach, metres; None for tasks without one.
+        seen: views before the present one, oldest first: a walk that an agent of its own memory should see.
     """
 
     state: State
     view: View
     goal: np.ndarray
     goal_m: tuple[float, float] | None = None
+    seen: tuple[View, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,13 @@ class EngineTask(_PlainScene):
         return Judgement(None, view.reward, view.terminated)
 
 
-class _Reach:
+class Reach:
     """Reaching a place: paid by the metre, and `BONUS` on arrival, which ends the episode."""
 
     draws_goal = True
     BONUS = 5.0
 
-    def __init__(self, reach_m: float = 1.0, far_m: float = 2.0, steps: tuple[int, int] = (6, 12)) -> None:
+    def __init__(self, reach_m: float = 1.0, far_m: float = 2.0, steps: tuple[int, int] = (4, 8)) -> None:
         self.reach_m, self.far_m, self.steps = reach_m, far_m, steps
 
     def begin(self, scene: Scene) -> dict[str, Any]:
@@ -133,28 +135,29 @@ class _Reach:
 
     def _walk(
         self, world: World, starts: Sequence[Start]
-    ) -> tuple[list[tuple[State, View]], list[tuple[State, View]]]:
-        """Where bodies begin, and where a scripted walk leaves them, `far_m` away if it finds a way there."""
+    ) -> tuple[list[State], list[list[View]]]:
+        """Scripted walks, each until it is `far_m` away if it finds a way there: last states, and all views."""
         rngs = [np.random.default_rng([start.seed, 1]) for start in starts]
         steps = [int(rng.integers(self.steps[0], self.steps[1] + 1)) for rng in rngs]
         begun = [world.start(start) for start in starts]
-        present = list(begun)
+        present, walks = [state for state, _ in begun], [[view] for _, view in begun]
         for step in range(3 * self.steps[1]):
-            going = [i for i in range(len(starts)) if self._goes_on(step, steps[i], begun[i][1], present[i][1])]
+            going = [i for i in range(len(starts)) if self._goes_on(step, steps[i], walks[i])]
             if not going:
                 break
-            thrusts = np.stack([walk_thrust(present[i][1], rngs[i]) for i in going])
-            states, views = world.step([present[i][0] for i in going], thrusts)
+            thrusts = np.stack([walk_thrust(walks[i][-1], rngs[i]) for i in going])
+            states, views = world.step([present[i] for i in going], thrusts)
             for i, state, view in zip(going, states, views, strict=True):
-                present[i] = (state, view)
-        return begun, present
+                present[i] = state
+                walks[i].append(view)
+        return present, walks
 
-    def _goes_on(self, step: int, steps: int, first: View, view: View) -> bool:
-        place_m = tuple(first.world_from_camera[-1][[0, 2], 3])
-        return not view.terminated and (step < steps or _distance_m(view, place_m) < self.far_m)
+    def _goes_on(self, step: int, steps: int, walk: Sequence[View]) -> bool:
+        last = walk[-1]
+        return not last.terminated and (step < steps or _distance_m(last, place_of(walk[0])) < self.far_m)
 
 
-class GoalTask(_Reach):
+class GoalTask(Reach):
     """Reach the place that the goal image shows: where a scripted walk of some steps from the start ended.
 
     The walk is not remembered. (A world is started twice from the same seed, so the engine plays it too.)
@@ -162,23 +165,23 @@ class GoalTask(_Reach):
 
     def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
         """See `Task`."""
-        _, ends = self._walk(world, starts)
+        _, walks = self._walk(world, starts)
         begun = [world.start(start) for start in starts]
         return [
-            Scene(state, view, end.frames[-1].copy(), _place_m(end))
-            for (state, view), (_, end) in zip(begun, ends, strict=True)
+            Scene(state, view, walk[-1].frames[-1].copy(), place_of(walk[-1]))
+            for (state, view), walk in zip(begun, walks, strict=True)
         ]
 
 
-class ReturnTask(_Reach):
+class ReturnTask(Reach):
     """Come home: after a scripted walk, which is remembered, reach where it began. The goal image shows it."""
 
     def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
         """See `Task`."""
-        homes, ends = self._walk(world, starts)
+        states, walks = self._walk(world, starts)
         return [
-            Scene(state, view, home.frames[-1].copy(), _place_m(home))
-            for (_, home), (state, view) in zip(homes, ends, strict=True)
+            Scene(state, walk[-1], walk[0].frames[-1].copy(), place_of(walk[0]), tuple(walk[:-1]))
+            for state, walk in zip(states, walks, strict=True)
         ]
 
 
@@ -194,7 +197,8 @@ def walk_thrust(view: View, rng: np.random.Generator) -> np.ndarray:
     return np.array([1.0, 0.0, np.clip(side + whim, -1.0, 1.0)])
 
 
-def _place_m(view: View) -> tuple[float, float]:
+def place_of(view: View) -> tuple[float, float]:
+    """Where the last camera of a view stands: (x, z), metres."""
     x, z = view.world_from_camera[-1][[0, 2], 3]
     return float(x), float(z)
 

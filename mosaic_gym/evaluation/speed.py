@@ -1,4 +1,4 @@
-"""How fast the environment steps, and how soon a fresh process shows its first frame."""
+"""How fast the environment steps, alone and as many; what a fork costs; how soon the first frame comes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Config:
     """Environment steps that are timed."""
     warm_up: int = 60
     """Steps before that, which fill the memory."""
+    members: int = 16
+    """Of the vector environment."""
+    vector_steps: int = 12
+    """Steps of all members that are timed, after as many to warm up."""
 
 
 def steps_per_second(checkpoint: str, steps: int, warm_up: int) -> dict[str, float]:
@@ -43,6 +47,60 @@ def steps_per_second(checkpoint: str, steps: int, warm_up: int) -> dict[str, flo
     return {"value": float(middle), "low": float(slow), "high": float(fast)}
 
 
+def vector_ratio(checkpoint: str, members: int, steps: int) -> dict[str, float]:
+    """Steps a second of all members in one vector environment, of as many single ones in turn, and the ratio."""
+    import gymnasium as gym
+    import numpy as np
+
+    import mosaic_gym  # noqa: F401, registers the ids
+
+    rng = np.random.default_rng(0)
+    actions = rng.integers(9, size=(2 * steps, members))
+    together = gym.make_vec("MosaicWorld-v0", num_envs=members, checkpoint=checkpoint)
+    together.reset(seed=0)
+    singles = [gym.make("MosaicWorld-v0", checkpoint=checkpoint) for _ in range(members)]
+    for i, env in enumerate(singles):
+        env.reset(seed=i)
+    spent = {"vector": 0.0, "in turn": 0.0}
+    for index, row in enumerate(actions):
+        started = time.perf_counter()
+        together.step(row)
+        middle = time.perf_counter()
+        for env, action in zip(singles, row, strict=True):
+            env.step(int(action))
+        if index >= steps:
+            spent["vector"] += middle - started
+            spent["in turn"] += time.perf_counter() - middle
+    for env in (together, *singles):
+        env.close()
+    rates = {name: members * steps / seconds for name, seconds in spent.items()}
+    return {**rates, "ratio": rates["vector"] / rates["in turn"]}
+
+
+def fork_cost(checkpoint: str, keyframes: int, forks: int) -> dict[str, float]:
+    """Milliseconds of forking a state with so many keyframes, and megabytes that a fork adds before it diverges."""
+    import tracemalloc
+    from dataclasses import replace
+
+    import gymnasium as gym
+
+    import mosaic_gym  # noqa: F401, registers the ids
+
+    env = gym.make("MosaicWorld-v0", checkpoint=checkpoint).unwrapped
+    env.reset(seed=0)
+    memory = env.state.memory
+    many = replace(memory, keyframes=memory.keyframes * keyframes, capacity=keyframes)
+    env.episode = replace(env.episode, state=replace(env.state, memory=many))
+    tracemalloc.start()
+    started = time.perf_counter()
+    kept = env.fork(forks)
+    spent_ms = 1e3 * (time.perf_counter() - started)
+    added_mb = tracemalloc.get_traced_memory()[0] / 1e6
+    tracemalloc.stop()
+    env.close()
+    return {"ms": spent_ms, "mb_each": added_mb / len(kept)}
+
+
 def first_frame_s(checkpoint: str) -> float:
     """Seconds from starting Python to the first frame."""
     started = time.perf_counter()
@@ -51,17 +109,33 @@ def first_frame_s(checkpoint: str) -> float:
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Prints both.
+    """Prints them.
 
     Raises:
         ValueError: no step to time, or a negative warm-up.
     """
     import torch
 
-    if config.steps < 1 or config.warm_up < 0:
-        raise ValueError("give at least 1 step, and a warm-up of 0 or more")
+    if min(config.steps, config.members, config.vector_steps) < 1 or config.warm_up < 0:
+        raise ValueError("give at least 1 step and 1 member, and a warm-up of 0 or more")
     rate = steps_per_second(config.checkpoint, config.steps, config.warm_up)
     seconds = first_frame_s(config.checkpoint)
+    together = vector_ratio(config.checkpoint, config.members, config.vector_steps)
+    forked = fork_cost(config.checkpoint, keyframes=1000, forks=64)
+    print(
+        f"{config.members} members: {together['vector']:.1f} steps per second in one vector, {together['in turn']:.1f} "
+        f"in turn: {together['ratio']:.2f} x (goal >= 4)"
+    )
+    print(
+        f"fork(64) of a state with 1000 keyframes: {forked['ms']:.2f} ms (goal < 5), "
+        f"{forked['mb_each']:.4f} MB a fork (goal < 1)"
+    )
     print(f"steps_per_second: {rate['value']:.1f} (goal >= 20; 5 to 95 %: {rate['low']:.1f} to {rate['high']:.1f})")
     print(f"first frame of a fresh process: {seconds:.1f} s (goal <= 12); torch threads: {torch.get_num_threads()}")
-    return {"steps_per_second": rate["value"], "first_frame_s": seconds}
+    return {
+        "steps_per_second": rate["value"],
+        "first_frame_s": seconds,
+        "vector_ratio": together["ratio"],
+        "fork_ms": forked["ms"],
+        "fork_mb": forked["mb_each"],
+    }

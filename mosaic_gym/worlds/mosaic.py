@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at, yaw_matrix, yaw_of
 from mosaic_gym.memory.keyframe import lift
-from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.protocol import Start, View
-from mosaic_gym.worlds.state import WorldState, load_state, pack_state, save_state, unpack_state
+from mosaic_gym.worlds.state import Glimpse, WorldState, load_state, pack_state, save_state, unpack_state
 
 
 class MosaicWorld:
@@ -112,60 +112,104 @@ class MosaicWorld:
         self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
     ) -> tuple[list[WorldState], list[View]]:
         """One step along given cameras: four poses for every state."""
-        model, size = self.model, (self.height, self.width)
-        b = len(states)
         cameras = self._cameras(poses)  # [b, 4, 4, 4]
-        recalled = recall(
-            [state.memory.keyframes for state in states],
-            cameras,
-            self._k,
-            model.codec,
-            self._latent_shape,
-            model.settings.max_sources,
-            model.settings.max_patches,
-        )
-        latents = recalled.warped
-        if self.network:
-            steps = [state.step_index for state in states]
-            noise = step_noise([state.seed for state in states], steps, self._latent_shape).to(self.device)
-            latents = denoise(
-                model.transformer,
-                model.scheduler,
-                noise,
-                torch.stack([state.history for state in states]),
-                torch.stack([state.history_cameras for state in states]),
-                recalled,
-                cameras,
-                self._k.expand(b, 3, 3),
-                size,
-                torch.stack([state.text for state in states]),
-                self.denoising_steps,
-            )
-        frames = model.codec.decode(latents)
-        if self.network:
-            frames = model.detail(frames, recalled.stills, recalled.doubt, recalled.pixels_covered)
-            latents = model.codec.encode(frames)
-        depth_m = model.depth.estimate(frames[:, -1].clamp(-1, 1), self._k.expand(b, 3, 3))
-        depth_m = align_scale(depth_m, recalled.depth_m)
-        # A patch is one generation further from a true frame than what it was made from.
-        generation = recalled.generation + 1.0
+        recalled = self._recall(states, cameras)
+        latents = self._denoise(states, recalled, cameras)
+        latents, frames = self._decode(latents, recalled)
+        depth_m = self._estimate_depth(frames, recalled)
+        memories = self._remember(states, latents, depth_m, cameras, recalled)
 
         pictures = frames_to_uint8(frames).cpu().numpy()
         coverage = recalled.coverage.tolist()
         futures, views = [], []
         for i, state in enumerate(states):
-            keyframe = lift(latents[i], depth_m[i], cameras[i], self._k, generation[i], state.step_index + 1)
-            future = replace(
-                state,
-                pose=poses[i][-1],
-                history=torch.cat([state.history[1:], latents[i : i + 1]]),
-                history_cameras=torch.cat([state.history_cameras[1:], cameras[i : i + 1]]),
-                memory=state.memory.remember(keyframe),
-                step_index=state.step_index + 1,
-            )
+            future = replace(self._moved_on(state, poses[i], latents[i], cameras[i]), memory=memories[i])
             futures.append(future)
             views.append(self._view(future, poses[i], pictures[i], depth_m[i], coverage[i]))
         return futures, views
+
+    @torch.no_grad()
+    def foresee(
+        self, states: Sequence[WorldState], actions: np.ndarray
+    ) -> tuple[list[WorldState], list[Glimpse]]:
+        """One step in latents alone, for planners: nothing is decoded, touched up, lifted or remembered.
+
+        Args:
+            states: as `step` takes them; actions `[b, 3]`.
+        """
+        poses = [self.move(state, check_action(action)) for state, action in zip(states, actions, strict=True)]
+        cameras = self._cameras(poses)
+        recalled = self._recall(states, cameras)
+        latents = self._denoise(states, recalled, cameras)
+        futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, strict=True)]
+        coverage = recalled.coverage.tolist()
+        return futures, [Glimpse(latents[i], coverage[i]) for i in range(len(states))]
+
+    @torch.no_grad()
+    def look(self, state: WorldState) -> np.ndarray:
+        """The present frame of a state, uint8 `[H, W, 3]`."""
+        return frames_to_uint8(self.model.codec.decode(state.history[-1:]))[0, -1].cpu().numpy()
+
+    def _recall(self, states: Sequence[WorldState], cameras: Tensor) -> Recall:
+        settings = self.model.settings
+        memories = [state.memory.keyframes for state in states]
+        shape = self._latent_shape
+        return recall(
+            memories, cameras, self._k, self.model.codec, shape, settings.max_sources, settings.max_patches
+        )
+
+    def _denoise(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
+        if not self.network:
+            return recalled.warped
+        seeds, steps = [state.seed for state in states], [state.step_index for state in states]
+        return denoise(
+            self.model.transformer,
+            self.model.scheduler,
+            step_noise(seeds, steps, self._latent_shape).to(self.device),
+            torch.stack([state.history for state in states]),
+            torch.stack([state.history_cameras for state in states]),
+            recalled,
+            cameras,
+            self._k.expand(len(states), 3, 3),
+            (self.height, self.width),
+            torch.stack([state.text for state in states]),
+            self.denoising_steps,
+        )
+
+    def _decode(self, latents: Tensor, recalled: Recall) -> tuple[Tensor, Tensor]:
+        """Frames `[b, 4, 3, H, W]`, touched up, and the latents that hold them."""
+        frames = self.model.codec.decode(latents)
+        if not self.network:
+            return latents, frames
+        frames = self.model.detail(frames, recalled.stills, recalled.doubt, recalled.pixels_covered)
+        return self.model.codec.encode(frames), frames
+
+    def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
+        """Depth `[b, H, W]` of the last frames, metres, on the scale of what memory knows."""
+        depth_m = self.model.depth.estimate(frames[:, -1].clamp(-1, 1), self._k.expand(len(frames), 3, 3))
+        return align_scale(depth_m, recalled.depth_m)
+
+    def _remember(
+        self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
+    ) -> list[MosaicMemory]:
+        # A patch is one generation further from a true frame than what it was made from.
+        generation = recalled.generation + 1.0
+        return [
+            state.memory.remember(
+                lift(latents[i], depth_m[i], cameras[i], self._k, generation[i], state.step_index + 1)
+            )
+            for i, state in enumerate(states)
+        ]
+
+    def _moved_on(self, state: WorldState, poses: Sequence[Pose], latent: Tensor, cameras: Tensor) -> WorldState:
+        """The state one step later, its memory as it was."""
+        return replace(
+            state,
+            pose=poses[-1],
+            history=torch.cat([state.history[1:], latent[None]]),
+            history_cameras=torch.cat([state.history_cameras[1:], cameras[None]]),
+            step_index=state.step_index + 1,
+        )
 
     def start(self, start: Start) -> tuple[WorldState, View]:
         """A body at rest in front of a start image: the given one, or one of the checkpoint's, by seed.
@@ -192,21 +236,10 @@ class MosaicWorld:
         cameras = self._cameras([poses])[0]
         depth_m = self._estimate(frames)
         if len(state.memory):
-            views = recall(
-                [state.memory.keyframes], cameras[None], self._k, self.model.codec, self._latent_shape,
-                self.model.settings.max_sources, self.model.settings.max_patches,
-            )  # fmt: skip
-            depth_m = align_scale(depth_m[None], views.depth_m)[0]
+            depth_m = align_scale(depth_m[None], self._recall([state], cameras[None]).depth_m)[0]
         true = torch.zeros(latent.shape[-2:], device=self.device)
         keyframe = lift(latent, depth_m, cameras, self._k, true, state.step_index + 1)
-        return replace(
-            state,
-            pose=poses[-1],
-            history=torch.cat([state.history[1:], latent[None]]),
-            history_cameras=torch.cat([state.history_cameras[1:], cameras[None]]),
-            memory=state.memory.remember(keyframe),
-            step_index=state.step_index + 1,
-        )
+        return replace(self._moved_on(state, poses, latent, cameras), memory=state.memory.remember(keyframe))
 
     @torch.no_grad()
     def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:

@@ -44,6 +44,19 @@ class WorldState:
     step_index: int
 
 
+@dataclass(frozen=True)
+class Glimpse:
+    """What a step in latents alone shows.
+
+    Attributes:
+        latent: `[c, h, w]`.
+        coverage: share of the view that memory covers, 0 to 1.
+    """
+
+    latent: Tensor
+    coverage: float
+
+
 def pack_state(state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything a file must hold: tensors by name, and what JSON can say."""
     memory, about_memory = state.memory.tensors()

@@ -35,6 +35,14 @@ def warp_once(source: torch.Tensor, target: torch.Tensor, depth_m: torch.Tensor,
     )
 
 
+def cubic(offset: float, a: float = -0.75) -> float:
+    """Weight of a cell at a distance, in cubic convolution (Keys 1981, with PyTorch's a)."""
+    x = abs(offset)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
 def test_a_slanted_plane_looks_from_the_target_as_it_should():
     normal = torch.nn.functional.normalize(torch.tensor([0.3, 0.2, 1.0]), dim=0)
     source, target = torch.eye(4), moved(0.4, -0.1, 0.3)
@@ -58,10 +66,12 @@ def test_values_agree_with_a_loop_over_cells():
         point = unproject(torch.full((HEIGHT, WIDTH), 2.5 - 0.2), K)[row, column] + target[:3, 3]
         u, v = (K @ point)[:2] / point[2] - 0.5
         left, top = int(u.floor()), int(v.floor())
-        right_part, low_part = u - left, v - top
-        upper = still[0, top, left] * (1 - right_part) + still[0, top, left + 1] * right_part
-        lower = still[0, top + 1, left] * (1 - right_part) + still[0, top + 1, left + 1] * right_part
-        assert abs(float(warped.stills[0, 0, 0, row, column] - (upper * (1 - low_part) + lower * low_part))) < 1e-3
+        value = sum(
+            cubic(float(v) - y) * cubic(float(u) - x) * still[0, y, x]
+            for y in range(top - 1, top + 3)
+            for x in range(left - 1, left + 3)
+        )
+        assert abs(float(warped.stills[0, 0, 0, row, column] - value)) < 2e-3
 
 
 def test_a_near_wall_hides_what_is_behind_it_whatever_the_order():
@@ -81,6 +91,16 @@ def test_a_near_wall_hides_what_is_behind_it_whatever_the_order():
     assert results[0][:, 2:28].min() > 0.999
     assert results[0][:, 36:].max() < 0.001
     assert torch.equal(results[0], results[1])
+
+
+def test_how_far_a_value_has_come_is_told():
+    depth_m = torch.full((HEIGHT, WIDTH), 2.0)
+    still = torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    rest = warp_once(torch.eye(4), torch.eye(4), depth_m, still)
+    assert rest.covered.all() and rest.moved_px.abs().max() < 1e-3
+    assert (rest.stills[0, 0] - still).abs().max() < 1e-4
+    aside = warp_once(torch.eye(4), moved(0.08, 0.0, 0.0), depth_m, still)  # 50 px focal length x 0.08 m / 2 m
+    assert (aside.moved_px[aside.covered] - 2.0).abs().max() < 1e-2
 
 
 def test_nothing_is_covered_behind_the_camera_or_out_of_view():

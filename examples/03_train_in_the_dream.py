@@ -1,0 +1,33 @@
+"""Train PPO in the dream for a few minutes, then watch it in the engine. Needs the extra `rl`.
+
+    python examples/03_train_in_the_dream.py [steps] [out.mp4]
+"""
+
+import sys
+
+import gymnasium as gym
+import imageio.v3 as iio
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecMonitor
+
+import mosaic_gym
+
+steps = int(sys.argv[1]) if len(sys.argv) > 1 else 4096
+path = sys.argv[2] if len(sys.argv) > 2 else "trained_in_the_dream.mp4"
+
+dream = VecMonitor(mosaic_gym.make_sb3(8, max_episode_steps=48, task="explore"))
+model = PPO("CnnPolicy", dream, n_steps=64, batch_size=128, seed=0, device="cpu", verbose=1)
+model.learn(steps)
+dream.close()
+
+env = gym.make("MosaicWorldReal-v0", max_episode_steps=48)
+seen, _ = env.reset(seed=9)
+frames, total, over = [], 0.0, False
+while not over:
+    seen, reward, terminated, truncated, _ = env.step(int(model.predict(seen)[0]))
+    frames.append(env.unwrapped.view.frames)
+    total, over = total + reward, terminated or truncated
+env.close()
+iio.imwrite(path, np.concatenate(frames).repeat(4, axis=1).repeat(4, axis=2), fps=35)
+print(f"{total:.0f} squares of the engine's floor; wrote {path}")

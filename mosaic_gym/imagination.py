@@ -1,0 +1,145 @@
+"""Imagination: many futures of a state, rolled out side by side into one TensorDict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mosaic_gym.geometry.control import check_action
+from mosaic_gym.worlds.protocol import State, View, World
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+Policy = Callable[[np.ndarray], np.ndarray]
+"""From the last frames, uint8 `[B, H, W, 3]`, to thrusts `[B, 3]`, each in [-1, 1]."""
+
+
+def imagine(
+    world: World,
+    state: State | Sequence[State],
+    act: np.ndarray | Policy,
+    horizon: int | None = None,
+    *,
+    task: Any = None,
+    progress: Any = None,
+    pixels: bool = True,
+) -> TensorDict:
+    """Futures of one state, or of several, as a TensorDict of batch size [B, H].
+
+    The given states stay as they were; futures share memory with them until they diverge.
+
+    Args:
+        world: a forkable one.
+        state: where all futures begin, or a list of B states, one for each.
+        act: thrusts `[B, H, 3]` (forward, strafe right, turn right), or a policy.
+        horizon: H, steps. May be None where `act` is an array, which has its own.
+        task: pays rewards and ends futures, by its `judge`; None pays nothing.
+        progress: what the task remembers at the beginning, one for all futures.
+        pixels: False skips what the latents do not need (decoding, detail, depth, writing to memory): for costs that
+            are computed on latents or poses, over horizons too short to forget.
+
+    Returns:
+        frames uint8 `[B, H, 4, h, w, 3]` (latents `[B, H, c, h', w']` instead, without pixels), pose float32
+        `[B, H, 4, 4]` (world_from_camera of the last frame), coverage, reward float32 and terminated bool `[B, H]`,
+        action float32 `[B, H, 3]`. After a future has ended it goes on being shown, and is paid nothing.
+
+    Raises:
+        RuntimeError: the world has one true present.
+        ValueError: no horizon, a wrong shape, a policy that returns NaN or another shape, a task without pixels.
+    """
+    if not world.forkable:
+        raise RuntimeError(f"{type(world).__name__} has one true present and cannot imagine; give the learned world")
+    many = isinstance(state, Sequence)
+    thrusts = None if callable(act) else _check_thrusts(act, len(state) if many else None, horizon)
+    if thrusts is None and horizon is None:
+        raise ValueError("a policy needs a horizon: how many steps to imagine")
+    horizon = thrusts.shape[1] if horizon is None else horizon
+    if horizon < 1:
+        raise ValueError(f"horizon is at least 1 step; got {horizon}")
+    if task is not None and not pixels:
+        raise ValueError("a task judges what is seen: imagine with pixels=True, or compute the cost from the latents")
+    count = len(state) if many else 1 if thrusts is None else len(thrusts)
+    states = list(state) if many else [state] * count
+    if not states:
+        raise ValueError("imagine needs at least one state")
+    frames = None if thrusts is not None else np.stack([world.look(state) for state in states])
+    kept, ended, progresses = [], np.zeros(count, dtype=bool), [progress] * count
+    for step in range(horizon):
+        taken = thrusts[:, step] if thrusts is not None else _ask(act, frames, count)
+        if pixels:
+            states, shown = world.step(states, taken)
+            frames = np.stack([view.frames[-1] for view in shown])
+        else:
+            states, shown = world.foresee(states, taken)
+        rewards, ends = _judge(task, progresses, shown, ended)
+        ended = ended | ends
+        kept.append(_row(states, shown, taken, rewards, ended.copy(), pixels))
+    return _stack(kept, count, horizon, getattr(world, "device", None))
+
+
+def _check_thrusts(act: Any, states: int | None, horizon: int | None) -> np.ndarray:
+    thrusts = np.asarray(act, dtype=np.float64)
+    if thrusts.ndim != 3 or thrusts.shape[-1] != 3 or 0 in thrusts.shape:
+        raise ValueError(f"actions are thrusts [B, H, 3], B and H at least 1; got shape {thrusts.shape}")
+    if states is not None and len(thrusts) != states:
+        raise ValueError(f"{states} states take actions [{states}, H, 3]; got shape {thrusts.shape}")
+    if horizon is not None and thrusts.shape[1] != horizon:
+        raise ValueError(f"actions are for {thrusts.shape[1]} steps, the horizon says {horizon}")
+    return np.stack([[check_action(action) for action in row] for row in thrusts])
+
+
+def _ask(policy: Policy, frames: np.ndarray, count: int) -> np.ndarray:
+    taken = np.asarray(policy(frames), dtype=np.float64)
+    if taken.shape != (count, 3):
+        raise ValueError(f"the policy was shown {count} frames and returned shape {taken.shape}; thrusts are [B, 3]")
+    return np.stack([check_action(action) for action in taken])
+
+
+def _judge(
+    task: Any, progresses: list[Any], shown: Sequence[View], ended: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and ends of this step; progress moves on in place."""
+    rewards, ends = np.zeros(len(shown), dtype=np.float32), np.zeros(len(shown), dtype=bool)
+    if task is None:
+        return rewards, ends
+    for i, view in enumerate(shown):
+        if not ended[i]:
+            judgement = task.judge(progresses[i], view)
+            progresses[i] = judgement.progress
+            rewards[i], ends[i] = judgement.reward, judgement.terminated or view.terminated
+    return rewards, ends
+
+
+def _row(
+    states: Sequence[State],
+    shown: Sequence[Any],
+    taken: np.ndarray,
+    rewards: np.ndarray,
+    ended: np.ndarray,
+    pixels: bool,
+) -> dict[str, Any]:
+    import torch
+
+    if pixels:
+        seen = torch.from_numpy(np.stack([view.frames for view in shown]))
+    else:
+        seen = torch.stack([glimpse.latent for glimpse in shown])
+    return {
+        "frames" if pixels else "latents": seen,
+        "pose": torch.tensor(np.stack([state.pose.world_from_camera for state in states]), dtype=torch.float32),
+        "coverage": torch.tensor([one.coverage for one in shown], dtype=torch.float32),
+        "reward": torch.from_numpy(rewards),
+        "terminated": torch.from_numpy(ended),
+        "action": torch.tensor(taken, dtype=torch.float32),
+    }
+
+
+def _stack(kept: list[dict[str, Any]], count: int, horizon: int, device: Any) -> TensorDict:
+    import torch
+    from tensordict import TensorDict
+
+    stacked = {name: torch.stack([row[name].to(device) for row in kept], dim=1) for name in kept[0]}
+    return TensorDict(stacked, batch_size=[count, horizon], device=device)

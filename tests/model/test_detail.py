@@ -1,0 +1,69 @@
+"""The detail network: exact where there is no doubt, trained where there is, and told of bad sizes."""
+
+import pytest
+import torch
+
+from mosaic_gym.geometry.control import ACTIONS
+from mosaic_gym.model.codec import LinearCodec
+from mosaic_gym.model.detail import DetailNet
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.protocol import Start
+from tests.tiny import tiny_model
+
+
+def inputs(height=16, width=24, doubt=1.0):
+    generator = torch.Generator().manual_seed(0)
+    believed, stills = (torch.rand(2, 4, 3, height, width, generator=generator) for _ in range(2))
+    return believed, stills, torch.full((2, 4, height, width), doubt), torch.ones(2, 4, height, width, dtype=torch.bool)
+
+
+def scribbling(seed=0) -> DetailNet:
+    torch.manual_seed(seed)
+    network = DetailNet(widths=(8, 8, 8))
+    torch.nn.init.normal_(network.head.weight)
+    return network
+
+
+def test_it_begins_by_changing_nothing_that_the_transformer_said():
+    believed, stills, doubt, covered = inputs()
+    torch.testing.assert_close(DetailNet(widths=(8, 8, 8))(believed, stills, doubt, covered), believed)
+
+
+def test_without_doubt_memory_stays_as_it_is_whatever_was_believed():
+    believed, stills, doubt, covered = inputs(doubt=0.0)
+    assert torch.equal(scribbling()(believed, stills, doubt, covered), stills)
+
+
+def test_a_body_at_rest_sees_a_world_at_rest():
+    model = tiny_model()
+    # A complete basis: what the codec holds is the picture itself.
+    model.codec = LinearCodec(channels=768)
+    torch.manual_seed(0)
+    model.transformer = type(model.transformer)(
+        latent_channels=768, num_attention_heads=1, attention_head_dim=32, num_layers=1, ffn_dim=32, text_dim=16,
+        freq_dim=16,
+    )  # fmt: skip
+    torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.5)
+    world = MosaicWorld(model)
+    state, first = world.start(Start(seed=0))
+    for _ in range(3):
+        (state,), (view,) = world.step([state], torch.tensor([ACTIONS["noop"]]).numpy())
+    assert abs(view.frames.astype(int) - first.frames.astype(int)).max() <= 1
+
+
+def test_a_complete_codec_loses_nothing():
+    codec = LinearCodec(channels=768)
+    frames = torch.rand(30, 4, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    codec.fit(frames)
+    assert (codec.decode(codec.encode(frames[:4])) - frames[:4]).abs().max() < 1e-3
+
+
+def test_every_weight_is_trained():
+    network = scribbling()
+    network(*inputs(doubt=0.5)).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_a_size_it_cannot_halve_is_named():
+    with pytest.raises(ValueError, match="sizes that 8 divides; got 12x24"):
+        scribbling()(*inputs(height=12))

@@ -1,0 +1,139 @@
+"""Imagination over a counting world and a tiny dream, and planning where the best plan is known."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mosaic_gym import Start, imagine, make_world
+from mosaic_gym.envs.tasks import ExploreTask, Scene
+from mosaic_gym.worlds.mosaic import MosaicWorld
+
+from .envs.counting_world import CountingWorld
+from .tiny import tiny_model
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "agents"))
+from planner import Planner, Search, blurred  # noqa: E402
+
+AHEAD = np.tile([1.0, 0.0, 0.0], (2, 3, 1))
+
+
+def test_futures_are_stacked_by_future_and_step():
+    world = CountingWorld()
+    state, view = world.start(Start(seed=3))
+    actions = AHEAD.copy()
+    actions[1] *= -1.0
+    task = ExploreTask()
+    futures = imagine(
+        world, state, actions, task=task, progress=task.begin(Scene(state, view, view.frames[-1]))
+    )
+    assert futures.batch_size == torch.Size([2, 3])
+    assert futures["frames"].shape == (2, 3, 4, 40, 64, 3) and futures["frames"].dtype == torch.uint8
+    assert futures["frames"][0, :, 0, 0, 0, 0].tolist() == [4, 8, 12]
+    assert futures["pose"][0, -1, 2, 3] > 0.5 > futures["pose"][1, -1, 2, 3]
+    assert futures["reward"].sum() > 0 and not futures["terminated"].any()
+    torch.testing.assert_close(futures["action"], torch.tensor(actions, dtype=torch.float32))
+    assert state.step_index == 0
+
+
+def test_an_ended_future_is_paid_no_more():
+    class OnceTask(ExploreTask):
+        def judge(self, progress, view):
+            from mosaic_gym.envs.tasks import Judgement
+
+            return Judgement(progress, 1.0, view.frames[0, 0, 0, 0] >= 8)
+
+    world = CountingWorld()
+    state, _ = world.start(Start(seed=0))
+    futures = imagine(world, state, np.tile([1.0, 0.0, 0.0], (1, 4, 1)), task=OnceTask())
+    assert futures["reward"].tolist() == [[1.0, 1.0, 0.0, 0.0]]
+    assert futures["terminated"].tolist() == [[False, True, True, True]]
+
+
+def test_a_dream_imagines_what_it_then_lives():
+    world = MosaicWorld(tiny_model())
+    state, _ = world.start(Start(seed=1))
+    futures = imagine(world, state, AHEAD[:1])
+    lived = state
+    for step in range(3):
+        (lived,), (view,) = world.step([lived], AHEAD[:1, step])
+        np.testing.assert_array_equal(futures["frames"][0, step].numpy(), view.frames)
+        assert float(futures["coverage"][0, step]) == pytest.approx(view.coverage)
+
+
+def test_latents_alone_skip_memory_and_decoding(monkeypatch):
+    model = tiny_model()
+    world = MosaicWorld(model)
+    state, _ = world.start(Start(seed=1))
+    whole = imagine(world, state, AHEAD)
+    monkeypatch.setattr(model.depth, "estimate", lambda *given: pytest.fail("depth was estimated"))
+    futures = imagine(world, state, AHEAD, pixels=False)
+    assert futures["latents"].shape == (2, 3, *state.history.shape[1:]) and "frames" not in futures.keys()
+    torch.testing.assert_close(futures["pose"][:, 0], whole["pose"][:, 0])
+
+
+def test_a_policy_sees_the_last_frames():
+    world = MosaicWorld(tiny_model())
+    states = [world.start(Start(seed=seed))[0] for seed in (1, 2)]
+    seen = []
+
+    def policy(frames):
+        seen.append(frames)
+        return np.tile([0.5, 0.0, 0.0], (len(frames), 1))
+
+    futures = imagine(world, states, policy, horizon=2)
+    assert futures.batch_size == torch.Size([2, 2]) and [frames.shape for frames in seen] == [(2, 32, 48, 3)] * 2
+    np.testing.assert_array_equal(seen[1], futures["frames"][:, 0, -1].numpy())
+
+
+@pytest.mark.parametrize(
+    ("act", "kwargs", "said"),
+    [
+        (AHEAD[0], {}, r"\[B, H, 3\].*got shape \(3, 3\)"),
+        (AHEAD[:, :0], {}, "at least 1"),
+        (AHEAD, {"horizon": 2}, "for 3 steps, the horizon says 2"),
+        (np.full((1, 1, 3), np.nan), {}, "finite"),
+        (lambda frames: np.zeros((1, 3)), {}, "needs a horizon"),
+        (lambda frames: np.zeros((1, 3)), {"horizon": 0}, "at least 1 step"),
+        (lambda frames: np.full((1, 3), np.nan), {"horizon": 1}, "finite"),
+        (lambda frames: np.zeros((4, 3)), {"horizon": 1}, r"returned shape \(4, 3\)"),
+        (AHEAD, {"task": ExploreTask(), "pixels": False}, "pixels=True"),
+    ],
+)
+def test_bad_input_is_named(act, kwargs, said):
+    world = MosaicWorld(tiny_model())
+    state, _ = world.start(Start(seed=0))
+    with pytest.raises(ValueError, match=said):
+        imagine(world, state, act, **kwargs)
+
+
+def test_states_and_actions_must_match():
+    world = CountingWorld()
+    state, _ = world.start(Start(seed=0))
+    with pytest.raises(ValueError, match=r"3 states take actions \[3, H, 3\]"):
+        imagine(world, [state] * 3, AHEAD)
+
+
+def test_the_engine_says_that_it_cannot_imagine():
+    world = make_world("doom")
+    state, _ = world.start(Start(seed=0))
+    with pytest.raises(RuntimeError, match="one true present"):
+        imagine(world, state, AHEAD)
+    world.close()
+
+
+@pytest.mark.parametrize("method", ["cem", "mppi"])
+def test_a_planner_finds_the_known_optimum(method):
+    # In the counting world nothing stands in the way; the place of the goal is straight ahead.
+    world = CountingWorld()
+    planner = Planner(world, Search(method, futures=64, horizon=4, rounds=4, elites=8), seed=1)
+    state, view = world.start(Start(seed=0))
+    planner.state, planner.goal, planner.plan = state, blurred(view.frames[-1]), np.zeros((4, 3))
+    planner.places = [(blurred(view.frames[-1]), np.array([0.5, 6.0]))]
+    before = np.hypot(0.0, 5.5)
+    for _ in range(5):
+        (planner.state,), _ = world.step([planner.state], planner.act()[None])
+    x, z = planner.state.pose.world_from_camera[[0, 2], 3]
+    assert np.hypot(x - 0.5, z - 6.0) < before / 3

@@ -1,0 +1,30 @@
+"""Training samples: memory that ends somewhere across the view."""
+
+import numpy as np
+import torch
+
+from mosaic_gym.geometry.control import Pose
+from mosaic_gym.memory.keyframe import lift
+from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.training.samples import forget_a_wedge
+from mosaic_gym.worlds.state import WorldState
+
+
+def test_a_wedge_is_forgotten_on_one_side_only():
+    k = torch.tensor([[32.0, 0.0, 32.0], [0.0, 32.0, 32.0], [0.0, 0.0, 1.0]])
+    camera = torch.eye(4)
+    wall = lift(torch.zeros(8, 8, 8), torch.full((64, 64), 4.0), camera.expand(4, 4, 4), k, torch.zeros(8, 8), 0)
+    state = WorldState(
+        Pose(np.eye(4)), torch.zeros(1, 8, 8, 8), camera.expand(1, 4, 4, 4), MosaicMemory((wall,)), "", torch.zeros(1, 8),
+        0, 0,
+    )  # fmt: skip
+    shares = []
+    for seed in range(12):
+        (cut,) = forget_a_wedge(state, camera, np.random.default_rng(seed)).memory.keyframes
+        assert torch.equal(cut.latent, wall.latent)
+        columns = cut.alive.float().mean(0)
+        assert set(columns.tolist()) <= {0.0, 1.0}, "the wall is cut from top to bottom"
+        assert (columns.diff() != 0).sum() <= 1, "along one line"
+        shares.append(float(columns.mean()))
+    assert min(shares) < 0.5 < max(shares)
+    assert wall.alive.all()
