@@ -14,10 +14,8 @@ def test_a_wedge_is_forgotten_on_one_side_only():
     k = torch.tensor([[32.0, 0.0, 32.0], [0.0, 32.0, 32.0], [0.0, 0.0, 1.0]])
     camera = torch.eye(4)
     wall = lift(torch.zeros(8, 8, 8), torch.full((64, 64), 4.0), camera.expand(4, 4, 4), k, torch.zeros(8, 8), 0)
-    state = WorldState(
-        Pose(np.eye(4)), torch.zeros(1, 8, 8, 8), camera.expand(1, 4, 4, 4), MosaicMemory((wall,)), "", torch.zeros(1, 8),
-        0, 0,
-    )  # fmt: skip
+    memory, cameras = MosaicMemory((wall,)), camera.expand(1, 4, 4, 4)
+    state = WorldState(Pose(np.eye(4)), torch.zeros(1, 8, 8, 8), cameras, memory, "", torch.zeros(1, 8), 0, 0)
     shares = []
     for seed in range(12):
         (cut,) = forget_a_wedge(state, camera, np.random.default_rng(seed)).memory.keyframes
