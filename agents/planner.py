@@ -139,6 +139,14 @@ def come_home(env: gym.Env, planner: Planner, seed: int) -> bool:
         planner.see(env.unwrapped.view)
 
 
+def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    share = successes / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return centre - reach, centre + reach
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=("cem", "mppi"), default="cem")
@@ -153,4 +161,6 @@ if __name__ == "__main__":
     for index in range(asked.episodes):
         came.append(come_home(env, planner, seed=2_000_009 + 10 * index))
         print(f"episode {index + 1}: {'home' if came[-1] else 'lost'}; so far {np.mean(came):.2f}", flush=True)
+    low, high = wilson(sum(came), len(came))
+    print(f"home: {np.mean(came):.2f} [{low:.2f}, {high:.2f}] of {len(came)} episodes")
     env.close()

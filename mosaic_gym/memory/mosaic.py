@@ -8,8 +8,10 @@ they land. Reading (`recall`) and writing (`remember`) are two verbs; writing re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -222,10 +224,12 @@ def recall(
     cells = (size[0] // codec.still_stride, size[1] // codec.still_stride)
     latent_k = rescale_intrinsics(image_from_camera, size, (h, w))
     still_k = rescale_intrinsics(image_from_camera, size, cells)
-    selections = [
-        select(keyframes, cameras[[0, -1]], latent_k, (h, w), max_sources, max_patches) if keyframes else None
-        for keyframes, cameras in zip(memories, world_from_camera, strict=True)
-    ]
+
+    def choose(i: int) -> Selection | None:
+        cameras = world_from_camera[i][[0, -1]]
+        return select(memories[i], cameras, latent_k, (h, w), max_sources, max_patches) if memories[i] else None
+
+    selections = _for_each(choose, b, world_from_camera.device)
     warped = _warp_selected(memories, selections, world_from_camera, still_k, codec, cells)
     stills = fill_holes(warped.stills, warped.covered)
     covered = warped.covered.to(stills.dtype)
@@ -246,6 +250,19 @@ def recall(
     )
 
 
+def _for_each(work: Callable[[int], Any], count: int, device: torch.device) -> list[Any]:
+    """`work(i)` for every member: on a CPU side by side, for one member's tensors are too small to share out."""
+    if count == 1 or device.type != "cpu" or torch.get_num_threads() == 1:
+        return [work(i) for i in range(count)]
+    return list(_workers(torch.get_num_threads()).map(torch.no_grad()(work), range(count)))
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    # The number of threads of an operation is each thread's own, as is whether gradients are kept.
+    return ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
+
+
 def _warp_selected(
     memories: Sequence[Sequence[Keyframe]],
     selections: Sequence[Selection | None],
@@ -259,11 +276,13 @@ def _warp_selected(
         [keyframes[index] for index in selection.sources] if selection else []
         for keyframes, selection in zip(memories, selections, strict=True)
     ]
-    at_once = 1 if world_from_camera.device.type == "cpu" else len(chosen)
-    parts = [
-        _warp_together(chosen[i : i + at_once], world_from_camera[i : i + at_once], still_k, codec, cells)
-        for i in range(0, len(chosen), at_once)
-    ]
+    if world_from_camera.device.type != "cpu":
+        return _warp_together(chosen, world_from_camera, still_k, codec, cells)
+
+    def warp(i: int) -> Warped:
+        return _warp_together(chosen[i : i + 1], world_from_camera[i : i + 1], still_k, codec, cells)
+
+    parts = _for_each(warp, len(chosen), world_from_camera.device)
     return Warped(*(torch.cat([getattr(part, name) for part in parts]) for name in WARPED_FIELDS))
 
 
