@@ -2,7 +2,7 @@
 
     python agents/scripted.py [--real] [--steps 200]
 
-Prints what each earned on the explore task: squares of floor seen for the first time.
+Prints what each earned on the explore task: square metres of surface seen for the first time.
 """
 
 import argparse
@@ -54,5 +54,5 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     env = gym.make("MosaicWorldReal-v0" if asked.real else "MosaicWorld-v0", observation="dict")
     for name, choose in (("explorer", explorer), ("chance", chance)):
-        print(f"{name}: {earn(env, choose, asked.steps, seed=0):.0f} squares in {asked.steps} steps")
+        print(f"{name}: {earn(env, choose, asked.steps, seed=0):.0f} square metres in {asked.steps} steps")
     env.close()

@@ -30,4 +30,4 @@ while not over:
     total, over = total + reward, terminated or truncated
 env.close()
 iio.imwrite(path, np.concatenate(frames).repeat(4, axis=1).repeat(4, axis=2), fps=35)
-print(f"{total:.0f} squares of the engine's floor; wrote {path}")
+print(f"{total:.0f} square metres of the engine seen; wrote {path}")

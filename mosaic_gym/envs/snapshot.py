@@ -87,7 +87,7 @@ def save(snapshot: Snapshot, world: World, path: Path | str) -> None:
         "view": {field.name: getattr(view, field.name) for field in fields(View) if field.name not in _ARRAYS},
         **{name: getattr(episode, name) for name in _TOLD},
     }
-    save_file(named, str(path), metadata={"about": json.dumps(about)})
+    save_file(named, str(path), metadata={"about": json.dumps(about, default=np.ndarray.tolist)})
 
 
 def load(world: World, path: Path | str) -> Snapshot:

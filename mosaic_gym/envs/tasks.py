@@ -1,8 +1,8 @@
 """Tasks: scene, reward and termination, judged from views and never from the network.
 
 A task keeps no state of its own: what it has to remember is a value that travels with the episode, so that one
-task object serves many episodes at once. That value is made of what JSON can say (lists, not tuples), so that a
-saved episode goes on as it was.
+task object serves many episodes at once. That value is made of what JSON can say (arrays are told as lists, tuples not
+at all), so that a saved episode goes on as it was.
 """
 
 from __future__ import annotations
@@ -82,24 +82,41 @@ class _PlainScene:
 
 
 class ExploreTask(_PlainScene):
-    """One point for each square of floor, `cell_m` metres wide, that the body enters for the first time."""
+    """Surface seen for the first time, in square metres, from lifted geometry.
 
-    def __init__(self, cell_m: float = 1.0) -> None:
-        self.cell_m = cell_m
+    The view's depth is lifted on a grid of points; each cube of space of `cell_m` that holds one counts once.
 
-    def begin(self, scene: Scene) -> list[list[int]]:
-        """The squares the body begins on."""
-        return sorted(map(list, self._squares(scene.view)))
+    Args:
+        cell_m: side of a cube, metres.
+        far_m: what is farther away is not yet seen: its depth is told too coarsely to count.
+        stride_px: of the grid.
+    """
 
-    def judge(self, progress: list[list[int]], view: View) -> Judgement:
-        """Counts the squares under the step's four cameras that are new; never ends."""
-        known = {(x, z) for x, z in progress}
-        squares = known | self._squares(view)
-        return Judgement(sorted(map(list, squares)), float(len(squares) - len(known)), False)
+    def __init__(self, cell_m: float = 1.0, far_m: float = 8.0, stride_px: int = 4) -> None:
+        self.cell_m, self.far_m, self.stride_px = cell_m, far_m, stride_px
 
-    def _squares(self, view: View) -> set[tuple[int, int]]:
-        floor_m = view.world_from_camera[:, [0, 2], 3]
-        return {(int(x), int(z)) for x, z in np.floor(floor_m / self.cell_m)}
+    def begin(self, scene: Scene) -> np.ndarray:
+        """The cubes in sight at the beginning, int64 `[n]`."""
+        return self._cubes(scene.view)
+
+    def judge(self, progress: np.ndarray, view: View) -> Judgement:
+        """Counts the cubes that are new; never ends."""
+        known = np.asarray(progress, dtype=np.int64)
+        cubes = np.union1d(known, self._cubes(view))
+        return Judgement(cubes, (len(cubes) - len(known)) * self.cell_m**2, False)
+
+    def _cubes(self, view: View) -> np.ndarray:
+        """Sorted numbers of the cubes that hold a point of the last frame."""
+        first = self.stride_px // 2
+        depth_m = view.depth_m[first :: self.stride_px, first :: self.stride_px]
+        rows, columns = np.indices(depth_m.shape) * self.stride_px + first + 0.5
+        k = view.image_from_camera
+        rays = np.stack([(columns - k[0, 2]) / k[0, 0], (rows - k[1, 2]) / k[1, 1], np.ones_like(rows)], axis=-1)
+        points = (rays * depth_m[..., None])[depth_m < self.far_m]
+        camera = view.world_from_camera[-1]
+        cells = np.floor((points @ camera[:3, :3].T + camera[:3, 3]) / self.cell_m).astype(np.int64)
+        # Twenty bits an axis: a thousand kilometres of metres.
+        return np.unique(((cells + (1 << 19)) << np.array([40, 20, 0])).sum(-1))
 
 
 class EngineTask(_PlainScene):

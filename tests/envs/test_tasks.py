@@ -26,28 +26,47 @@ def begun(task, view, goal_m=None):
     return task.begin(Scene(None, view, view.frames[-1], goal_m))
 
 
-def test_explore_pays_once_for_each_square_and_never_for_the_first():
-    task = ExploreTask()
-    progress = begun(task, view_at([(0.5, 0.5)]))
-    rewards = []
-    for places in ([(0.9, 0.1)], [(1.1, 0.5)], [(0.5, 0.5)], [(0.5, 1.5), (0.5, 2.5)], [(-0.1, 0.5)]):
-        judgement = task.judge(progress, view_at(places))
-        progress = judgement.progress
-        rewards.append(judgement.reward)
+def wall_at(z_m: float, x_m: float = 0.0, turned_rad: float = 0.0) -> View:
+    """A wall that fills a view of 8 x 8 pixels, 90 degrees wide, from a camera at (x, 0, 0)."""
+    return View(
+        frames=np.zeros((FRAMES_PER_STEP, 8, 8, 3), np.uint8),
+        depth_m=np.full((8, 8), z_m, np.float32),
+        world_from_camera=np.stack([pose_at(x_m, 0.0, 0.0, turned_rad).world_from_camera] * FRAMES_PER_STEP),
+        image_from_camera=np.array([[4.0, 0.0, 4.0], [0.0, 4.0, 4.0], [0.0, 0.0, 1.0]]),
+    )
+
+
+def test_explore_pays_once_for_each_square_metre():
+    # At 3.5 m, pixels lie at -3.06 to 3.06 m in steps of 0.875: seven or eight metres wide and high.
+    task = ExploreTask(stride_px=1)
+    progress = begun(task, wall_at(3.5))
+    width = len(np.unique(np.floor((np.arange(8) - 3.5) / 4 * 3.5)))
+    assert len(progress) == width**2
+    told = []
+    for view in (wall_at(3.5), wall_at(3.5, x_m=2.0), wall_at(3.5, x_m=2.0), wall_at(9.0), wall_at(3.5)):
+        judgement = task.judge(progress, view)
+        progress = json.loads(json.dumps(judgement.progress, default=np.ndarray.tolist))
+        told.append(judgement.reward)
         assert not judgement.terminated
-    assert rewards == [0.0, 1.0, 0.0, 2.0, 1.0]
+    assert told[0] == told[2] == told[3] == told[4] == 0.0 and width <= told[1] <= 3 * width
+
+
+def test_turning_round_shows_new_surface():
+    task = ExploreTask()
+    progress = begun(task, wall_at(3.5))
+    assert task.judge(progress, wall_at(3.5, turned_rad=np.pi)).reward == len(progress)
 
 
 def test_explore_remembers_nothing_of_other_episodes():
     task = ExploreTask()
-    first, second = begun(task, view_at([(0.5, 0.5)])), begun(task, view_at([(0.5, 0.5)]))
-    task.judge(first, view_at([(5.5, 0.5)]))
-    assert task.judge(second, view_at([(5.5, 0.5)])).reward == 1.0
+    first, second = begun(task, wall_at(3.5)), begun(task, wall_at(3.5))
+    reward = task.judge(first, wall_at(5.5)).reward
+    assert task.judge(second, wall_at(5.5)).reward == reward > 0
 
 
-def test_the_side_of_a_square_is_an_argument():
-    task = ExploreTask(cell_m=4.0)
-    assert task.judge(begun(task, view_at([(0.5, 0.5)])), view_at([(3.9, 0.5)])).reward == 0.0
+def test_the_side_of_a_cube_is_an_argument():
+    fine, coarse = ExploreTask(cell_m=0.5, stride_px=1), ExploreTask(cell_m=4.0, stride_px=1)
+    assert len(begun(fine, wall_at(3.5))) > len(begun(coarse, wall_at(3.5))) == 4
 
 
 @pytest.mark.parametrize("terminated", [False, True])
