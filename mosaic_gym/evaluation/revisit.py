@@ -34,6 +34,9 @@ GOALS = {
     "steps_per_second": (20.0, "environment steps per second"),
 }
 AT_MOST = {"depth_median_relative_error"}
+UNCOVERED = "gain_ahead_uncovered_over_warp"
+"""A figure without a goal: the same gain over those pixels that memory does not cover, which only a network can know.
+(The warp continues its edges into them.)"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ def run_part(config: Config, part: int, parts: int, advance: Callable[[int], Any
     told["depth"] = relative_errors(model, paths)
     for path in paths:
         state = arms.after_history(path)
-        told["ahead"].append({arm: measure_ahead(path, arms.dream(arm, [state], [path])[0]) for arm in ARMS})
+        covered = arms.world.covered(state, path.poses(path.history))
+        shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ARMS}
+        told["ahead"].append({arm: measure_ahead(path, frames, covered) for arm, frames in shown.items()})
         advance(1)
     paths = collect(return_path, count, model.settings, part, parts)
     told["seeds_return"] = [path.seed for path in paths]
@@ -152,7 +157,11 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
         "ssim_return_engine": over(back, "ssim", "memory"),
         "depth_median_relative_error": interval(told["depth"]),
     }
-    return {name: {**figure, "goal": GOALS[name][0]} for name, figure in found.items()}
+    found = {name: {**figure, "goal": GOALS[name][0]} for name, figure in found.items()}
+    partly = [row for row in ahead if "uncovered" in row["memory"]]
+    if len(partly) > 1:
+        found[UNCOVERED] = {**over(partly, "uncovered", "memory", "warp"), "goal": None}
+    return found
 
 
 def arm_table(told: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -178,6 +187,10 @@ def print_figures(found: dict[str, dict[str, float]], shipped: dict[str, dict[st
         line = f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  goal {sign} {goal:g}"
         card = f"   card: {shipped[name]['value']:.3f}" if shipped and name in shipped else ""
         print(f"{line}  {'met' if met else 'MISSED'}{card}")
+    if UNCOVERED in found:
+        figure = found[UNCOVERED]
+        words = "gain ahead where memory covers nothing, dB"
+        print(f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  no goal")
 
 
 def print_arms(table: dict[str, dict[str, dict[str, float]]]) -> None:

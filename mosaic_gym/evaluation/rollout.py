@@ -21,6 +21,8 @@ ARMS = {
     "last": "last frame only",
     "warp": "the warp alone, no network",
 }
+LEAST_UNCOVERED = 0.01
+"""A step ahead counts for what is not covered if at least this share of its pixels is not."""
 LEAST_SHARE = 0.05
 """A frame counts in the return if at least this share of it shows what the history saw."""
 
@@ -66,9 +68,17 @@ class Arms:
         return state
 
 
-def measure_ahead(path: Path, frames: np.ndarray) -> dict[str, float]:
-    """dB of the one step ahead."""
-    return {"psnr": decibels(squared_error(frames[0], path.views[path.history].frames).mean())}
+def measure_ahead(path: Path, frames: np.ndarray, covered: np.ndarray) -> dict[str, float]:
+    """dB of the one step ahead, of all pixels and of those that memory does not cover (if they are enough to count).
+
+    Args:
+        frames: uint8 `[1, 4, H, W, 3]`; covered: bool `[4, H, W]`.
+    """
+    error = squared_error(frames[0], path.views[path.history].frames)
+    measured = {"psnr": decibels(error.mean())}
+    if covered.mean() <= 1.0 - LEAST_UNCOVERED:
+        measured["uncovered"] = decibels(error[~covered].mean())
+    return measured
 
 
 def measure_return(path: Path, frames: np.ndarray) -> dict[str, float]:

@@ -150,6 +150,10 @@ class MosaicWorld:
         """The present frame of a state, uint8 `[H, W, 3]`."""
         return frames_to_uint8(self.model.codec.decode(state.history[-1:]))[0, -1].cpu().numpy()
 
+    def covered(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
+        """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
+        return self._recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
+
     def _recall(self, states: Sequence[WorldState], cameras: Tensor) -> Recall:
         settings = self.model.settings
         memories = [state.memory.keyframes for state in states]

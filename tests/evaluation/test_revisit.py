@@ -112,7 +112,13 @@ def test_arms_differ_in_what_they_may_know():
     shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ("memory", "off", "last", "warp")}
     assert all(frames.shape == (1, 4, 48, 64, 3) for frames in shown.values())
     assert len({frames.tobytes() for frames in shown.values()}) == 4
-    assert 0 < measure_ahead(path, shown["memory"])["psnr"] < 60
+    covered = arms.world.covered(state, path.poses(path.history))
+    assert 0 < measure_ahead(path, shown["memory"], covered)["psnr"] < 60
+    true = path.views[path.history].frames
+    half = np.zeros((4, 48, 64), dtype=bool)
+    half[:, :, 32:] = True
+    wrong = np.where(half[..., None], true, 255 - true)[None]
+    assert measure_ahead(path, wrong, half)["uncovered"] < 20 < 70 < measure_ahead(path, wrong, ~half)["uncovered"]
 
 
 def test_the_command_writes_every_named_figure(tmp_path):
