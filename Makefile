@@ -25,6 +25,7 @@ record: $(CORE)
 train: $(DEV)
 	$(BIN)/mosaic-gym train codec
 	$(BIN)/mosaic-gym train depth
+	$(BIN)/mosaic-gym train outcome
 	$(BIN)/mosaic-gym train world
 
 evaluate: $(CORE)

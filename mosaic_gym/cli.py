@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "record": Command("mosaic_gym.worlds.recording", "RecordConfig", "record", "record episodes of the engine"),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
+    "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end"),
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
     "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),

@@ -13,6 +13,7 @@ from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.detail import DetailNet
+from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -52,10 +53,20 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
         codec,
         ByteTextEncoder(width=16, length=96, outputs=2),
         ConvDepth(widths=(8, 8, 16)),
+        tiny_outcome(),
         FlowMatchEulerDiscreteScheduler(),
         torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8),
         ("a room", "a hall", "a wall close ahead"),
     )
+
+
+def tiny_outcome() -> OutcomeHeads:
+    """Heads that mostly say: a small loss, and no end."""
+    heads = OutcomeHeads(widths=(8, 8))
+    heads.reward_values.copy_(torch.tensor([-0.25, 0.0, 1.0]))
+    torch.nn.init.zeros_(heads.tell.weight)
+    heads.tell.bias.data.copy_(torch.tensor([6.0, 0.0, 0.0, -12.0]))
+    return heads
 
 
 def record_few(root: Path) -> Path:

@@ -200,6 +200,7 @@ def make_dream(
     prompt: str | None = None,
     task: str | Task = "explore",
     collision: bool = True,
+    temperature: float = 1.0,
     least_coverage: float | None = None,
     patience: int = 8,
     render_mode: str | None = None,
@@ -216,15 +217,17 @@ def make_dream(
         observation: `image` or `dict`.
         memory: whether views are recalled from what the episode has seen.
         prompt: text that conditions every episode.
-        task: `explore`, `goal` or `return` (those two show a goal: observation `dict`), or an object.
+        task: `explore`; `goal` or `return` (which show a goal: observation `dict`); `engine`, the game's own reward and
+            end as the heads predict them; or an object.
         collision: whether the body stops at lifted geometry and slides along it.
+        temperature: of the draw of the game's own reward and end; 0 takes the likelier.
         least_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
             many steps on end; None never does.
         render_mode: `human`, `rgb_array` or None.
     """
-    task = dream_task(task)
+    task = make_task(task)
     check_faces(action_space, observation, render_mode, task)
-    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision)
+    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature)
     return WorldEnv(
         world,
         action_space=action_space,
@@ -235,13 +238,6 @@ def make_dream(
         prompt=prompt,
         render_mode=render_mode,
     )
-
-
-def dream_task(task: str | Task) -> Task:
-    """The task of a learned world; the engine's reward is the engine's alone, until heads predict it."""
-    if task == "engine":
-        raise ValueError("task 'engine' is the game's own reward, which a learned world does not know; use make_real")
-    return make_task(task)
 
 
 def dream_options(memory: bool) -> list[str]:
@@ -256,13 +252,14 @@ def open_dream(
     denoising_steps: int | None,
     memory: bool,
     collision: bool,
+    temperature: float,
 ) -> World:
     """The learned world behind `make_dream`'s arguments, checked before anything is loaded."""
     if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
         raise ValueError(f"denoising_steps is a whole number from 1 to 4, or None; got {denoising_steps!r}")
     size = _check_resolution(resolution)
     asked = {"checkpoint": checkpoint, "device": device, "denoising_steps": denoising_steps}
-    world = make_world("mosaic", **asked, memory=memory, collision=collision)
+    world = make_world("mosaic", **asked, memory=memory, collision=collision, temperature=temperature)
     if size not in (None, (world.height, world.width)):
         supported = f"[{world.height}, {world.width}]"
         world.close()

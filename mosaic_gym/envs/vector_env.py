@@ -11,9 +11,9 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.mosaic_env import WorldEnv, check_faces, dream_options, dream_task, open_dream
+from mosaic_gym.envs.mosaic_env import WorldEnv, check_faces, dream_options, open_dream
 from mosaic_gym.envs.snapshot import Snapshot
-from mosaic_gym.envs.tasks import Task
+from mosaic_gym.envs.tasks import Task, make_task
 
 
 class WorldVectorEnv(VectorEnv):
@@ -161,6 +161,7 @@ def make_dreams(
     prompt: str | None = None,
     task: str | Task = "explore",
     collision: bool = True,
+    temperature: float = 1.0,
     least_coverage: float | None = None,
     patience: int = 8,
     max_episode_steps: int | None = None,
@@ -168,10 +169,10 @@ def make_dreams(
     render_mode: str | None = None,
 ) -> WorldVectorEnv:
     """`num_envs` members of the learned world; the other arguments as `make_dream` takes them."""
-    task = dream_task(task)
+    task = make_task(task)
     check_faces(action_space, observation, render_mode, task)
     members = Members(
-        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision),
+        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature),
         num_envs,
         action_space=action_space,
         observation=observation,

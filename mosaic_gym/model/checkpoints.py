@@ -2,7 +2,7 @@
 
     NAME/
       world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps
-      transformer/ detail/ codec/ text_encoder/ depth/ scheduler/    each as diffusers saves it
+      transformer/ detail/ codec/ text_encoder/ depth/ outcome/ scheduler/    each as diffusers saves it
       starts.safetensors    start images, and their prompts in its metadata
       README.md             the card
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
 from mosaic_gym.model.detail import DetailNet
+from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
@@ -66,6 +67,7 @@ class WorldModel:
     codec: LinearCodec
     text_encoder: ByteTextEncoder
     depth: DepthEstimator
+    outcome: OutcomeHeads
     scheduler: FlowMatchEulerDiscreteScheduler
     start_images: Tensor
     """uint8 `[n, H, W, 3]`."""
@@ -73,7 +75,7 @@ class WorldModel:
 
     def to(self, device: str | torch.device) -> WorldModel:
         """Moves every network, in place, and puts them in evaluation mode."""
-        for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.depth):
+        for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.depth, self.outcome):
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
         return self
@@ -92,7 +94,7 @@ class WorldModel:
         """Writes the folder described at the head of this file."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("transformer", "detail", "codec", "text_encoder", "depth", "scheduler"):
+        for name in ("transformer", "detail", "codec", "text_encoder", "depth", "outcome", "scheduler"):
             getattr(self, name).save_pretrained(folder / name)
         starts = {"images": self.start_images.contiguous()}
         save_file(starts, folder / "starts.safetensors", metadata={"prompts": json.dumps(self.start_prompts)})
@@ -116,6 +118,7 @@ class WorldModel:
             "codec": LinearCodec,
             "text_encoder": ByteTextEncoder,
             "depth": ConvDepth,
+            "outcome": OutcomeHeads,
         }
         loaded = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
         images, prompts = _load_starts(folder / "starts.safetensors")

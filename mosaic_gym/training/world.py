@@ -22,6 +22,7 @@ from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.detail import DetailNet
+from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.training.run import Run
@@ -42,6 +43,8 @@ class Config:
     """What `train codec` wrote."""
     depth: Path = Path("runs/depth/weights")
     """What `train depth` wrote."""
+    outcome: Path = Path("runs/outcome/weights")
+    """What `train outcome` wrote."""
     out: Path = Path("runs/world")
     """The run's folder: checkpoints, log, and the finished world in `weights/`."""
     minutes: float | None = 58.0
@@ -170,6 +173,7 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
     """A fresh world around the fitted codec and the trained depth estimator."""
     codec = LinearCodec.from_pretrained(config.codec, low_cpu_mem_usage=False)
     depth = ConvDepth.from_pretrained(config.depth, low_cpu_mem_usage=False)
+    outcome = OutcomeHeads.from_pretrained(config.outcome, low_cpu_mem_usage=False)
     text_encoder = ByteTextEncoder()
     transformer = MosaicTransformer3DModel(
         latent_channels=codec.channels,
@@ -186,7 +190,8 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         control=asdict(Control()),
     )
     scheduler = FlowMatchEulerDiscreteScheduler()
-    return WorldModel(settings, transformer, DetailNet(), codec, text_encoder, depth, scheduler, images, prompts)
+    parts = transformer, DetailNet(), codec, text_encoder, depth, outcome, scheduler
+    return WorldModel(settings, *parts, images, prompts)
 
 
 def start_views(store: EpisodeStore, count: int = 32) -> tuple[Tensor, tuple[str, ...]]:

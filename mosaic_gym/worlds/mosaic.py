@@ -37,9 +37,10 @@ class MosaicWorld:
         capacity: keyframes an episode keeps; None for the checkpoint's, 0 for no memory, 1 for the last frame only.
         network: False shows the warped memory alone, without the network (the baseline to beat).
         collision: whether the body stops at lifted geometry and slides along it.
+        temperature: of the draw of rewards and ends; 0 takes the likelier.
 
     Raises:
-        ValueError: denoising_steps below 1, or CUDA was asked for and is absent.
+        ValueError: denoising_steps below 1, a negative temperature, or CUDA was asked for and is absent.
     """
 
     forkable = True
@@ -52,6 +53,7 @@ class MosaicWorld:
         capacity: int | None = None,
         network: bool = True,
         collision: bool = True,
+        temperature: float = 1.0,
     ):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
@@ -64,6 +66,9 @@ class MosaicWorld:
         self.capacity = settings.capacity if capacity is None else capacity
         self.network = network
         self.collision = collision
+        self.temperature = float(temperature)
+        if not 0.0 <= self.temperature < np.inf:
+            raise ValueError(f"temperature is 0 or more; got {temperature}")
         self.control = Control(**settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
@@ -79,10 +84,12 @@ class MosaicWorld:
         denoising_steps: int | None = None,
         memory: bool = True,
         collision: bool = True,
+        temperature: float = 1.0,
     ) -> MosaicWorld:
         """Loads a shipped checkpoint by name, or a folder; `memory=False` is the world that forgets."""
         model = WorldModel.from_pretrained(checkpoint)
-        return cls(model, device, denoising_steps, capacity=None if memory else 0, collision=collision)
+        capacity = None if memory else 0
+        return cls(model, device, denoising_steps, capacity, collision=collision, temperature=temperature)
 
     @property
     def fingerprint(self) -> str:
@@ -118,6 +125,7 @@ class MosaicWorld:
         latents, frames = self._decode(latents, recalled)
         depth_m = self._estimate_depth(frames, recalled)
         memories = self._remember(states, latents, depth_m, cameras, recalled)
+        rewards, ends = self._outcomes(states, frames)
 
         pictures = frames_to_uint8(frames).cpu().numpy()
         coverage = recalled.coverage.tolist()
@@ -125,7 +133,8 @@ class MosaicWorld:
         for i, state in enumerate(states):
             future = replace(self._moved_on(state, poses[i], latents[i], cameras[i]), memory=memories[i])
             futures.append(future)
-            views.append(self._view(future, poses[i], pictures[i], depth_m[i], coverage[i]))
+            view = self._view(future, poses[i], pictures[i], depth_m[i], coverage[i])
+            views.append(replace(view, reward=rewards[i], terminated=ends[i]))
         return futures, views
 
     @torch.no_grad()
@@ -204,6 +213,11 @@ class MosaicWorld:
             )
             for i, state in enumerate(states)
         ]
+
+    def _outcomes(self, states: Sequence[WorldState], frames: Tensor) -> tuple[list[float], list[bool]]:
+        """The game's own reward and end, as the heads believe, drawn from (seed, step)."""
+        seeds, steps = [state.seed for state in states], [state.step_index for state in states]
+        return self.model.outcome.draw(frames[:, -1].clamp(-1, 1), seeds, steps, self.temperature)
 
     def _moved_on(self, state: WorldState, poses: Sequence[Pose], latent: Tensor, cameras: Tensor) -> WorldState:
         """The state one step later, its memory as it was."""
