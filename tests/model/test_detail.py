@@ -20,7 +20,9 @@ def inputs(height=16, width=24, doubt=1.0):
 def scribbling(seed=0) -> DetailNet:
     torch.manual_seed(seed)
     network = DetailNet(widths=(8, 8, 8))
-    torch.nn.init.normal_(network.head.weight)
+    for module in network.modules():  # those that begin at zero, too
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=0.2)
     return network
 
 
@@ -36,6 +38,7 @@ def test_without_doubt_memory_stays_as_it_is_whatever_was_believed():
 
 def test_a_body_at_rest_sees_a_world_at_rest():
     model = tiny_model()
+    torch.nn.init.zeros_(model.depth.head[1].weight)  # one depth everywhere: the random one is all edges
     # A complete basis: what the codec holds is the picture itself.
     model.codec = LinearCodec(channels=768)
     torch.manual_seed(0)
