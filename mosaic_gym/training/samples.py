@@ -130,14 +130,15 @@ def forget_a_wedge(state: WorldState, world_from_camera: Tensor, rng: np.random.
 
 
 def worn(keyframe: Keyframe, wear: float, rng: np.random.Generator) -> Keyframe:
-    """The keyframe as a generation or two leave it: fine components faded, some noise on all.
+    """The keyframe as generations leave it: fine components faded, at full wear to a smear, and some noise.
 
     Components are sorted by loudness, so fading the later ones is a blur.
     """
     channels = keyframe.latent.shape[0]
-    ramp = torch.linspace(0.0, 1.0, channels, device=keyframe.latent.device).sqrt()
-    fade = 1.0 - wear * float(rng.uniform(0.3, 1.0)) * ramp
+    kept = channels ** (1.0 - 0.75 * wear)
+    order = torch.arange(channels, device=keyframe.latent.device)
+    fade = 1.0 / (1.0 + (order / kept) ** 1.5)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(keyframe.latent.shape, generator=generator) * (0.15 * wear)
-    latent = keyframe.latent * fade[:, None, None] + noise.to(keyframe.latent.device)
+    latent = (keyframe.latent + noise.to(keyframe.latent.device)) * fade[:, None, None]
     return replace(keyframe, latent=latent, generation=torch.full_like(keyframe.generation, float(rng.integers(1, 4))))

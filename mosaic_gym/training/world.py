@@ -47,7 +47,7 @@ class Config:
     """What `train outcome` wrote."""
     out: Path = Path("runs/world")
     """The run's folder: checkpoints, log, and the finished world in `weights/`."""
-    minutes: float | None = 58.0
+    minutes: float | None = 62.0
     """Wall time of the whole run, earlier pieces included; None with --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""
@@ -61,7 +61,7 @@ class Config:
     """Attention heads of 64 numbers each; the network's width is 64 times this."""
     ffn: int = 768
     """Width of the blocks' feed-forward part."""
-    dream: float = 0.1
+    dream: float = 0.2
     """Share of batches whose last one to three steps before the target are the model's own dream."""
     noise_only: float = 0.85
     """Share of samples at full noise, where one-step sampling begins; the rest are spread over all levels."""
