@@ -97,7 +97,12 @@ def choose_surface(
     nearest = splatted_m.amin(2, keepdim=True)
     shown = splatted_m <= nearest * OCCLUDES
     cost = torch.where(shown & splatted_m.isfinite(), cost, torch.inf)
-    return splatted_m.gather(2, cost.argmin(2, keepdim=True))[:, :, 0]
+    # Source by source: there are four, and a reduction over so short an axis costs ten times as much.
+    chosen, least = splatted_m[:, :, 0], cost[:, :, 0]
+    for s in range(1, splatted_m.shape[2]):
+        better = cost[:, :, s] < least
+        chosen, least = torch.where(better, splatted_m[:, :, s], chosen), torch.minimum(cost[:, :, s], least)
+    return chosen
 
 
 def _close_gaps(depth_m: Tensor) -> Tensor:
