@@ -13,9 +13,9 @@ seen, _ = env.reset(seed=3)
 goal = seen["goal"].astype(float)
 rng = np.random.default_rng(0)
 
-for step in range(8):
-    # 1. Thirty-two plans of five steps; imagined side by side from the present state, which stays as it is.
-    plans = np.clip(rng.normal(0.0, 0.8, (32, 5, 3)), -1.0, 1.0)
+for step in range(4):
+    # 1. Sixteen plans of four steps; imagined side by side from the present state, which stays as it is.
+    plans = np.clip(rng.normal(0.0, 0.8, (16, 4, 3)), -1.0, 1.0)
     futures = imagine(env.world, env.state, plans)
     # 2. The plan whose last frame is most like the goal.
     last = futures["frames"][:, -1, -1].numpy().astype(float)

@@ -176,7 +176,7 @@ def train(model: Any, steps: int, keep: Path, count: int) -> None:
 
         def _keep(self) -> None:
             while marks and self.num_timesteps >= marks[0]:
-                weights = {name: value.contiguous() for name, value in self.model.policy.state_dict().items()}
+                weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
                 save_file(weights, keep / f"{count - len(marks)}.safetensors")
                 marks.pop(0)
 

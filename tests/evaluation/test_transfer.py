@@ -41,10 +41,10 @@ def test_recordings_of_one_place_are_refused():
 
 def test_the_whole_way_and_on_again(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    height, width = SIZE
+    height, width = 48, 64
     data = tmp_path / "data"
     record(RecordConfig(out=data, episodes=3, steps_per_episode=16, height=height, width=width, workers=1))
-    tiny_model().save_pretrained(tmp_path / "tiny")
+    tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
         checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=8, episodes=2,
         rank_episodes=1, places=3, rollout=2,
