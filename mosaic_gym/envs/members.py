@@ -27,7 +27,7 @@ class Members:
     Args:
         world: one that can step many states; closed by whoever opened it.
         count: of members.
-        action_space, observation, task, rules, options, prompt, render_mode: as `WorldEnv` takes them.
+        action_space, observation, task, rules, options, prompt: as `WorldEnv` takes them.
 
     Raises:
         ValueError: count below 1, a face there is not. RuntimeError: a world with one true present.
@@ -44,12 +44,11 @@ class Members:
         rules: Rules = Rules(),
         options: Collection[str] = OPTIONS,
         prompt: str | None = None,
-        render_mode: str | None = None,
     ) -> None:
         if count < 1:
             raise ValueError(f"there is at least 1 member; got {count}")
         self.task = make_task(task)
-        check_faces(action_space, observation, render_mode, self.task)
+        check_faces(action_space, observation, None, self.task)
         if not world.forkable:
             raise RuntimeError(
                 f"{type(world).__name__} has one body, and cannot be many members: use gymnasium.make_vec(..., "

@@ -96,6 +96,10 @@ class WorldModel:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("transformer", "detail", "codec", "text_encoder", "depth", "outcome", "scheduler"):
             getattr(self, name).save_pretrained(folder / name)
+        for path in folder.glob("*/config.json"):  # diffusers notes where each part came from
+            told = json.loads(path.read_text())
+            told.pop("_name_or_path", None)
+            path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
         starts = {"images": self.start_images.contiguous()}
         save_file(starts, folder / "starts.safetensors", metadata={"prompts": json.dumps(self.start_prompts)})
         told = {"format": FORMAT, **asdict(self.settings)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Control, Pose
-from mosaic_gym.memory.mosaic import Recall, recall
+from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
@@ -160,15 +160,6 @@ def draw_batch(
     return states, latents, torch.stack([target.world_from_camera for target in targets])
 
 
-def recall_for(world: MosaicWorld, states: list[WorldState], cameras: Tensor) -> Recall:
-    """What the states' memories give for their next cameras."""
-    settings = world.model.settings
-    k = torch.tensor(settings.image_from_camera, device=cameras.device)
-    shape = tuple(states[0].history.shape[1:])
-    memories = [state.memory.keyframes for state in states]
-    return recall(memories, cameras, k, world.model.codec, shape, settings.max_sources, settings.max_patches)
-
-
 def build(config: Config, store: EpisodeStore) -> WorldModel:
     """A fresh world around the fitted codec and the trained depth estimator."""
     codec = LinearCodec.from_pretrained(config.codec, low_cpu_mem_usage=False)
@@ -219,7 +210,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
         poses = [[Pose(camera) for camera in target.world_from_camera.double().cpu().numpy()]]
         after, _ = world.see([state], poses)
         dreamt = codec.decode(after[0].history[-1:])
-        warp = codec.decode(recall_for(world, [state], target.world_from_camera[None]).warped)
+        warp = codec.decode(world.recall([state], target.world_from_camera[None]).warped)
         for kept, shown in ((mine, dreamt), (warps, warp)):
             error = (shown.clamp(-1, 1) - true).square().mean()
             # A view from where the body rests is exact; it counts as 50 dB.
@@ -258,7 +249,7 @@ def train(config: Config) -> WorldModel:
         generator = run.generator()
         # 1. A batch of states, and what their memories give for the next view.
         states, latents, cameras = draw_batch(world, episodes, config, run.seed)
-        recalled = recall_for(world, states, cameras)
+        recalled = world.recall(states, cameras)
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)

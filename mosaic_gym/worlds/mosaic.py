@@ -120,7 +120,7 @@ class MosaicWorld:
     ) -> tuple[list[WorldState], list[View]]:
         """One step along given cameras: four poses for every state."""
         cameras = self._cameras(poses)  # [b, 4, 4, 4]
-        recalled = self._recall(states, cameras)
+        recalled = self.recall(states, cameras)
         latents = self._denoise(states, recalled, cameras)
         latents, frames = self._decode(latents, recalled)
         depth_m = self._estimate_depth(frames, recalled)
@@ -148,7 +148,7 @@ class MosaicWorld:
         """
         poses = [self.move(state, check_action(action)) for state, action in zip(states, actions, strict=True)]
         cameras = self._cameras(poses)
-        recalled = self._recall(states, cameras)
+        recalled = self.recall(states, cameras)
         latents = self._denoise(states, recalled, cameras)
         futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, strict=True)]
         coverage = recalled.coverage.tolist()
@@ -161,9 +161,10 @@ class MosaicWorld:
 
     def covered(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
         """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
-        return self._recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
+        return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
 
-    def _recall(self, states: Sequence[WorldState], cameras: Tensor) -> Recall:
+    def recall(self, states: Sequence[WorldState], cameras: Tensor) -> Recall:
+        """What the states' memories give for their next cameras `[b, 4, 4, 4]`, metres."""
         settings = self.model.settings
         memories = [state.memory.keyframes for state in states]
         shape = self._latent_shape
@@ -254,7 +255,7 @@ class MosaicWorld:
         cameras = self._cameras([poses])[0]
         depth_m = self._estimate(frames)
         if len(state.memory):
-            depth_m = align_scale(depth_m[None], self._recall([state], cameras[None]).depth_m)[0]
+            depth_m = align_scale(depth_m[None], self.recall([state], cameras[None]).depth_m)[0]
         true = torch.zeros(latent.shape[-2:], device=self.device)
         keyframe = lift(latent, depth_m, cameras, self._k, true, state.step_index + 1)
         return replace(self._moved_on(state, poses, latent, cameras), memory=state.memory.remember(keyframe))

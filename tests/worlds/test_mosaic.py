@@ -191,3 +191,10 @@ def test_a_saved_state_continues_bit_for_bit_and_only_in_its_own_checkpoint(worl
     state.memory.save(tmp_path / "memory.safetensors")
     with pytest.raises(ValueError, match="is not a state of format"):
         world.load_state(tmp_path / "memory.safetensors")
+
+
+def test_a_saved_world_does_not_tell_where_its_parts_came_from(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "first")
+    WorldModel.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    told = "".join(path.read_text() for path in (tmp_path / "second").rglob("*.json"))
+    assert str(tmp_path) not in told
