@@ -31,7 +31,7 @@ class PlayConfig:
     device: str = "cpu"
     """Where the networks run."""
     denoising_steps: int | None = None
-    """1 to 4; None for what the checkpoint ships with."""
+    """1 to 100; None for what the checkpoint ships with."""
     memory: bool = True
     """Recall what the episode has seen."""
     prompt: str | None = None

@@ -27,13 +27,19 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
     codec = LinearCodec(channels=24, stride=8)
     codec.fit(torch.rand(40, 4, 3, *size) * 2 - 1)
     transformer = MosaicTransformer3DModel(
-        latent_channels=24,
+        patch_size=(1, 1, 1),
         num_attention_heads=1,
         attention_head_dim=32,
-        num_layers=2,
-        ffn_dim=32,
+        in_channels=24,
+        out_channels=24,
         text_dim=16,
         freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        insertion="split",
+        causal=True,
+        rope_theta=100.0,
+        metres_per_unit=4.0,
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
     detail = DetailNet(widths=(8, 8, 8))
@@ -73,3 +79,20 @@ def record_few(root: Path) -> Path:
     """Nine training episodes and a held-out one, six steps each."""
     record(RecordConfig(out=root, episodes=10, steps_per_episode=6, height=48, width=64, workers=1))
     return root
+
+
+def save_depth(folder: Path) -> Path:
+    """A depth model of a real class with random weights."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    torch.manual_seed(3)
+    config = DPTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False,
+        reassemble_factors=[4, 2, 1, 0.5],
+    )  # fmt: skip
+    model = DPTForDepthEstimation(config)
+    torch.nn.init.constant_(model.head.head[-2].bias, 2.0)  # metres, about
+    model.save_pretrained(folder)
+    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

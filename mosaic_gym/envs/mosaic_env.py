@@ -6,7 +6,8 @@ the same environment, over the learned world and over the engine.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from mosaic_gym.worlds.registry import make_world
 
 FRAMES_PER_SECOND = 35.0
 """Doom's tics: the pace at which the four frames of a step are meant to be seen."""
-DENOISING_STEPS = range(1, 5)
+DENOISING_STEPS = range(1, 101)
 ENGINE_SIZE = (64, 64)
 """Height and width of the engine's frames when no resolution is asked for, pixels."""
 
@@ -115,6 +116,18 @@ class WorldEnv(gym.Env):
         observation = observe(self.observation_space, now.view, now.goal)
         return observation, now.reward, now.terminated, now.truncated, now.info()
 
+    def prompt_now(self, prompt: str) -> None:
+        """Conditions the rest of the episode on another prompt.
+
+        Raises:
+            ResetNeeded: no episode has begun. RuntimeError: a world that takes no prompt.
+            ValueError: a prompt that is too long.
+        """
+        if "prompt" not in self.options:
+            raise RuntimeError("this world takes no prompt; a learned one does")
+        present = self._present()
+        self.episode = replace(present, state=self.world.prompted(present.state, prompt))
+
     def snapshot(self) -> Snapshot:
         """The present, to go back to; costs nothing and copies nothing.
 
@@ -177,7 +190,7 @@ class WorldEnv(gym.Env):
 
     def _present(self) -> Episode:
         if self.episode is None:
-            raise ResetNeeded("there is nothing to keep, no episode has begun: call reset() first")
+            raise ResetNeeded("no episode has begun: call reset() first")
         return self.episode
 
     def _show(self) -> None:
@@ -203,16 +216,17 @@ def make_dream(
     temperature: float = 1.0,
     least_coverage: float | None = None,
     patience: int = 8,
+    loading: Mapping[str, Any] | None = None,
     render_mode: str | None = None,
 ) -> WorldEnv:
     """The learned world as an environment. Every argument is JSON-able (a task may also be an object).
 
     Args:
-        checkpoint: the name of a shipped checkpoint, or a folder.
+        checkpoint: the name of a shipped checkpoint, a folder, or the folder or hub id of a Wan pipeline.
         device: where the networks run.
         resolution: None for what the checkpoint was trained at; that (height, width), or one side
-            of its square, is accepted too.
-        denoising_steps: 1 to 4; None for what the checkpoint ships with.
+            of its square, is accepted too. Of a Wan pipeline any multiple of its tokens; None for 352 x 640.
+        denoising_steps: 1 to 100; None for what the checkpoint ships with.
         action_space: `discrete` or `continuous`.
         observation: `image` or `dict`.
         memory: whether views are recalled from what the episode has seen.
@@ -223,11 +237,12 @@ def make_dream(
         temperature: of the draw of the game's own reward and end; 0 takes the likelier.
         least_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
             many steps on end; None never does.
+        loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
     """
     task = make_task(task)
     check_faces(action_space, observation, render_mode, task)
-    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature)
+    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading)
     return WorldEnv(
         world,
         action_space=action_space,
@@ -253,13 +268,15 @@ def open_dream(
     memory: bool,
     collision: bool,
     temperature: float,
+    loading: Mapping[str, Any] | None,
 ) -> World:
     """The learned world behind `make_dream`'s arguments, checked before anything is loaded."""
     if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
-        raise ValueError(f"denoising_steps is a whole number from 1 to 4, or None; got {denoising_steps!r}")
+        raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {denoising_steps!r}")
     size = _check_resolution(resolution)
-    asked = {"checkpoint": checkpoint, "device": device, "denoising_steps": denoising_steps}
-    world = make_world("mosaic", **asked, memory=memory, collision=collision, temperature=temperature)
+    asked = {"checkpoint": checkpoint, "device": device, "denoising_steps": denoising_steps, "memory": memory}
+    asked |= {"collision": collision, "temperature": temperature, "size": size, "loading": loading}
+    world = make_world("mosaic", **asked)
     if size not in (None, (world.height, world.width)):
         supported = f"[{world.height}, {world.width}]"
         world.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,6 +164,7 @@ def make_dreams(
     temperature: float = 1.0,
     least_coverage: float | None = None,
     patience: int = 8,
+    loading: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     render_mode: str | None = None,
@@ -172,7 +173,7 @@ def make_dreams(
     task = make_task(task)
     check_faces(action_space, observation, render_mode, task)
     members = Members(
-        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature),
+        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading),
         num_envs,
         action_space=action_space,
         observation=observation,

@@ -1,4 +1,5 @@
-"""Keyframes: what memory is made of. A patch is one cell of one keyframe."""
+"""Keyframes: what memory is made of. A patch is what one token of the network spans: a cell of one keyframe, or a
+square of cells where the network's tokens are larger."""
 
 from __future__ import annotations
 
@@ -19,10 +20,10 @@ class Keyframe:
         latent: `[c, h, w]`.
         depth_m: `[H, W]` on the grid of the codec's stills, perpendicular depth of the last video frame.
         world_from_camera: float32 `[4, 4, 4]`, the four cameras; the last one is the still's.
-        generation: `[h, w]`: 0 where the patch was truly seen, else one more than what it was made from.
-        alive: bool `[h, w]`: patches an edit took away are not.
+        generation: `[v, u]` on the grid of patches: 0 where truly seen, else one more than what it was made from.
+        alive: bool `[v, u]`: patches an edit took away are not.
         step: the environment step that made it.
-        points_m: `[h, w, 3]` patch centres in the world, metres: derived, kept because every recall needs it.
+        points_m: `[v, u, 3]` patch centres in the world, metres: derived, kept because every recall needs it.
     """
 
     latent: Tensor
@@ -50,7 +51,7 @@ class Keyframe:
         )
 
     def keeping(self, chosen: Tensor) -> Keyframe:
-        """The same keyframe with only the chosen patches alive; `chosen` is bool `[h, w]`."""
+        """The same keyframe with only the chosen patches alive; `chosen` is bool `[v, u]`."""
         return replace(self, alive=self.alive & chosen)
 
 
@@ -69,7 +70,7 @@ def lift(
     depth_m: Float[Tensor, "H W"],
     world_from_camera: Float[Tensor, "4 4 4"],
     image_from_camera: Float[Tensor, "3 3"],
-    generation: Float[Tensor, "h w"],
+    generation: Float[Tensor, "v u"],
     step: int,
 ) -> Keyframe:
     """Lifts one latent frame into patches in the world (MosaicMem, the lifting of Sec. 3).
@@ -79,7 +80,7 @@ def lift(
         depth_m: `[H, W]` on the grid of the codec's stills, metres.
         world_from_camera: `[4, 4, 4]`, metres.
         image_from_camera: `[3, 3]`, K in cells of the depth's grid.
-        generation: `[h, w]`.
+        generation: `[v, u]`, on the grid of patches.
         step: the environment step.
 
     Raises:
@@ -87,7 +88,7 @@ def lift(
     """
     if not bool((depth_m > 0).all()):
         raise ValueError("lifting needs a positive depth, in metres, in every cell; clamp or repair the estimate first")
-    grid = (latent.shape[-2], latent.shape[-1])
+    grid = (generation.shape[-2], generation.shape[-1])
     centre_m = median_per_cell(depth_m, grid)
     intrinsics = rescale_intrinsics(image_from_camera, tuple(depth_m.shape[-2:]), grid)
     points = unproject(centre_m, intrinsics)

@@ -70,7 +70,7 @@ class MosaicMemory:
         """Moves, duplicates or removes patches.
 
         Args:
-            chosen: bool `[h, w]` masks of the patches meant, by keyframe index.
+            chosen: bool `[v, u]` masks of the patches meant, by keyframe index.
             transform: E `[4, 4]`, world from world, in metres; None removes the patches.
             keep_original: leave the patches where they are as well (a duplicate).
 
@@ -174,9 +174,10 @@ class Recall:
     Attributes:
         warped: `[b, c, h, w]`, the Warped Latent.
         covered: `[b, m, h, w]`: covered share of every quarter of a cell for each of the four frames, and generations.
-        patches: `[b, n, c]`; patch_uv: `[b, n, 2]`; patch_cameras: `[b, n, 4, 4, 4]`; patch_exists: bool `[b, n]`.
+        patches: `[b, n, c * p * p]`, p cells wide and high; patch_uv: `[b, n, 2]` in cells; patch_cameras:
+            `[b, n, 4, 4, 4]`; patch_exists: bool `[b, n]`.
         coverage: `[b]`, share of the views' pixels that memory covers.
-        generation: `[b, h, w]`, of the last frame: what was sampled, 0 where true or where nothing is covered.
+        generation: `[b, v, u]`, of the last frame: what was sampled, 0 where true or where nothing is covered.
         depth_m: `[b, H, W]`, memory's surface in the last camera, metres; inf where none.
         pixels_covered: bool `[b, 4, H, W]` on the grid of the stills.
         stills: `[b, 4, c, H, W]`, what the Warped Latent was made of, holes filled.
@@ -207,6 +208,7 @@ def recall(
     latent_shape: tuple[int, int, int],
     max_sources: int = 4,
     max_patches: int = 32,
+    patch: int = 1,
 ) -> Recall:
     """Asks every memory what its next view should show.
 
@@ -217,17 +219,19 @@ def recall(
         codec: between latents and stills.
         latent_shape: (c, h, w).
         max_sources: keyframes that are warped; max_patches: patches that become tokens.
+        patch: latent cells that a patch is wide and high.
     """
     c, h, w = latent_shape
     b, f = world_from_camera.shape[:2]
     size = (h * codec.stride, w * codec.stride)
     cells = (size[0] // codec.still_stride, size[1] // codec.still_stride)
-    latent_k = rescale_intrinsics(image_from_camera, size, (h, w))
+    grid = (h // patch, w // patch)
+    patch_k = rescale_intrinsics(image_from_camera, size, grid)
     still_k = rescale_intrinsics(image_from_camera, size, cells)
 
     def choose(i: int) -> Selection | None:
         cameras = world_from_camera[i][[0, -1]]
-        return select(memories[i], cameras, latent_k, (h, w), max_sources, max_patches) if memories[i] else None
+        return select(memories[i], cameras, patch_k, grid, max_sources, max_patches) if memories[i] else None
 
     selections = _for_each(choose, b, world_from_camera.device)
     warped = _warp_selected(memories, selections, world_from_camera, still_k, codec, cells)
@@ -237,12 +241,13 @@ def recall(
     quarters = F.interpolate(covered, size=(2 * h, 2 * w), mode="area")
     generation = F.avg_pool2d(warped.generation * covered, per_cell)  # [b, f, h, w]
     age = generation.mean(1, keepdim=True)
+    generation = F.avg_pool2d(generation[:, -1], patch) if patch > 1 else generation[:, -1]
     return Recall(
         warped=codec.from_stills(stills),
         covered=torch.cat([F.pixel_unshuffle(quarters, 2), age.clamp_max(4.0) / 4.0], dim=1),
-        **_gather_patches(memories, selections, c, max_patches, world_from_camera),
+        **_gather_patches(memories, selections, c, max_patches, patch, world_from_camera),
         coverage=covered.mean((1, 2, 3)),
-        generation=generation[:, -1],
+        generation=generation,
         depth_m=warped.depth_m[:, -1],
         pixels_covered=warped.covered,
         stills=stills,
@@ -326,11 +331,12 @@ def _gather_patches(
     selections: Sequence[Selection | None],
     channels: int,
     max_patches: int,
+    patch: int,
     world_from_camera: Tensor,
 ) -> dict[str, Tensor]:
     """The chosen patches as padded rows; padding takes the target's cameras, so that its numbers stay tame."""
     b = len(memories)
-    patches = world_from_camera.new_zeros(b, max_patches, channels)
+    patches = world_from_camera.new_zeros(b, max_patches, channels * patch * patch)
     uv = world_from_camera.new_zeros(b, max_patches, 2)
     cameras = world_from_camera[:, None].expand(-1, max_patches, -1, -1, -1).clone()
     exists = torch.zeros(b, max_patches, dtype=torch.bool, device=uv.device)
@@ -340,9 +346,10 @@ def _gather_patches(
         n = len(selection.patches)
         which, cell = selection.patches.unbind(-1)
         used, position = which.unique(return_inverse=True)
-        latents = torch.stack([keyframes[index].latent for index in used.tolist()]).flatten(2)  # [k, c, hw]
+        latents = torch.stack([keyframes[index].latent for index in used.tolist()])
+        latents = (F.pixel_unshuffle(latents, patch) if patch > 1 else latents).flatten(2)  # [k, c * p * p, v * u]
         patches[row, :n] = latents[position, :, cell]
         cameras[row, :n] = torch.stack([keyframes[index].world_from_camera for index in used.tolist()])[position]
-        uv[row, :n] = selection.patch_uv
+        uv[row, :n] = selection.patch_uv * patch
         exists[row, :n] = True
     return {"patches": patches, "patch_uv": uv, "patch_cameras": cameras, "patch_exists": exists}

@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from jaxtyping import Float
 from torch import Tensor
@@ -69,25 +69,25 @@ class Positions:
     """What the self-attention processor is told of the tokens of one pass.
 
     Attributes:
-        cosine, sine: `[b, n, 1, r / 2]`, for the rotary half of a head (r numbers).
+        cosine, sine: `[b, n, 1, r / 2]`, for the rotary numbers of a head (r of them), float32 or finer.
         projection, inverse: `[b, n, 4, 4, 4]`, PRoPE's P and P^-1 of a token's four cameras.
-        cached: keys and values `[b, m, heads, d]` of clean tokens that this pass may look at.
+        cached: what attention kept of clean tokens that this pass may look at: `[b, m, heads, d]` each.
         key_mask: bool `[b, 1, 1, keys]`, which keys (cached first, own behind) exist; None where all do.
-        stored: the keys and values that this pass computed, one pair a block.
+        stored: where a pass that is to be looked at puts what `cached` takes, one entry a block; None for others.
     """
 
     cosine: Tensor
     sine: Tensor
     projection: Tensor
     inverse: Tensor
-    cached: tuple[Tensor, Tensor] | None = None
+    cached: tuple[Tensor, ...] | None = None
     key_mask: Tensor | None = None
-    stored: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    stored: list[tuple[Tensor, ...]] | None = None
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1).flatten(-2)
+    return torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1).flatten(-2).type_as(x)
 
 
 def _project(x: Tensor, matrices: Tensor) -> Tensor:
@@ -98,18 +98,26 @@ def _project(x: Tensor, matrices: Tensor) -> Tensor:
     """
     b, n, heads, p = x.shape
     groups = x.view(b, n, heads, 4, p // 16, 4).transpose(2, 3).reshape(b, n, 4, heads * p // 16, 4)
-    moved = groups @ matrices.transpose(-1, -2)
-    return moved.view(b, n, 4, heads, p // 16, 4).transpose(2, 3).reshape(b, n, heads, p)
+    moved = groups.to(matrices.dtype) @ matrices.transpose(-1, -2)
+    return moved.view(b, n, 4, heads, p // 16, 4).transpose(2, 3).reshape(b, n, heads, p).type_as(x)
 
 
 class MosaicAttnProcessor:
-    """Wan's self-attention with PRoPE on the first half of every head and Warped RoPE on the second.
+    """Wan's self-attention with PRoPE and Warped RoPE.
 
-    (The *split* insertion: for a model trained with it from scratch.)
+    *split*: PRoPE on the first half of every head and Warped RoPE on the second. *parallel*: Warped RoPE as Wan's own
+    rotary embedding, and beside it a second attention over the same queries, keys and values, with PRoPE on all of
+    every head; its own output projection, `to_out_cameras`, begins at zero.
+
+    Args:
+        insertion: `split` or `parallel`.
     """
 
     _attention_backend = None
     _parallel_config = None
+
+    def __init__(self, insertion: str):
+        self._attend = self._split if insertion == "split" else self._parallel
 
     def __call__(
         self,
@@ -120,10 +128,12 @@ class MosaicAttnProcessor:
         rotary_emb: Positions,
     ) -> Tensor:
         """`[b, n, d]` to `[b, n, d]`; the slot diffusers calls `rotary_emb` carries all the positions."""
-        at = rotary_emb
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        return self._attend(attn, query, key, value, rotary_emb)
+
+    def _split(self, attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, at: Positions) -> Tensor:
         half = query.shape[-1] // 2
 
         def place(x: Tensor, matrices: Tensor, rotary: bool) -> Tensor:
@@ -131,14 +141,31 @@ class MosaicAttnProcessor:
             return torch.cat([_project(x[..., :half], matrices), second], dim=-1)
 
         query = place(query, at.projection.transpose(-1, -2), rotary=True)
-        key = place(key, at.inverse, rotary=True)
-        value = place(value, at.inverse, rotary=False)
-        at.stored.append((key, value))
-        if at.cached is not None:
-            key = torch.cat([at.cached[0], key], dim=1)
-            value = torch.cat([at.cached[1], value], dim=1)
-        out = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=at.key_mask
-        ).transpose(1, 2)
-        out = place(out, at.projection, rotary=False).flatten(2)
-        return attn.to_out[1](attn.to_out[0](out))
+        key, value = _remembered(at, place(key, at.inverse, rotary=True), place(value, at.inverse, rotary=False))
+        out = self._dot(query, key, value, at)
+        return _out(attn, place(out, at.projection, rotary=False))
+
+    def _parallel(self, attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, at: Positions) -> Tensor:
+        moved_query = _project(query, at.projection.transpose(-1, -2))
+        key, value, moved_key, moved_value = _remembered(
+            at, _rotate(key, at.cosine, at.sine), value, _project(key, at.inverse), _project(value, at.inverse)
+        )
+        out = _out(attn, self._dot(_rotate(query, at.cosine, at.sine), key, value, at))
+        seen = _project(self._dot(moved_query, moved_key, moved_value, at), at.projection)
+        return out + attn.to_out_cameras(seen.flatten(2))
+
+    def _dot(self, query: Tensor, key: Tensor, value: Tensor, at: Positions) -> Tensor:
+        return dispatch_attention_fn(query, key, value, attn_mask=at.key_mask, backend=self._attention_backend)
+
+
+def _remembered(at: Positions, *own: Tensor) -> tuple[Tensor, ...]:
+    """The keys and values of this pass behind those of the clean tokens; kept, if this pass is to be looked at."""
+    if at.stored is not None:
+        at.stored.append(own)
+    if at.cached is None:
+        return own
+    return tuple(torch.cat([before, mine], dim=1) for before, mine in zip(at.cached, own, strict=True))
+
+
+def _out(attn: WanAttention, heads: Tensor) -> Tensor:
+    return attn.to_out[1](attn.to_out[0](heads.flatten(2)))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,8 +30,15 @@ from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
+if TYPE_CHECKING:
+    from diffusers import WanImageToVideoPipeline
+
+    from mosaic_gym.model.wan import WanCodec, WanPrompts
+
 WEIGHTS = Path(__file__).parent.parent / "weights"
-FORMAT = "mosaic-world-2"
+FORMAT = "mosaic-world-3"
+WAN_SIZE = (352, 640)
+"""Height and width of a Wan world's frames when no resolution is asked for, pixels."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class WorldSettings:
         history: recent latent frames that are read.
         max_sources, max_patches: recall's budgets.
         capacity: keyframes an episode keeps.
+        guidance: classifier-free guidance, 1 for none, away from `negative_prompt`.
     """
 
     height: int
@@ -55,6 +65,8 @@ class WorldSettings:
     max_sources: int = 4
     max_patches: int = 32
     capacity: int = 512
+    guidance: float = 1.0
+    negative_prompt: str = ""
 
 
 @dataclass
@@ -63,18 +75,33 @@ class WorldModel:
 
     settings: WorldSettings
     transformer: MosaicTransformer3DModel
-    detail: DetailNet
-    codec: LinearCodec
-    text_encoder: ByteTextEncoder
+    detail: DetailNet | None
+    codec: LinearCodec | WanCodec
+    text_encoder: ByteTextEncoder | WanPrompts
     depth: DepthEstimator
-    outcome: OutcomeHeads
-    scheduler: FlowMatchEulerDiscreteScheduler
+    outcome: OutcomeHeads | None
+    scheduler: SchedulerMixin
     start_images: Tensor
-    """uint8 `[n, H, W, 3]`."""
+    """uint8 `[n, H, W, 3]`; where there are none, a first frame is generated from the prompt."""
     start_prompts: tuple[str, ...]
+    pipeline: WanImageToVideoPipeline | None = None
+    """Of a pretrained world, what its parts came in; it places them."""
+    offload: str | None = None
 
     def to(self, device: str | torch.device) -> WorldModel:
         """Moves every network, in place, and puts them in evaluation mode."""
+        if self.pipeline is not None:
+            self.transformer.requires_grad_(False)
+            self.codec.requires_grad_(False)
+            if self.offload == "model":
+                self.pipeline.enable_model_cpu_offload(device=device)
+            elif self.offload == "sequential":
+                self.pipeline.enable_sequential_cpu_offload(device=device)
+            else:
+                self.pipeline.to(device)
+            self.codec.mean, self.codec.deviation = self.codec.mean.to(device), self.codec.deviation.to(device)
+            self.depth.to(device)
+            return self
         for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.depth, self.outcome):
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
@@ -85,9 +112,10 @@ class WorldModel:
         """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
         for network in (self.transformer, self.detail, self.codec, self.text_encoder):
-            for name, value in sorted(network.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            if isinstance(network, torch.nn.Module):
+                for name, value in sorted(network.state_dict().items()):
+                    digest.update(name.encode())
+                    digest.update(_sampled(value))
         return digest.hexdigest()
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -106,13 +134,23 @@ class WorldModel:
         (folder / "world.json").write_text(json.dumps(told, indent=2) + "\n")
 
     @staticmethod
-    def from_pretrained(checkpoint: Path | str) -> WorldModel:
-        """Loads a shipped checkpoint by name, or a folder.
+    def from_pretrained(
+        checkpoint: Path | str, size: tuple[int, int] | None = None, loading: Mapping[str, Any] | None = None
+    ) -> WorldModel:
+        """Loads a shipped checkpoint by name, a folder, or a pretrained Wan pipeline by folder or hub id.
+
+        Args:
+            size: (height, width) of the frames of a Wan world; other checkpoints have their own.
+            loading: how a Wan pipeline is loaded, the fields of `model.wan.WanOptions`.
 
         Raises:
             ValueError: unknown name (the known ones are listed), a missing part, or damaged weights.
         """
+        if is_wan(checkpoint):
+            return _wan_world(checkpoint, size or WAN_SIZE, loading or {})
         folder = resolve(checkpoint)
+        if loading:
+            raise ValueError(f"loading={dict(loading)} is for pretrained Wan pipelines; {checkpoint!r} is none")
         told = json.loads((folder / "world.json").read_text())
         if told.pop("format", None) != FORMAT:
             raise ValueError(f"{folder}/world.json is not of format {FORMAT}; train or export the checkpoint again")
@@ -141,6 +179,51 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for path in WEIGHTS.glob("*/world.json"))
 
 
+def is_wan(checkpoint: Path | str) -> bool:
+    """Whether this names a diffusers pipeline: a folder with a model_index.json, or what may be a hub id."""
+    folder = Path(checkpoint)
+    return (folder / "model_index.json").is_file() if folder.exists() else str(checkpoint).count("/") == 1
+
+
+def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[str, Any]) -> WorldModel:
+    """A world around a pretrained Wan pipeline."""
+    # Pipelines take seconds to import, and a shipped checkpoint needs none.
+    from mosaic_gym.model.wan import WanCodec, WanOptions, WanPrompts, load_depth, load_pipeline, wan_settings
+
+    known = {field.name for field in fields(WanOptions)}
+    unknown = sorted(set(loading) - known)
+    if unknown:
+        raise ValueError(f"unknown loading options {unknown}; the known ones are {', '.join(sorted(known))}")
+    told = {**loading, "lora": tuple(loading.get("lora", ()))}
+    options = WanOptions(**told)
+    pipeline = load_pipeline(checkpoint, options)
+    settings = WorldSettings(**wan_settings(pipeline, options, *size))
+    if options.compile:
+        pipeline.transformer.compile_repeated_blocks()
+    return WorldModel(
+        settings,
+        pipeline.transformer,
+        None,
+        WanCodec(pipeline.vae, restarts=not pipeline.transformer.config.causal),
+        WanPrompts(pipeline),
+        load_depth(options),
+        None,
+        pipeline.scheduler,
+        torch.empty(0, *size, 3, dtype=torch.uint8),
+        (),
+        pipeline,
+        options.offload,
+    )
+
+
+def _sampled(value: Tensor) -> bytes:
+    """A tensor's bytes; of one with more than a million numbers, those of some thousands spread over it."""
+    flat = value.detach().flatten()
+    if len(flat) > 1_000_000:
+        flat = flat[:: len(flat) // 4096]
+    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
 def resolve(checkpoint: Path | str) -> Path:
     """The folder of a checkpoint given by name or path.
 
@@ -151,7 +234,8 @@ def resolve(checkpoint: Path | str) -> Path:
         if (folder / "world.json").is_file():
             return folder
     raise ValueError(
-        f"unknown checkpoint {str(checkpoint)!r}: give one of {shipped()}, or a folder that holds a world.json"
+        f"unknown checkpoint {str(checkpoint)!r}: give one of {shipped()}, a folder that holds a world.json, or the "
+        "folder or hub id of a Wan pipeline in diffusers' format"
     )
 
 
@@ -162,7 +246,9 @@ def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     try:
         with safe_open(str(weights), framework="pt") as file:
             present = set(file.keys())
-        network = kind.from_pretrained(folder / name, use_safetensors=True, low_cpu_mem_usage=False)
+        # Without fast initialisation the few buffers that are computed, not saved, would stay empty.
+        lean = kind is MosaicTransformer3DModel
+        network = kind.from_pretrained(folder / name, use_safetensors=True, low_cpu_mem_usage=lean)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"the weights of {name!r} in {folder} are damaged or cut short; copy the folder again"

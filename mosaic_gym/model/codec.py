@@ -1,6 +1,7 @@
 """Codecs: between four video frames and one latent frame (temporal stride 4).
 
-Besides `encode` and `decode` a codec says how its latents may be laid into another view:
+A clip is decoded latent by latent: `decode_next` takes where each clip stands and returns where it stands then
+(nothing, for a codec whose latents stand alone). Besides, a codec says how its latents may be laid into another view:
 
 - `still(latents)` is its picture of the last of the four instants, on whatever grid it can offer;
 - `from_stills(stills)` makes a latent frame out of four such pictures, one for each instant.
@@ -11,6 +12,9 @@ for each of the four instants. (Resampling its 8x8-pixel cells directly would bl
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -55,6 +59,9 @@ class LinearCodec(ModelMixin, ConfigMixin):
         """Pixels of a frame for one cell of a still."""
         return 1
 
+    restarts = False
+    """Whether every step begins a clip of its own; see `model/wan.py`."""
+
     def _blocks(self, frames: Tensor) -> Tensor:
         """`[b, 4, 3, H, W]` to `[b, h, w, numbers]`."""
         s = self.stride
@@ -62,8 +69,13 @@ class LinearCodec(ModelMixin, ConfigMixin):
         blocks = frames.view(b, f, c, height // s, s, width // s, s)
         return blocks.permute(0, 3, 5, 1, 2, 4, 6).flatten(3)
 
-    def encode(self, frames: Float[Tensor, "b f 3 H W"]) -> Float[Tensor, "b c h w"]:
+    def encode(
+        self, frames: Float[Tensor, "b f 3 H W"], before: Float[Tensor, "b 3 H W"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
         """Latents `[b, c, h, w]` of frames `[b, 4, 3, H, W]` in [-1, 1].
+
+        Args:
+            before: the frame in front of them, which these latents do not depend on.
 
         Raises:
             ValueError: not four frames, or a size the stride does not divide.
@@ -79,6 +91,20 @@ class LinearCodec(ModelMixin, ConfigMixin):
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 4 3 H W"]:
         """Frames `[b, 4, 3, H, W]`, nominally in [-1, 1] and not clipped, of latents `[b, c, h, w]`."""
         return self._decode(latents, slice(0, FRAMES_PER_STEP))
+
+    def decode_next(
+        self, latents: Float[Tensor, "b c h w"], streams: Sequence[tuple[Any, ...]]
+    ) -> tuple[Float[Tensor, "b 4 3 H W"], list[tuple[Any, ...]]]:
+        """The frames of one more latent of every clip; each latent stands alone, so there is nothing to keep."""
+        return self.decode(latents), list(streams)
+
+    def begin(self, latents: Float[Tensor, "b c h w"]) -> list[tuple[Any, ...]]:
+        """Clips that have shown their first latent: nothing to keep."""
+        return [()] * len(latents)
+
+    def present(self, latent: Float[Tensor, "c h w"], stream: tuple[Any, ...]) -> Float[Tensor, "3 H W"]:
+        """The last frame `[3, H, W]` of the last latent."""
+        return self.still(latent[None])[0]
 
     def still(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """The last frame `[b, 3, H, W]` of latents `[b, c, h, w]`."""

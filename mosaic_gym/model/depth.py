@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from mosaic_gym.geometry.camera import cell_centres
+from mosaic_gym.memory.keyframe import median_per_cell
 
 
 class DepthEstimator(Protocol):
@@ -99,6 +100,11 @@ class HuggingFaceDepth:
         self.model = AutoModelForDepthEstimation.from_pretrained(name).to(device).eval()
         self.inverse = inverse
 
+    def to(self, device: str | torch.device) -> HuggingFaceDepth:
+        """Moves the model, in place."""
+        self.model.to(device)
+        return self
+
     @torch.no_grad()
     def estimate(self, frames: Tensor, image_from_camera: Tensor) -> Tensor:
         """Depth `[b, H, W]`; metres if the model is metric, else up to the scale that memory aligns."""
@@ -114,18 +120,19 @@ def align_scale(depth_m: Tensor, known_m: Tensor, limit: float = 1.5) -> Tensor:
 
     Args:
         depth_m: `[b, H, W]`, the estimate.
-        known_m: `[b, H, W]`, memory's surface in the same camera, metres; inf where it has none.
+        known_m: `[b, H, W]`, memory's surface in the same camera, metres, or on a coarser grid; inf where it has none.
         limit: the largest factor, and one over it the smallest, that is believed.
 
     Returns:
         `[b, H, W]`, metres; the estimate itself where memory covers less than a twentieth of the view.
     """
     aligned = []
-    for estimate, known in zip(depth_m, known_m, strict=True):
+    compared_m = median_per_cell(depth_m, tuple(known_m.shape[-2:])) if known_m.shape != depth_m.shape else depth_m
+    for estimate, compared, known in zip(depth_m, compared_m, known_m, strict=True):
         both = known.isfinite()
         if float(both.float().mean()) < 0.05:
             aligned.append(estimate)
             continue
-        factor = torch.log(known[both] / estimate[both]).median().exp()
+        factor = torch.log(known[both] / compared[both]).median().exp()
         aligned.append(estimate * factor.clamp(1.0 / limit, limit))
     return torch.stack(aligned)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from mosaic_gym.memory.mosaic import Recall
@@ -23,10 +23,16 @@ def step_noise(seeds: Sequence[int], steps: Sequence[int], shape: Sequence[int])
     return torch.stack(rows)
 
 
+def even_sigmas(steps: int, shift: float) -> np.ndarray:
+    """The `steps + 1` noise levels of few-step sampling, from 1 to 0: even, but for the schedule's shift."""
+    even = np.linspace(1.0, 1.0 / steps, steps)
+    return np.append(shift * even / (1 + (shift - 1) * even), 0.0)
+
+
 @torch.no_grad()
 def denoise(
     transformer: MosaicTransformer3DModel,
-    scheduler: FlowMatchEulerDiscreteScheduler,
+    scheduler: SchedulerMixin,
     noise: Tensor,
     history: Tensor,
     history_cameras: Tensor,
@@ -36,28 +42,40 @@ def denoise(
     size: tuple[int, int],
     text: Tensor,
     steps: int,
+    unwanted: Tensor | None = None,
+    guidance: float = 1.0,
 ) -> Tensor:
-    """The next latent frame `[b, c, h, w]`.
+    """The next latent frames `[b, t, c, h, w]`.
 
-    The clean tokens are read once; every denoising step looks at their kept keys and values.
+    What the target is predicted from is read once; every denoising step looks at what was kept of it.
 
     Args:
-        noise: `[b, c, h, w]`.
+        noise: `[b, t, c, h, w]`.
         history: `[b, t, c, h, w]`; history_cameras: `[b, t, 4, 4, 4]`.
         recalled: what memory gives for these cameras.
-        cameras: `[b, 4, 4, 4]`, world_from_camera, metres.
+        cameras: `[b, t, 4, 4, 4]`, world_from_camera, metres.
         image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
         text: `[b, l, text_dim]`.
-        steps: Euler steps, from sigma 1 down to 0 evenly.
+        steps: denoising steps.
+        unwanted: `[b, l, text_dim]`, the prompt to be led away from; with `guidance` above 1.
+        guidance: classifier-free guidance, 1 for none.
     """
-    context = transformer.read(history, history_cameras, recalled, cameras, image_from_camera, size, text)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)
+    where = recalled, cameras, image_from_camera, size
+    context = transformer.read(history, history_cameras, *where, text)
+    away = None
+    if unwanted is not None and guidance != 1.0:
+        away = transformer.read(history, history_cameras, *where, unwanted)
+    if transformer.config.causal:  # trained for few steps, at levels spread evenly
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)
+    else:
+        scheduler.set_timesteps(steps, device=noise.device)
     latents = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        level = sigma.expand(len(noise))
-        clean = transformer(
-            latents, level, context, recalled, cameras, image_from_camera, size, time_index=history.shape[1]
-        )
-        velocity = (latents - clean) / sigma
+        time = timestep.expand(len(noise))
+        said = transformer(latents, time, context)
+        if away is not None:
+            other = transformer(latents, time, away)
+            said = other + guidance * (said - other)
+        velocity = (latents - said) / sigma if transformer.config.insertion == "split" else said
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents

@@ -1,21 +1,26 @@
-"""The world's transformer: diffusers' Wan blocks, with memory as tokens and as a warped latent.
+"""The world's transformer: Wan's, with memory among its tokens and cameras in its attention.
 
-Two passes, named after what they do. `read` sends the clean tokens (recent latents, recalled patches;
-timestep 0) through the blocks once a step and keeps their keys and values. `forward` sends the noisy
-tokens of the target frame, which look at themselves and at what was read. Clean tokens never see the
-target, so however many denoising steps follow, reading is done once.
+It is diffusers' `WanTransformer3DModel` by class and by the names of its weights, so any Wan checkpoint loads
+into it as it is. What it is told besides is where every token lies in space.
+
+Two insertions. *split* is for a model trained from scratch: half of every head is projective, the Warped Latent
+is added to the target's tokens, and the answer is a correction of it. *parallel* is for a pretrained model:
+memory and Warped Latent are further tokens at timestep 0, and cameras enter through a second attention whose
+output begins at zero, so that what was learned before stays exactly as it was.
+
+Two ways to attend. *Causal*: `read` sends the clean tokens through the blocks once a step and keeps their keys
+and values; `forward` sends the target's, which look at themselves and at what was read. However many denoising
+steps follow, reading is done once. Otherwise all tokens see all, as Wan was trained, in `forward` alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.normalization import FP32LayerNorm
-from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding, WanTransformerBlock
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose
@@ -24,76 +29,119 @@ from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_pr
 
 TIMESTEPS = 1000
 """Wan's timesteps run from 0 (clean) to this (noise): sigma times this."""
+INSERTIONS = ("split", "parallel")
+COVERAGE_CHANNELS = 17
+"""Of `Recall.covered`."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one pass, and where they are.
+
+    Attributes:
+        values: `[b, n, d]`.
+        coordinates: `[b, n, 3]`, (t, v, u) in token indices, real-valued.
+        cameras: `[b, n, 4, 4, 4]`, world_from_camera of the four instants, metres.
+        exists: bool `[b, n]`: padding rows are nobody's key.
+    """
+
+    values: Tensor
+    coordinates: Tensor
+    cameras: Tensor
+    exists: Tensor
 
 
 @dataclass(frozen=True)
 class Context:
-    """The clean tokens of one step, read.
+    """What a target is predicted from, the same for all its denoising steps.
 
     Attributes:
-        keys_values: for each block, keys and values `[b, n, heads, d]`.
-        exists: bool `[b, n]`.
-        text: `[b, l, d]`, the prompt in the network's width.
-        world_from_anchor: `[b, 4, 4]`: cameras are measured from the target's last one, for precision.
+        recalled: of the target frames, members first: `b * t` views.
+        history: `[b, t, c, h, w]`, recent latents; history_cameras: `[b, t, 4, 4, 4]`.
+        cameras: `[b, t, 4, 4, 4]`, of the target frames, world_from_camera, metres.
+        image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
+        text: `[b, l, d]`: of a causal model in the network's width, else the prompt's vectors as they are.
+        keys_values: of a causal model: for each block what its attention keeps of the clean tokens.
+        exists: bool `[b, n]`, of the clean tokens of a causal model.
     """
 
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
-    exists: Tensor
+    recalled: Recall
+    history: Tensor
+    history_cameras: Tensor
+    cameras: Tensor
+    image_from_camera: Tensor
+    size: tuple[int, int]
     text: Tensor
-    world_from_anchor: Tensor
+    keys_values: tuple[tuple[Tensor, ...], ...] | None = None
+    exists: Tensor | None = None
+
+    @property
+    def anchor(self) -> Tensor:
+        """`[b, 4, 4]`: cameras are measured from the last of the target's, for precision."""
+        return self.cameras[:, -1, -1]
 
 
-class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
+class MosaicTransformer3DModel(WanTransformer3DModel):
     """A Wan transformer that is told where its tokens are in space.
 
     Args:
-        latent_channels: of the codec.
-        coverage_channels: of `Recall.covered`.
-        num_attention_heads, attention_head_dim: heads, and their size, a multiple of 32.
-        num_layers, ffn_dim: blocks, and the width of their feed-forward part.
-        text_dim: of the prompt's vectors.
-        freq_dim: of the timestep's sinusoids.
-        patch_size: latent cells a token is (high, wide).
-        rope_theta: base of the rotary frequencies.
+        insertion: `split` or `parallel`, see above.
+        causal: whether clean tokens are read by themselves, once a step.
+        rope_theta: base of the rotary frequencies; Wan's is 10000.
         metres_per_unit: the length PRoPE counts as one.
+        in_channels, out_channels: of the codec's latents. The others are `WanTransformer3DModel`'s.
+
+    Raises:
+        ValueError: an unknown insertion, a head size that four cameras do not divide, or a Wan model that is
+            conditioned through further channels or image tokens.
     """
 
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 128,
-        coverage_channels: int = 17,
-        num_attention_heads: int = 4,
-        attention_head_dim: int = 64,
-        num_layers: int = 4,
-        ffn_dim: int = 768,
-        text_dim: int = 64,
-        freq_dim: int = 128,
-        patch_size: tuple[int, int] = (1, 1),
-        rope_theta: float = 100.0,
-        metres_per_unit: float = 4.0,
+        patch_size: tuple[int, ...] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        insertion: str = "parallel",
+        causal: bool = False,
+        rope_theta: float = 10000.0,
+        metres_per_unit: float = 1.0,
     ):
-        super().__init__()
-        if attention_head_dim % 32:
-            raise ValueError(
-                f"attention_head_dim is a multiple of 32 (half of it serves four cameras); got {attention_head_dim}"
-            )
+        _check_config(insertion, attention_head_dim, in_channels, out_channels, image_dim, patch_size)
+        super().__init__(
+            patch_size, num_attention_heads, attention_head_dim, in_channels, out_channels, text_dim, freq_dim,
+            ffn_dim, num_layers, cross_attn_norm, qk_norm, eps, image_dim, added_kv_proj_dim, rope_max_seq_len,
+            pos_embed_seq_len,
+        )  # fmt: skip
         width = num_attention_heads * attention_head_dim
-        self.patch_embedding = nn.Conv2d(latent_channels, width, patch_size, stride=patch_size)
-        self.warped_embedding = nn.Conv2d(latent_channels + coverage_channels, width, patch_size, stride=patch_size)
-        self.kind_embedding = nn.Parameter(torch.randn(2, width) * 0.02)  # recent frame, recalled patch
-        self.condition_embedder = WanTimeTextImageEmbedding(width, freq_dim, 6 * width, text_dim)
-        self.blocks = nn.ModuleList(
-            [WanTransformerBlock(width, ffn_dim, num_attention_heads, cross_attn_norm=True) for _ in range(num_layers)]
-        )
         for block in self.blocks:
-            block.attn1.processor = MosaicAttnProcessor()
+            block.attn1.set_processor(MosaicAttnProcessor(insertion))
+        if insertion == "parallel":
+            for block in self.blocks:
+                block.attn1.to_out_cameras = nn.Linear(width, width)
+                nn.init.zeros_(block.attn1.to_out_cameras.weight)
+                nn.init.zeros_(block.attn1.to_out_cameras.bias)
+            return
+        high, wide = patch_size[1:]
+        self.warped_embedding = nn.Conv2d(in_channels + COVERAGE_CHANNELS, width, (high, wide), stride=(high, wide))
+        self.kind_embedding = nn.Parameter(torch.randn(2, width) * 0.02)  # recent frame, recalled patch
+        for block in self.blocks:
             # Wan's gates begin near zero, and at any sane rate take a thousand steps to open; ours begin open.
             block.scale_shift_table.data.zero_()
             block.scale_shift_table.data[:, [2, 5]] = 1.0
-        self.norm_out = FP32LayerNorm(width, 1e-6, elementwise_affine=False)
-        self.proj_out = nn.Linear(width, latent_channels * patch_size[0] * patch_size[1])
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
@@ -107,113 +155,214 @@ class MosaicTransformer3DModel(ModelMixin, ConfigMixin):
         size: tuple[int, int],
         text: Tensor,
     ) -> Context:
-        """Sends the clean tokens through the blocks.
+        """Gathers what the target frames are predicted from; a causal model sends it through its blocks here.
 
         Args:
             history: `[b, t, c, h, w]`, recent latents, oldest first.
             history_cameras: `[b, t, 4, 4, 4]`, world_from_camera.
-            recalled: of the target.
-            target_cameras: `[b, 4, 4, 4]`, world_from_camera.
+            recalled: of the target frames, members first: `b * t` views.
+            target_cameras: `[b, t, 4, 4, 4]`, world_from_camera.
             image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
             text: `[b, l, text_dim]`.
         """
-        b, t, c, h, w = history.shape
-        anchor = target_cameras[:, -1]
-        # 1. Tokens: every cell of the recent latents, and the recalled patches.
-        tokens = self.patch_embedding(history.flatten(0, 1)).flatten(2).transpose(1, 2)
-        recent = tokens.reshape(b, -1, tokens.shape[-1]) + self.kind_embedding[0]
-        # A patch is one latent cell; where a token spans several, it enters as a token of equal cells.
-        patches = F.linear(recalled.patches, self.patch_embedding.weight.sum((-2, -1)), self.patch_embedding.bias)
-        patches = patches + self.kind_embedding[1]
-        tokens = torch.cat([recent, patches], dim=1)
-        # 2. Where they are: recent cells on the grid before the target, patches where they land in the target.
-        grid = self._grid(history, b)
-        coordinates = torch.cat(
-            [torch.cat([grid.new_full((*grid.shape[:2], 1), float(i)), grid], -1) for i in range(t)]
-            + [self._landing(recalled.patch_uv, float(t))],
-            dim=1,
-        )
-        per_frame = grid.shape[1]
-        cameras = history_cameras[:, :, None].expand(-1, -1, per_frame, -1, -1, -1).flatten(1, 2)
-        cameras = torch.cat([cameras, recalled.patch_cameras], dim=1)
-        at = self._positions(coordinates, cameras, anchor, image_from_camera, size)
-        # 3. Padding rows are nobody's key.
-        exists = torch.cat([recalled.patch_exists.new_ones(b, t * per_frame), recalled.patch_exists], dim=1)
-        at.key_mask = exists[:, None, None]
-        _, timestep, text, _ = self.condition_embedder(torch.zeros(b, device=history.device), text)
-        self._through_blocks(tokens, timestep, text, at, None)
-        return Context(tuple(at.stored), exists, text, anchor)
+        context = Context(recalled, history, history_cameras, target_cameras, image_from_camera, size, text)
+        if not self.config.causal:
+            return context
+        clean = self._clean_tokens(context)
+        at = self._positions(clean, context)
+        at.stored = []
+        clock, modulation = self._clock(history.new_zeros(len(history)), clean.values)
+        text = self.condition_embedder.text_embedder(text.to(clean.values.dtype))
+        self._through_blocks(clean.values, modulation, text, at, None)
+        return replace(context, text=text, keys_values=tuple(at.stored), exists=clean.exists)
 
-    def forward(
-        self,
-        noisy: Tensor,
-        sigma: Tensor,
-        context: Context,
-        recalled: Recall,
-        target_cameras: Tensor,
-        image_from_camera: Tensor,
-        size: tuple[int, int],
-        time_index: int = 1,
-    ) -> Tensor:
-        """The clean latent `[b, c, h, w]` that the network believes is behind the noisy one.
+    def forward(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tensor:
+        """What the network says of noisy target frames, `[b, t, c, h, w]`.
 
-        The prediction is a correction of the Warped Latent: where memory is sure there is little left to say.
+        Of the insertion *split*: the clean latents it believes are behind them, as a correction of the Warped
+        Latent (where memory is sure there is little left to say). Of *parallel*, as Wan: the velocity, noise
+        minus clean.
 
         Args:
-            noisy: `[b, c, h, w]` at noise level `sigma` `[b]` in [0, 1].
+            noisy: `[b, t, c, h, w]`.
+            timestep: `[b]`, 0 (clean) to 1000 (noise).
             context: what `read` returned for the same batch.
-            time_index: the target's latent frame index; the number of recent frames.
         """
-        b, c, h, w = noisy.shape
-        level = sigma.view(b, 1, 1, 1)
-        # Scaled by how much signal it holds: pure noise says nothing, and then one step is a regression.
-        tokens = self.patch_embedding(noisy * (1.0 - level))
-        tokens = tokens + self.warped_embedding(torch.cat([recalled.warped, recalled.covered], dim=1))
-        rows, columns = tokens.shape[-2:]
-        tokens = tokens.flatten(2).transpose(1, 2)
-        grid = self._grid(noisy, b)
-        coordinates = torch.cat([grid.new_full((*grid.shape[:2], 1), float(time_index)), grid], dim=-1)
-        cameras = target_cameras[:, None].expand(-1, grid.shape[1], -1, -1, -1)
-        at = self._positions(coordinates, cameras, context.world_from_anchor, image_from_camera, size)
-        at.key_mask = torch.cat([context.exists, context.exists.new_ones(b, grid.shape[1])], dim=1)[:, None, None]
-        time_dim = self.config.num_attention_heads * self.config.attention_head_dim
+        target = self._target_tokens(noisy, timestep, context)
+        clock, modulation = self._clock(timestep, target.values)
+        if self.config.causal:
+            at = self._positions(target, context)
+            at.key_mask = torch.cat([context.exists, target.exists], dim=1)[:, None, None]
+            tokens = self._through_blocks(target.values, modulation, context.text, at, context.keys_values)
+        else:
+            clean = self._clean_tokens(context)
+            _, still = self._clock(torch.zeros_like(timestep), target.values)
+            counts = clean.values.shape[1], target.values.shape[1]
+            modulation = torch.cat(
+                [each[:, None].expand(-1, n, -1, -1) for each, n in zip((still, modulation), counts, strict=True)],
+                dim=1,
+            )
+            both = Tokens(*(torch.cat([getattr(each, name) for each in (clean, target)], dim=1) for name in _TOKENS))
+            at = self._positions(both, context)
+            at.key_mask = None if bool(both.exists.all()) else both.exists[:, None, None]
+            text = self.condition_embedder.text_embedder(context.text.to(both.values.dtype))
+            tokens = self._through_blocks(both.values, modulation, text, at, None)[:, counts[0] :]
+        shift, scale = (self.scale_shift_table + clock[:, None]).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        said = self._onto_grid(self.proj_out(tokens), noisy)
+        if self.config.insertion == "split":
+            return context.recalled.warped.view_as(noisy) + said
+        return said
+
+    def _clean_tokens(self, context: Context) -> Tokens:
+        """Recent latents on the grid before the target, and what memory gives."""
+        recalled, history = context.recalled, context.history
+        t = history.shape[1]
+        recent = self._embed(history)
+        tokens = [
+            Tokens(
+                recent,
+                self._grid(history, 0),
+                self._per_token(context.history_cameras, history),
+                recalled.patch_exists.new_ones(recent.shape[:2]),
+            )
+        ]
+        # Warped RoPE: a patch lies where it lands in its target frame, the fraction kept.
+        b, frames = context.cameras.shape[:2]
+        patches = recalled.patches.unflatten(0, (b, frames))  # [b, t, n, c * p * p]
+        n = patches.shape[2]
+        if n:
+            high, wide = self.config.patch_size[1:]
+            cells = patches.flatten(1, 2).unflatten(2, (-1, high, wide)).transpose(1, 2)  # [b, c, t * n, p, p]
+            values = self.patch_embedding(cells.to(recent.dtype)).flatten(2).transpose(1, 2)
+            uv = recalled.patch_uv.unflatten(0, (b, frames))
+            time = torch.arange(t, t + frames, device=uv.device, dtype=uv.dtype)[:, None].expand(b, frames, n)
+            landing = torch.stack([time, uv[..., 1] / high - 0.5, uv[..., 0] / wide - 0.5], dim=-1)
+            exists = recalled.patch_exists.unflatten(0, (b, frames)).flatten(1)
+            cameras = recalled.patch_cameras.unflatten(0, (b, frames)).flatten(1, 2)
+            tokens.append(Tokens(values, landing.flatten(1, 2), cameras, exists))
+        if self.config.insertion == "split":
+            kinds = [each.values + self.kind_embedding[i] for i, each in enumerate(tokens)]
+            tokens = [replace(each, values=values) for each, values in zip(tokens, kinds, strict=True)]
+        elif bool(recalled.pixels_covered.any()):
+            tokens.append(self._warped_tokens(context, t))
+        if len(tokens) == 1:
+            return tokens[0]
+        joined = Tokens(*(torch.cat([getattr(each, name) for each in tokens], dim=1) for name in _TOKENS))
+        # One member alone needs no padding; without it attention needs no mask.
+        return joined if b > 1 or self.config.causal else _kept(joined, joined.exists[0])
+
+    def _warped_tokens(self, context: Context, first: int) -> Tokens:
+        """The Warped Latent of the target frames as tokens of their own, where memory covers most of a token."""
+        recalled = context.recalled
+        warped = recalled.warped.unflatten(0, context.cameras.shape[:2])
+        values = self._embed(warped)
+        shares = recalled.covered[:, :-1].mean(1, keepdim=True)  # [b * t, 1, h, w]
+        shares = nn.functional.avg_pool2d(shares, tuple(self.config.patch_size[1:]))
+        exists = (shares > 0.5).flatten(1).unflatten(0, context.cameras.shape[:2]).flatten(1)
+        return Tokens(values, self._grid(warped, first), self._per_token(context.cameras, warped), exists)
+
+    def _target_tokens(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tokens:
+        if self.config.insertion == "split":
+            # Scaled by how much signal it holds: pure noise says nothing, and then one step is a regression.
+            values = self._embed(noisy * (1.0 - timestep.view(-1, 1, 1, 1, 1) / TIMESTEPS))
+            told = torch.cat([context.recalled.warped, context.recalled.covered], dim=1).to(values.dtype)
+            told = self.warped_embedding(told).flatten(2).transpose(1, 2)
+            values = values + told.reshape(values.shape)
+        else:
+            values = self._embed(noisy)
+        cameras = self._per_token(context.cameras, noisy)
+        exists = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return Tokens(values, self._grid(noisy, context.history.shape[1]), cameras, exists)
+
+    def _embed(self, latents: Tensor) -> Tensor:
+        """`[b, n, d]` of latents `[b, t, c, h, w]`, frame by frame, row by row; t may be 0."""
+        weight = self.patch_embedding.weight
+        if not latents.shape[1]:
+            return weight.new_zeros(len(latents), 0, len(weight))
+        return self.patch_embedding(latents.transpose(1, 2).to(weight.dtype)).flatten(2).transpose(1, 2)
+
+    def _clock(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The timestep's embedding `[b, d]`, and what modulates the blocks, `[b, 6, d]`."""
         embedder = self.condition_embedder
-        time = embedder.time_embedder(embedder.timesteps_proj(sigma * TIMESTEPS).to(tokens.dtype))
-        timestep = embedder.time_proj(embedder.act_fn(time))
-        tokens = self._through_blocks(tokens, timestep, context.text, at, context.keys_values)
-        shift, scale = (self.scale_shift_table + time.view(b, 1, time_dim)).chunk(2, dim=1)
-        tokens = self.proj_out((self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
-        high, wide = self.config.patch_size
-        change = tokens.view(b, rows, columns, c, high, wide).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
-        return recalled.warped + change
+        waves = embedder.timesteps_proj(timestep).to(next(embedder.time_embedder.parameters()).dtype)
+        clock = embedder.time_embedder(waves).type_as(like)
+        return clock, embedder.time_proj(embedder.act_fn(clock)).unflatten(1, (6, -1))
 
     def _through_blocks(
-        self, tokens: Tensor, timestep: Tensor, text: Tensor, at: Positions, cached: tuple | None
+        self, tokens: Tensor, modulation: Tensor, text: Tensor, at: Positions, cached: tuple[Any, ...] | None
     ) -> Tensor:
-        modulation = timestep.unflatten(1, (6, -1))
+        tokens = tokens.contiguous()
+        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing and at.stored is None
         for index, block in enumerate(self.blocks):
             placed = replace(at, cached=cached[index]) if cached is not None else at
-            tokens = block(tokens, text, modulation, placed)
+            if checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, text, modulation, placed)
+            else:
+                tokens = block(tokens, text, modulation, placed)
         return tokens
 
-    def _grid(self, latent: Tensor, b: int) -> Tensor:
-        """`[b, n, 2]`: (v, u) indices of a latent frame's tokens, the first (0, 0)."""
-        high, wide = self.config.patch_size
-        centres = cell_centres(latent.shape[-2] // high, latent.shape[-1] // wide, latent) - 0.5
-        return centres.flip(-1).flatten(0, 1).expand(b, -1, -1)
+    def _onto_grid(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """Latents `[b, t, c, h, w]` of projected tokens, laid out as Wan lays them: (rows, columns, channels)."""
+        b, t, c, h, w = like.shape
+        high, wide = self.config.patch_size[1:]
+        blocks = tokens.view(b, t, h // high, w // wide, high, wide, -1)
+        return blocks.permute(0, 1, 6, 2, 4, 3, 5).reshape(b, t, -1, h, w)
 
-    def _landing(self, uv: Tensor, time: float) -> Tensor:
-        """Warped RoPE: (t, v', u') `[b, n, 3]` in token indices, the fraction kept; from uv `[b, n, 2]` in cells."""
-        high, wide = self.config.patch_size
-        v, u = uv[..., 1] / high - 0.5, uv[..., 0] / wide - 0.5
-        return torch.stack([torch.full_like(v, time), v, u], dim=-1)
+    def _grid(self, latents: Tensor, first: int) -> Tensor:
+        """`[b, n, 3]`: (t, v, u) indices of the tokens of latents `[b, t, c, h, w]`, whose first frame is `first`."""
+        b, t, _, h, w = latents.shape
+        high, wide = self.config.patch_size[1:]
+        like = latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
+        cells = (cell_centres(h // high, w // wide, like) - 0.5).flip(-1).flatten(0, 1)
+        time = torch.arange(first, first + t, device=latents.device, dtype=cells.dtype).repeat_interleave(len(cells))
+        return torch.cat([time[:, None], cells.repeat(t, 1)], dim=1).expand(b, -1, -1)
 
-    def _positions(
-        self, coordinates: Tensor, cameras: Tensor, anchor: Tensor, image_from_camera: Tensor, size: tuple[int, int]
-    ) -> Positions:
-        angles = rotary_angles(coordinates, self.config.attention_head_dim // 2, self.config.rope_theta)[:, :, None]
-        camera_from_anchor = invert_pose(cameras) @ anchor[:, None, None]
+    def _per_token(self, cameras: Tensor, latents: Tensor) -> Tensor:
+        """`[b, n, 4, 4, 4]` of the cameras `[b, t, 4, 4, 4]` of latents `[b, t, c, h, w]`."""
+        high, wide = self.config.patch_size[1:]
+        return cameras.repeat_interleave((latents.shape[-2] // high) * (latents.shape[-1] // wide), dim=1)
+
+    def _positions(self, tokens: Tokens, context: Context) -> Positions:
+        heads = self.config.attention_head_dim
+        rotary = heads // 2 if self.config.insertion == "split" else heads
+        angles = rotary_angles(tokens.coordinates.double(), rotary, self.config.rope_theta)[:, :, None]
+        camera_from_anchor = invert_pose(tokens.cameras) @ context.anchor[:, None, None]
         projection, inverse = lifted_projection(
-            camera_from_anchor, image_from_camera[:, None, None], size, self.config.metres_per_unit
+            camera_from_anchor, context.image_from_camera[:, None, None], context.size, self.config.metres_per_unit
         )
-        return Positions(angles.cos(), angles.sin(), projection, inverse)
+        precise = torch.promote_types(tokens.values.dtype, torch.float32)
+        # Through float32, as Wan's own tables go: then equal positions have equal numbers.
+        cosine, sine = angles.cos().float().to(precise), angles.sin().float().to(precise)
+        key_mask = tokens.exists[:, None, None]
+        return Positions(cosine, sine, projection.to(precise), inverse.to(precise), key_mask=key_mask)
+
+
+_TOKENS = ("values", "coordinates", "cameras", "exists")
+
+
+def _kept(tokens: Tokens, rows: Tensor) -> Tokens:
+    return Tokens(*(getattr(tokens, name)[:, rows] for name in _TOKENS))
+
+
+def _check_config(
+    insertion: str,
+    head: int,
+    in_channels: int,
+    out_channels: int | None,
+    image_dim: int | None,
+    patch_size: tuple[int, ...],
+) -> None:
+    if insertion not in INSERTIONS:
+        raise ValueError(f"insertion is one of {INSERTIONS}; got {insertion!r}")
+    least = 32 if insertion == "split" else 16
+    if head % least:
+        raise ValueError(f"attention_head_dim is a multiple of {least}, for four cameras share it; got {head}")
+    if image_dim is not None or (out_channels or in_channels) != in_channels:
+        raise ValueError(
+            "this Wan transformer takes its image through further channels or image tokens "
+            f"(in_channels {in_channels}, out_channels {out_channels}, image_dim {image_dim}); a world conditions on "
+            "clean latent frames: take a text-to-video or TI2V model, such as Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+        )
+    if patch_size[0] != 1 or patch_size[1] != patch_size[2]:
+        raise ValueError(f"patch_size is (1, p, p), for a step is one latent frame; got {tuple(patch_size)}")

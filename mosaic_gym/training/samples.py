@@ -6,6 +6,7 @@ the episode's past, recalled by the very code that recalls in play.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,26 +77,31 @@ class MemoryMix:
     wedge: float = 0.3
 
 
+def choose_past(past: Sequence[Keyframe], mix: MemoryMix, rng: np.random.Generator) -> list[Keyframe]:
+    """What a sample remembers of its past, oldest first."""
+    kind = rng.random()
+    if kind < mix.forget:
+        return []
+    if kind < mix.forget + mix.last_only:
+        return list(past[-1:])
+    count = min(len(past), int(rng.integers(1, mix.most + 1)))
+    # Half the samples remember a stretch of the past, half single moments of it.
+    if rng.random() < 0.5:
+        first = int(rng.integers(0, len(past) - count + 1))
+        chosen = list(past[first : first + count])
+    else:
+        chosen = [past[i] for i in np.sort(rng.choice(len(past), count, replace=False))]
+    if rng.random() < 0.8 and chosen[-1] is not past[-1]:
+        chosen.append(past[-1])
+    return chosen
+
+
 def draw_state(
     episode: Remembered, step: int, mix: MemoryMix, prompt_text: Tensor, seed: int, rng: np.random.Generator
 ) -> WorldState:
     """The state just before `step` (at least 1), with a random part of the past in memory."""
     past = episode.keyframes[:step]
-    kind = rng.random()
-    if kind < mix.forget:
-        chosen: list[Keyframe] = []
-    elif kind < mix.forget + mix.last_only:
-        chosen = past[-1:]
-    else:
-        count = min(len(past), int(rng.integers(1, mix.most + 1)))
-        # Half the samples remember a stretch of the past, half single moments of it.
-        if rng.random() < 0.5:
-            first = int(rng.integers(0, len(past) - count + 1))
-            chosen = past[first : first + count]
-        else:
-            chosen = [past[i] for i in np.sort(rng.choice(len(past), count, replace=False))]
-        if rng.random() < 0.8 and chosen[-1] is not past[-1]:
-            chosen = [*chosen, past[-1]]
+    chosen = choose_past(past, mix, rng)
     history = past[-1].latent
     if rng.random() < mix.worn:
         wear = float(rng.uniform(0.2, 1.0))

@@ -24,7 +24,7 @@ from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
-from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, forget_a_wedge, remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
@@ -107,8 +107,8 @@ class Learner(nn.Module):
     ) -> Tensor:
         """The frames `[b, 4, 3, H, W]` believed to be behind `noisy`."""
         text = self.text_encoder(tokens)
-        context = self.transformer.read(history, history_cameras, recalled, cameras, k, size, text)
-        latents = self.transformer(noisy, sigma, context, recalled, cameras, k, size, time_index=history.shape[1])
+        context = self.transformer.read(history, history_cameras, recalled, cameras[:, None], k, size, text)
+        latents = self.transformer(noisy[:, None], sigma * TIMESTEPS, context)[:, 0]
         return self.detail(self.codec.decode(latents), recalled.stills, recalled.doubt, recalled.pixels_covered)
 
 
@@ -167,11 +167,19 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
     outcome = OutcomeHeads.from_pretrained(config.outcome, low_cpu_mem_usage=False)
     text_encoder = ByteTextEncoder()
     transformer = MosaicTransformer3DModel(
-        latent_channels=codec.channels,
+        patch_size=(1, 1, 1),
         num_attention_heads=config.heads,
-        num_layers=config.layers,
-        ffn_dim=config.ffn,
+        attention_head_dim=64,
+        in_channels=codec.channels,
+        out_channels=codec.channels,
         text_dim=text_encoder.config.width,
+        freq_dim=128,
+        ffn_dim=config.ffn,
+        num_layers=config.layers,
+        insertion="split",
+        causal=True,
+        rope_theta=100.0,
+        metres_per_unit=4.0,
     )
     images, prompts = start_views(store)
     settings = WorldSettings(
@@ -210,7 +218,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
         poses = [[Pose(camera) for camera in target.world_from_camera.double().cpu().numpy()]]
         after, _ = world.see([state], poses)
         dreamt = codec.decode(after[0].history[-1:])
-        warp = codec.decode(world.recall([state], target.world_from_camera[None]).warped)
+        warp = codec.decode(world.recall([state], target.world_from_camera[None, None]).warped)
         for kept, shown in ((mine, dreamt), (warps, warp)):
             error = (shown.clamp(-1, 1) - true).square().mean()
             # A view from where the body rests is exact; it counts as 50 dB.
@@ -249,7 +257,7 @@ def train(config: Config) -> WorldModel:
         generator = run.generator()
         # 1. A batch of states, and what their memories give for the next view.
         states, latents, cameras = draw_batch(world, episodes, config, run.seed)
-        recalled = world.recall(states, cameras)
+        recalled = world.recall(states, cameras[:, None])
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)

@@ -18,6 +18,9 @@ from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
 WALK = ("forward", "forward_turn_right", "left", "turn_left", "forward")
+FLIPPED = 1e-3
+"""The share of a frame that may differ by more: where two remembered surfaces compete, rounding can decide which is
+shown."""
 OTHER_WALK = ("turn_right", "backward", "backward", "turn_right", "noop")
 
 
@@ -30,8 +33,9 @@ def check_world(
         make: makes the world; called here and, pickled, in a fresh process.
         steps: how far futures are compared, at most five.
         frame_tolerance, pose_tolerance_m: grey levels and metres by which a view may differ between batches of
-            different size. (Everything else is compared bit by bit. Matrix products of different shapes are summed
-            in different order; and a body that slides along walls seen in the frames follows them.)
+            different size, but for one number in a thousand (`FLIPPED`). (Everything else is compared bit by bit.
+            Matrix products of different shapes are summed in different order; and a body that slides along walls seen
+            in the frames follows them.)
 
     Raises:
         AssertionError: what the world does not keep to.
@@ -154,8 +158,8 @@ def _check_batches(
         states, views = world.step(states, np.stack([other[step], walk[step], other[step]]))
         apart_m = np.abs(views[1].world_from_camera - alone.world_from_camera).max()
         assert apart_m <= tolerance_m, f"poses depend on the batch by {apart_m:.2g}, more than {tolerance_m:g}"
-        apart = np.abs(views[1].frames.astype(int) - alone.frames.astype(int)).max()
-        assert apart <= tolerance, f"frames depend on the batch by {apart} grey levels, more than {tolerance}"
+        beyond = (np.abs(views[1].frames.astype(int) - alone.frames.astype(int)) > tolerance).mean()
+        assert beyond <= FLIPPED, f"{beyond:.2%} of a frame depends on the batch by more than {tolerance} grey levels"
 
 
 def _same(one: list[View], other: list[View], promise: str) -> None:

@@ -1,6 +1,6 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
-Open this file first. `MosaicWorld.see` is the method in one reading: recall, denoise, decode, estimate
+Open this file first. `MosaicWorld.see_chunk` is the method in one reading: recall, denoise, decode, estimate
 depth, remember. `step` puts control in front of it. Everything else here begins, saves and checks states.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at, yaw_matrix, yaw_of
-from mosaic_gym.memory.keyframe import lift
+from mosaic_gym.memory.keyframe import Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.model.checkpoints import WorldModel
@@ -25,6 +27,11 @@ from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.protocol import Start, View
 from mosaic_gym.worlds.state import Glimpse, WorldState, load_state, pack_state, save_state, unpack_state
+
+DEFAULT_PROMPT = "a photograph of a furnished room, seen at eye level"
+"""What a world without start views begins with when nobody asks for anything."""
+BEFORE = 2**32 - 1
+"""The step whose noise makes a first frame: one that no episode comes to."""
 
 
 class MosaicWorld:
@@ -38,6 +45,10 @@ class MosaicWorld:
         network: False shows the warped memory alone, without the network (the baseline to beat).
         collision: whether the body stops at lifted geometry and slides along it.
         temperature: of the draw of rewards and ends; 0 takes the likelier.
+
+    Attributes:
+        k: `[3, 3]`, K in pixels of the frames, on the device.
+        patch_grid: rows and columns of patches in a latent frame.
 
     Raises:
         ValueError: denoising_steps below 1, a negative temperature, or CUDA was asked for and is absent.
@@ -72,9 +83,13 @@ class MosaicWorld:
         self.control = Control(**settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
-        self._k = torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device)
-        stride = model.codec.stride
-        self._latent_shape = (model.codec.channels, self.height // stride, self.width // stride)
+        self.k = torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device)
+        codec = model.codec
+        rows, columns = self.height // codec.stride, self.width // codec.stride
+        self._latent_shape = (codec.channels, rows, columns)
+        self._patch = model.transformer.config.patch_size[1]
+        self.patch_grid = (rows // self._patch, columns // self._patch)
+        self._still_cells = (self.height // codec.still_stride, self.width // codec.still_stride)
 
     @classmethod
     def from_pretrained(
@@ -85,9 +100,11 @@ class MosaicWorld:
         memory: bool = True,
         collision: bool = True,
         temperature: float = 1.0,
+        size: tuple[int, int] | None = None,
+        loading: Mapping[str, Any] | None = None,
     ) -> MosaicWorld:
-        """Loads a shipped checkpoint by name, or a folder; `memory=False` is the world that forgets."""
-        model = WorldModel.from_pretrained(checkpoint)
+        """Loads a checkpoint as `WorldModel.from_pretrained` does; `memory=False` is the world that forgets."""
+        model = WorldModel.from_pretrained(checkpoint, size, loading)
         capacity = None if memory else 0
         return cls(model, device, denoising_steps, capacity, collision=collision, temperature=temperature)
 
@@ -114,28 +131,48 @@ class MosaicWorld:
         eye_m = state.pose.world_from_camera[:3, 3]
         return self.control.advance(state.pose, action, obstacles_near(state.memory.keyframes, eye_m))
 
-    @torch.no_grad()
     def see(
         self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
     ) -> tuple[list[WorldState], list[View]]:
         """One step along given cameras: four poses for every state."""
-        cameras = self._cameras(poses)  # [b, 4, 4, 4]
+        futures, views = self.see_chunk(states, poses)
+        return futures, [shown[0] for shown in views]
+
+    @torch.no_grad()
+    def see_chunk(
+        self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
+    ) -> tuple[list[WorldState], list[list[View]]]:
+        """Some steps at once along given cameras, `4 * t` poses for every state: generated together, as one clip.
+
+        Memory is read before the clip and written behind it (the paper's rollout: 80 new frames, then an update).
+
+        Returns:
+            The states behind the clip, and for each of them its `t` views.
+
+        Raises:
+            ValueError: poses that are no whole number of steps, the same for all.
+        """
+        cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
         recalled = self.recall(states, cameras)
-        latents = self._denoise(states, recalled, cameras)
-        latents, frames = self._decode(latents, recalled)
+        latents = self._denoise(states, recalled, cameras)  # [b, t, c, h, w]
+        latents, frames, streams = self._decode(states, latents, recalled)  # [b, t, 4, 3, H, W]
         depth_m = self._estimate_depth(frames, recalled)
         memories = self._remember(states, latents, depth_m, cameras, recalled)
         rewards, ends = self._outcomes(states, frames)
 
+        carried = self._carried_on(latents, frames, cameras, streams)
         pictures = frames_to_uint8(frames).cpu().numpy()
-        coverage = recalled.coverage.tolist()
-        futures, views = [], []
+        coverage = recalled.coverage.view(cameras.shape[:2]).tolist()
+        futures, shown = [], []
         for i, state in enumerate(states):
-            future = replace(self._moved_on(state, poses[i], latents[i], cameras[i]), memory=memories[i])
-            futures.append(future)
-            view = self._view(future, poses[i], pictures[i], depth_m[i], coverage[i])
-            views.append(replace(view, reward=rewards[i], terminated=ends[i]))
-        return futures, views
+            future = self._moved_on(state, poses[i], *(each[i] for each in carried))
+            futures.append(replace(future, memory=memories[i][-1]))
+            views = []
+            for k, memory in enumerate(memories[i]):
+                view = self._view(memory, poses[i][4 * k : 4 * k + 4], pictures[i, k], depth_m[i, k], coverage[i][k])
+                views.append(replace(view, reward=rewards[i][k], terminated=ends[i][k]))
+            shown.append(views)
+        return futures, shown
 
     @torch.no_grad()
     def foresee(
@@ -146,88 +183,167 @@ class MosaicWorld:
         Args:
             states: as `step` takes them; actions `[b, 3]`.
         """
+        if self.model.codec.restarts:
+            raise RuntimeError(
+                "this world begins every step from its last frame and cannot be rolled in latents alone; ask for pixels"
+            )
         poses = [self.move(state, check_action(action)) for state, action in zip(states, actions, strict=True)]
         cameras = self._cameras(poses)
         recalled = self.recall(states, cameras)
         latents = self._denoise(states, recalled, cameras)
-        futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, strict=True)]
+        streams = [state.stream for state in states]
+        futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
         coverage = recalled.coverage.tolist()
-        return futures, [Glimpse(latents[i], coverage[i]) for i in range(len(states))]
+        return futures, [Glimpse(latents[i, 0], coverage[i]) for i in range(len(states))]
 
     @torch.no_grad()
     def look(self, state: WorldState) -> np.ndarray:
         """The present frame of a state, uint8 `[H, W, 3]`."""
-        return frames_to_uint8(self.model.codec.decode(state.history[-1:]))[0, -1].cpu().numpy()
+        return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
 
     def covered(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
         """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
         return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
 
     def recall(self, states: Sequence[WorldState], cameras: Tensor) -> Recall:
-        """What the states' memories give for their next cameras `[b, 4, 4, 4]`, metres."""
+        """What the states' memories give for their next cameras `[b, t, 4, 4, 4]`, metres: `b * t` views."""
         settings = self.model.settings
-        memories = [state.memory.keyframes for state in states]
-        shape = self._latent_shape
-        return recall(
-            memories, cameras, self._k, self.model.codec, shape, settings.max_sources, settings.max_patches
-        )
+        t = cameras.shape[1]
+        memories = [state.memory.keyframes for state in states for _ in range(t)]
+        budgets = settings.max_sources, settings.max_patches, self._patch
+        return recall(memories, cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape, *budgets)
 
     def _denoise(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
+        b, t = cameras.shape[:2]
         if not self.network:
-            return recalled.warped
-        seeds, steps = [state.seed for state in states], [state.step_index for state in states]
-        return denoise(
-            self.model.transformer,
-            self.model.scheduler,
-            step_noise(seeds, steps, self._latent_shape).to(self.device),
+            return recalled.warped.unflatten(0, (b, t))
+        return self._sample(
             torch.stack([state.history for state in states]),
             torch.stack([state.history_cameras for state in states]),
             recalled,
             cameras,
-            self._k.expand(len(states), 3, 3),
-            (self.height, self.width),
             torch.stack([state.text for state in states]),
-            self.denoising_steps,
+            [(state.seed, state.step_index + k) for state in states for k in range(t)],
         )
 
-    def _decode(self, latents: Tensor, recalled: Recall) -> tuple[Tensor, Tensor]:
-        """Frames `[b, 4, 3, H, W]`, touched up, and the latents that hold them."""
-        frames = self.model.codec.decode(latents)
-        if not self.network:
-            return latents, frames
-        frames = self.model.detail(frames, recalled.stills, recalled.doubt, recalled.pixels_covered)
-        return self.model.codec.encode(frames), frames
+    def _sample(
+        self,
+        history: Tensor,
+        history_cameras: Tensor,
+        recalled: Recall,
+        cameras: Tensor,
+        text: Tensor,
+        clocks: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """Latents `[b, t, c, h, w]`; the noise of each is drawn from its (seed, step)."""
+        b, t = cameras.shape[:2]
+        noise = step_noise(*zip(*clocks, strict=True), self._latent_shape).to(self.device).unflatten(0, (b, t))
+        settings = self.model.settings
+        unwanted = None
+        if settings.guidance != 1.0:
+            unwanted = self._unwanted.expand(b, -1, -1)
+        return denoise(
+            self.model.transformer,
+            self.model.scheduler,
+            noise,
+            history,
+            history_cameras,
+            recalled,
+            cameras,
+            self.k.expand(b, 3, 3),
+            (self.height, self.width),
+            text,
+            self.denoising_steps,
+            unwanted,
+            settings.guidance,
+        )
+
+    @cached_property
+    def _unwanted(self) -> Tensor:
+        return self.model.text_encoder.encode([self.model.settings.negative_prompt])
+
+    def _decode(
+        self, states: Sequence[WorldState], latents: Tensor, recalled: Recall
+    ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
+        """Latents, the frames `[b, t, 4, 3, H, W]` they hold, and where every clip's decoding then stands."""
+        streams = [state.stream for state in states]
+        frames = []
+        for latent in latents.unbind(1):
+            shown, streams = self.model.codec.decode_next(latent, streams)
+            frames.append(shown)
+        frames = torch.stack(frames, dim=1)
+        if not self.network or self.model.detail is None:
+            return latents, frames, streams
+        flat = frames.flatten(0, 1)
+        touched = self.model.detail(flat, recalled.stills, recalled.doubt, recalled.pixels_covered)
+        return self.model.codec.encode(touched).view_as(latents), touched.view_as(frames), streams
 
     def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
-        """Depth `[b, H, W]` of the last frames, metres, on the scale of what memory knows."""
-        depth_m = self.model.depth.estimate(frames[:, -1].clamp(-1, 1), self._k.expand(len(frames), 3, 3))
-        return align_scale(depth_m, recalled.depth_m)
+        """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""
+        last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
+        depth_m = self.model.depth.estimate(last, self.k.expand(len(last), 3, 3))
+        return align_scale(depth_m, recalled.depth_m).unflatten(0, frames.shape[:2])
 
     def _remember(
         self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
-    ) -> list[MosaicMemory]:
+    ) -> list[list[MosaicMemory]]:
+        """Every state's memory behind each of its new frames."""
         # A patch is one generation further from a true frame than what it was made from.
-        generation = recalled.generation + 1.0
-        return [
-            state.memory.remember(
-                lift(latents[i], depth_m[i], cameras[i], self._k, generation[i], state.step_index + 1)
-            )
-            for i, state in enumerate(states)
-        ]
+        generation = (recalled.generation + 1.0).unflatten(0, cameras.shape[:2])
+        remembered = []
+        for i, state in enumerate(states):
+            memories = [state.memory]
+            for k in range(cameras.shape[1]):
+                step = state.step_index + 1 + k
+                keyframe = self.lift(latents[i, k], depth_m[i, k], cameras[i, k], generation[i, k], step)
+                memories.append(memories[-1].remember(keyframe))
+            remembered.append(memories[1:])
+        return remembered
 
-    def _outcomes(self, states: Sequence[WorldState], frames: Tensor) -> tuple[list[float], list[bool]]:
-        """The game's own reward and end, as the heads believe, drawn from (seed, step)."""
-        seeds, steps = [state.seed for state in states], [state.step_index for state in states]
-        return self.model.outcome.draw(frames[:, -1].clamp(-1, 1), seeds, steps, self.temperature)
+    def lift(self, latent: Tensor, depth_m: Tensor, cameras: Tensor, generation: Tensor, step: int) -> Keyframe:
+        """A keyframe, its depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
+        if self._still_cells == tuple(depth_m.shape):
+            return lift(latent, depth_m, cameras, self.k, generation, step)
+        coarse_m = median_per_cell(depth_m, self._still_cells)
+        still_k = rescale_intrinsics(self.k, tuple(depth_m.shape), self._still_cells)
+        return lift(latent, coarse_m, cameras, still_k, generation, step)
 
-    def _moved_on(self, state: WorldState, poses: Sequence[Pose], latent: Tensor, cameras: Tensor) -> WorldState:
-        """The state one step later, its memory as it was."""
+    def _carried_on(
+        self, latents: Tensor, frames: Tensor, cameras: Tensor, streams: list[tuple[Any, ...]]
+    ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
+        """What the next step is predicted from: latents `[b, t, c, h, w]`, their cameras, and the clips.
+
+        A model that was trained to continue an image is given one: the last frame begins a clip of its own.
+        """
+        if not self.model.codec.restarts:
+            return latents, cameras, streams
+        images = self.model.codec.encode(frames[:, -1])
+        still = cameras[:, -1:, -1:].expand(-1, -1, FRAMES_PER_STEP, -1, -1)
+        return images[:, None], still, self.model.codec.begin(images)
+
+    def _outcomes(self, states: Sequence[WorldState], frames: Tensor) -> tuple[list[list[float]], list[list[bool]]]:
+        """The game's own rewards and ends, as the heads believe, drawn from (seed, step); none without heads."""
+        b, t = frames.shape[:2]
+        if self.model.outcome is None:
+            return [[0.0] * t] * b, [[False] * t] * b
+        seeds = [state.seed for state in states for _ in range(t)]
+        steps = [state.step_index + k for state in states for k in range(t)]
+        last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
+        rewards, ends = self.model.outcome.draw(last, seeds, steps, self.temperature)
+        return [rewards[i * t : i * t + t] for i in range(b)], [ends[i * t : i * t + t] for i in range(b)]
+
+    def _moved_on(
+        self, state: WorldState, poses: Sequence[Pose], latents: Tensor, cameras: Tensor, stream: tuple[Any, ...]
+    ) -> WorldState:
+        """The state some steps later, its memory as it was; latents `[t, c, h, w]` are what its future is made from."""
+        kept = self.model.settings.history
         return replace(
             state,
             pose=poses[-1],
-            history=torch.cat([state.history[1:], latent[None]]),
-            history_cameras=torch.cat([state.history_cameras[1:], cameras[None]]),
-            step_index=state.step_index + 1,
+            history=torch.cat([state.history, latents])[-kept:],
+            history_cameras=torch.cat([state.history_cameras, cameras])[-kept:],
+            step_index=state.step_index + len(poses) // FRAMES_PER_STEP,
+            stream=stream,
         )
 
     def start(self, start: Start) -> tuple[WorldState, View]:
@@ -237,33 +353,69 @@ class MosaicWorld:
             ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long.
             TypeError: a memory that is not a MosaicMemory.
         """
-        rng = np.random.default_rng(start.seed)
-        drawn = int(rng.integers(len(self.model.start_images)))
-        image = self.model.start_images[drawn].numpy() if start.image is None else self._checked_image(start.image)
-        prompt = self.model.start_prompts[drawn] if start.prompt is None else start.prompt
+        image, prompt = self._first_sight(start)
         pose = self._checked_pose(start.world_from_camera)
         poses = [pose] * FRAMES_PER_STEP
         frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
-        state = self._begin(frames, poses, start.seed, prompt, start.memory)
-        depth_m = state.memory.keyframes[-1].depth_m if len(state.memory) else self._estimate(frames)
-        return state, self._view(state, poses, frames, depth_m, 1.0)
+        depth_m = self._estimate(frames)
+        state = self._begin(frames, depth_m, poses, start.seed, prompt, start.memory)
+        return state, self._view(state.memory, poses, frames, depth_m, 1.0)
+
+    def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
+        """The first image, uint8 `[H, W, 3]`, and the prompt."""
+        count = len(self.model.start_images)
+        drawn = int(np.random.default_rng(start.seed).integers(count)) if count else None
+        if start.prompt is not None:
+            prompt = start.prompt
+        else:
+            prompt = DEFAULT_PROMPT if drawn is None else self.model.start_prompts[drawn]
+        if start.image is not None:
+            return self._checked_image(start.image), prompt
+        if drawn is not None:
+            return self.model.start_images[drawn].numpy(), prompt
+        return self._pictured(prompt, start.seed), prompt
+
+    @torch.no_grad()
+    def _pictured(self, prompt: str, seed: int) -> np.ndarray:
+        """A first frame made from the prompt alone, uint8 `[H, W, 3]`: a clip of one latent with nothing before it."""
+        cameras = self._cameras([[pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP])
+        nothing = recall([()], cameras[0], self.k, self.model.codec, self._latent_shape, 0, 0, self._patch)
+        empty = torch.zeros(1, 0, *self._latent_shape, device=self.device)
+        text = self.model.text_encoder.encode([prompt])
+        latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
+        (stream,) = self.model.codec.begin(latents[:, 0])
+        return frames_to_uint8(self.model.codec.present(latents[0, 0], stream)).cpu().numpy()
 
     @torch.no_grad()
     def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
         """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would."""
-        latent = self._encode(frames)
-        cameras = self._cameras([poses])[0]
+        cameras = self._cameras([poses])
+        before = self.model.codec.present(state.history[-1], state.stream)[None]
+        seen = self._float(frames)
+        latents = self.model.codec.encode(seen, before)[None]  # [1, 1, c, h, w]
+        _, streams = self.model.codec.decode_next(latents[0], [state.stream])
         depth_m = self._estimate(frames)
         if len(state.memory):
-            depth_m = align_scale(depth_m[None], self.recall([state], cameras[None]).depth_m)[0]
-        true = torch.zeros(latent.shape[-2:], device=self.device)
-        keyframe = lift(latent, depth_m, cameras, self._k, true, state.step_index + 1)
-        return replace(self._moved_on(state, poses, latent, cameras), memory=state.memory.remember(keyframe))
+            depth_m = align_scale(depth_m[None], self.recall([state], cameras).depth_m)[0]
+        true = torch.zeros(self.patch_grid, device=self.device)
+        keyframe = self.lift(latents[0, 0], depth_m, cameras[0, 0], true, state.step_index + 1)
+        carried = self._carried_on(latents, seen[None], cameras, streams)
+        future = self._moved_on(state, poses, *(each[0] for each in carried))
+        return replace(future, memory=state.memory.remember(keyframe))
 
     @torch.no_grad()
     def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
         """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
-        return self._begin(frames, poses, seed, prompt, None)
+        return self._begin(frames, self._estimate(frames), poses, seed, prompt, None)
+
+    @torch.no_grad()
+    def prompted(self, state: WorldState, prompt: str) -> WorldState:
+        """The same state, its future conditioned on another prompt.
+
+        Raises:
+            ValueError: a prompt that is too long.
+        """
+        return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
 
     def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A state as tensors by name and what JSON can say."""
@@ -290,55 +442,69 @@ class MosaicWorld:
 
     @torch.no_grad()
     def _begin(
-        self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str, memory: MosaicMemory | None
+        self,
+        frames: np.ndarray,
+        depth_m: Tensor,
+        poses: Sequence[Pose],
+        seed: int,
+        prompt: str,
+        memory: MosaicMemory | None,
     ) -> WorldState:
         if memory is None:
             memory = MosaicMemory(capacity=self.capacity)
         elif not isinstance(memory, MosaicMemory):
             kind = type(memory).__name__
             raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
-        latent = self._encode(frames)
-        if len(memory) and memory.keyframes[0].latent.shape != latent.shape:
+        latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
+        if len(memory) and memory.keyframes[0].latent.shape != latents.shape[1:]:
             shape = tuple(memory.keyframes[0].latent.shape)
-            raise ValueError(f"the memory has latents {shape}, this checkpoint {tuple(latent.shape)}: it is another's")
-        cameras = self._cameras([poses])[0]
-        true = torch.zeros(latent.shape[-2:], device=self.device)
-        keyframe = lift(latent, self._estimate(frames), cameras, self._k, true, 0)
+            mine = tuple(latents.shape[1:])
+            raise ValueError(f"the memory has latents {shape}, this checkpoint {mine}: it is another's")
+        cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
+        true = torch.zeros(self.patch_grid, device=self.device)
+        keyframe = self.lift(latents[0], depth_m, cameras[0], true, 0)
         history = self.model.settings.history
         return WorldState(
             pose=poses[-1],
-            history=latent.expand(history, *latent.shape).clone(),
-            history_cameras=cameras.expand(history, *cameras.shape).clone(),
+            history=latents.expand(history, -1, -1, -1).clone(),
+            history_cameras=cameras.expand(history, -1, -1, -1).clone(),
             memory=memory.remember(keyframe),
             prompt=prompt,
             text=self.model.text_encoder.encode([prompt])[0],
             seed=int(seed),
             step_index=0,
+            stream=self.model.codec.begin(latents)[0],
         )
 
-    def _encode(self, frames: np.ndarray) -> Tensor:
-        return self.model.codec.encode(frames_to_float(torch.tensor(frames, device=self.device))[None])[0]
+    def _float(self, frames: np.ndarray) -> Tensor:
+        """Frames uint8 `[4, H, W, 3]` as `[1, 4, 3, H, W]` in [-1, 1]."""
+        return frames_to_float(torch.tensor(frames, device=self.device))[None]
 
     @torch.no_grad()
     def _estimate(self, frames: np.ndarray) -> Tensor:
         """Depth `[H, W]` of the last of four frames, metres."""
         last = frames_to_float(torch.tensor(frames[-1:], device=self.device)[None])[:, 0]
-        return self.model.depth.estimate(last, self._k[None])[0]
+        return self.model.depth.estimate(last, self.k[None])[0]
 
     def _cameras(self, poses: Sequence[Sequence[Pose]]) -> Tensor:
-        stacked = np.array([[pose.world_from_camera for pose in four] for four in poses])
-        return torch.tensor(stacked, dtype=torch.float32, device=self.device)
+        """`[b, t, 4, 4, 4]`."""
+        if len({len(each) for each in poses}) != 1 or len(poses[0]) % FRAMES_PER_STEP or not poses[0]:
+            counts = [len(each) for each in poses]
+            raise ValueError(f"every state takes {FRAMES_PER_STEP} poses a step, all as many steps; got {counts} poses")
+        stacked = np.array([[pose.world_from_camera for pose in each] for each in poses])
+        cameras = torch.tensor(stacked, dtype=torch.float32, device=self.device)
+        return cameras.unflatten(1, (-1, FRAMES_PER_STEP))
 
     def _view(
-        self, state: WorldState, poses: Sequence[Pose], frames: np.ndarray, depth_m: Tensor, coverage: float
+        self, memory: MosaicMemory, poses: Sequence[Pose], frames: np.ndarray, depth_m: Tensor, coverage: float
     ) -> View:
         return View(
             frames=frames,
-            depth_m=depth_m.cpu().numpy().copy(),  # memory keeps the other; a view may be written to
+            depth_m=depth_m.float().cpu().numpy().copy(),  # memory keeps the other; a view may be written to
             world_from_camera=np.array([pose.world_from_camera for pose in poses]),
             image_from_camera=self.image_from_camera,
             coverage=float(coverage),
-            keyframes=len(state.memory),
+            keyframes=len(memory),
         )
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:

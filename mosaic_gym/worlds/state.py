@@ -16,8 +16,9 @@ from torch import Tensor
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.mosaic import MosaicMemory, load_described
 
-FORMAT = "mosaic-state-1"
+FORMAT = "mosaic-state-2"
 _MEMORY = "memory."
+_STREAM = "stream."
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class WorldState:
         prompt: the text, and `text` `[l, d]` what the encoder made of it.
         seed: noise of step i is drawn from (seed, i); there is no hidden generator.
         step_index: steps made since the start.
+        stream: where the decoding of the present clip stands; () for a codec whose latents stand alone.
     """
 
     pose: Pose
@@ -42,6 +44,7 @@ class WorldState:
     text: Tensor
     seed: int
     step_index: int
+    stream: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ def pack_state(state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors[name] = getattr(state, name).contiguous()
     tensors["world_from_camera"] = torch.from_numpy(state.pose.world_from_camera.copy())
     tensors["velocity_m"] = torch.from_numpy(np.asarray(state.pose.velocity_m).copy())
-    told = {"prompt": state.prompt, "seed": state.seed, "step_index": state.step_index}
+    for index, part in enumerate(state.stream):
+        if isinstance(part, Tensor):
+            tensors[f"{_STREAM}{index}"] = part.contiguous()
+    kept = [None if isinstance(part, Tensor) else [part] for part in state.stream]
+    told = {"prompt": state.prompt, "seed": state.seed, "step_index": state.step_index, "stream": kept}
     return tensors, {"memory": about_memory, **told}
 
 
@@ -82,6 +89,9 @@ def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: t
         text=moved["text"],
         seed=about["seed"],
         step_index=about["step_index"],
+        stream=tuple(
+            moved[f"{_STREAM}{index}"] if kept is None else kept[0] for index, kept in enumerate(about["stream"])
+        ),
     )
 
 

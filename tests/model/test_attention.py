@@ -13,11 +13,16 @@ K = torch.tensor([[42.7, 0.0, 31.0], [0.0, 51.2, 33.0], [0.0, 0.0, 1.0]], dtype=
 HEADS, HEAD, TOKENS = 2, 32, 7
 
 
-def attention() -> WanAttention:
+def attention(insertion: str = "split") -> WanAttention:
     torch.manual_seed(0)
-    layer = WanAttention(HEADS * HEAD, HEADS, HEAD).double()
-    layer.processor = MosaicAttnProcessor()
-    return layer
+    layer = WanAttention(HEADS * HEAD, HEADS, HEAD)
+    layer.set_processor(MosaicAttnProcessor(insertion))
+    if insertion == "parallel":
+        layer.to_out_cameras = torch.nn.Linear(HEADS * HEAD, HEADS * HEAD)
+    return layer.double()
+
+
+both = pytest.mark.parametrize("insertion", ["split", "parallel"])
 
 
 def random_poses(seed: int, *shape: int) -> torch.Tensor:
@@ -31,11 +36,14 @@ def random_poses(seed: int, *shape: int) -> torch.Tensor:
 
 
 def positions(
-    world_from_camera: torch.Tensor, k: torch.Tensor = K, coordinates: torch.Tensor | None = None
+    world_from_camera: torch.Tensor,
+    k: torch.Tensor = K,
+    coordinates: torch.Tensor | None = None,
+    insertion: str = "split",
 ) -> Positions:
     if coordinates is None:
         coordinates = torch.zeros(1, world_from_camera.shape[1], 3, dtype=torch.float64)
-    angles = rotary_angles(coordinates, HEAD // 2, 100.0)[:, :, None]
+    angles = rotary_angles(coordinates, HEAD // 2 if insertion == "split" else HEAD, 100.0)[:, :, None]
     projection, inverse = lifted_projection(invert_pose(world_from_camera), k, (64, 64), 4.0)
     return Positions(angles.cos(), angles.sin(), projection, inverse)
 
@@ -50,12 +58,13 @@ def test_the_inverse_is_the_inverse():
     assert torch.allclose(projection @ inverse, torch.eye(4, dtype=torch.float64).expand(5, 4, 4), atol=1e-12)
 
 
-def test_moving_the_world_frame_changes_nothing(tokens):
+@both
+def test_moving_the_world_frame_changes_nothing(insertion, tokens):
     cameras = random_poses(1, 1, TOKENS, 4)
     moved = random_poses(2, 1)[0] @ cameras
-    layer = attention()
-    one = layer(tokens, None, None, positions(cameras))
-    other = layer(tokens, None, None, positions(moved))
+    layer = attention(insertion)
+    one = layer(tokens, None, None, positions(cameras, insertion=insertion))
+    other = layer(tokens, None, None, positions(moved, insertion=insertion))
     assert torch.allclose(one, other, atol=1e-10)
 
 
@@ -71,42 +80,59 @@ def test_equal_cameras_give_plain_attention(tokens):
     assert torch.allclose(got, plain, atol=1e-10)
 
 
+@both
 @pytest.mark.parametrize("sub_frame", range(4))
-def test_each_of_the_four_cameras_counts(tokens, sub_frame):
+def test_each_of_the_four_cameras_counts(insertion, tokens, sub_frame):
     cameras = random_poses(5, 1, TOKENS, 4)
     changed = cameras.clone()
     changed[0, 2, sub_frame, 0, 3] += 0.5
-    layer = attention()
-    difference = layer(tokens, None, None, positions(cameras)) - layer(tokens, None, None, positions(changed))
+    layer = attention(insertion)
+    here = layer(tokens, None, None, positions(cameras, insertion=insertion))
+    difference = here - layer(tokens, None, None, positions(changed, insertion=insertion))
     assert difference.abs().max() > 1e-4
 
 
-def test_changing_k_changes_the_output(tokens):
+@both
+def test_changing_k_changes_the_output(insertion, tokens):
     cameras = random_poses(6, 1, TOKENS, 4)
     wider = K * torch.tensor([0.8, 1.0, 1.0], dtype=torch.float64)[:, None]
-    layer = attention()
-    difference = layer(tokens, None, None, positions(cameras)) - layer(tokens, None, None, positions(cameras, wider))
+    layer = attention(insertion)
+    here = layer(tokens, None, None, positions(cameras, insertion=insertion))
+    difference = here - layer(tokens, None, None, positions(cameras, wider, insertion=insertion))
     assert difference.abs().max() > 1e-4
 
 
-def test_rotary_coordinates_are_relative_and_keep_their_fraction(tokens):
+@both
+def test_rotary_coordinates_are_relative_and_keep_their_fraction(insertion, tokens):
     cameras = random_poses(7, 1, TOKENS, 4)
     coordinates = torch.rand(1, TOKENS, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(8)) * 8
-    layer = attention()
-    here = layer(tokens, None, None, positions(cameras, coordinates=coordinates))
-    shifted = layer(tokens, None, None, positions(cameras, coordinates=coordinates + 3.25))
-    rounded = layer(tokens, None, None, positions(cameras, coordinates=coordinates.round()))
+    layer = attention(insertion)
+    here = layer(tokens, None, None, positions(cameras, coordinates=coordinates, insertion=insertion))
+    shifted = layer(tokens, None, None, positions(cameras, coordinates=coordinates + 3.25, insertion=insertion))
+    rounded = layer(tokens, None, None, positions(cameras, coordinates=coordinates.round(), insertion=insertion))
     assert torch.allclose(here, shifted, atol=1e-10)
     assert (here - rounded).abs().max() > 1e-4
 
 
-def test_cached_keys_give_what_one_long_pass_gives(tokens):
+@both
+def test_cached_keys_give_what_one_long_pass_gives(insertion, tokens):
     cameras = random_poses(9, 1, TOKENS, 4)
-    layer, clean = attention(), 4
-    whole = positions(cameras)
+    layer, clean = attention(insertion), 4
+    whole = positions(cameras, insertion=insertion)
     together = layer(tokens, None, None, whole)[:, clean:]
-    first = positions(cameras[:, :clean])
+    first = positions(cameras[:, :clean], insertion=insertion)
+    first.stored = []
     layer(tokens[:, :clean], None, None, first)
-    second = positions(cameras[:, clean:])
+    second = positions(cameras[:, clean:], insertion=insertion)
     second.cached = first.stored[0]
     assert torch.allclose(layer(tokens[:, clean:], None, None, second), together, atol=1e-10)
+
+
+def test_a_second_attention_that_begins_at_zero_leaves_the_first_alone(tokens):
+    cameras = random_poses(10, 1, TOKENS, 4)
+    layer = attention("parallel")
+    torch.nn.init.zeros_(layer.to_out_cameras.weight)
+    torch.nn.init.zeros_(layer.to_out_cameras.bias)
+    here = layer(tokens, None, None, positions(cameras, insertion="parallel"))
+    elsewhere = layer(tokens, None, None, positions(random_poses(11, 1, TOKENS, 4), insertion="parallel"))
+    assert torch.equal(here, elsewhere)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mosaic_gym.model.depth import ConvDepth, HuggingFaceDepth, align_scale
+from tests.tiny import save_depth
 
 K = torch.tensor([[[32.0, 0.0, 24.0], [0.0, 25.6, 16.0], [0.0, 0.0, 1.0]]])
 
@@ -22,17 +23,7 @@ def test_the_shipped_estimator_is_told_its_camera():
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_any_hugging_face_depth_model_fits_behind_the_same_call(tmp_path, inverse):
-    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
-
-    torch.manual_seed(0)
-    config = DPTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
-        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False,
-        reassemble_factors=[4, 2, 1, 0.5],
-    )  # fmt: skip
-    DPTForDepthEstimation(config).save_pretrained(tmp_path)
-    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    estimator = HuggingFaceDepth(tmp_path, inverse=inverse)
+    estimator = HuggingFaceDepth(save_depth(tmp_path), inverse=inverse)
     depth_m = estimator.estimate(torch.rand(2, 3, 32, 48) * 2 - 1, K.expand(2, 3, 3))
     assert depth_m.shape == (2, 32, 48) and depth_m.isfinite().all() and (depth_m > 0).all()
 

@@ -43,8 +43,8 @@ def test_a_body_at_rest_sees_a_world_at_rest():
     model.codec = LinearCodec(channels=768)
     torch.manual_seed(0)
     model.transformer = type(model.transformer)(
-        latent_channels=768, num_attention_heads=1, attention_head_dim=32, num_layers=1, ffn_dim=32, text_dim=16,
-        freq_dim=16,
+        patch_size=(1, 1, 1), in_channels=768, out_channels=768, num_attention_heads=1, attention_head_dim=32,
+        num_layers=1, ffn_dim=32, text_dim=16, freq_dim=16, insertion="split", causal=True,
     )  # fmt: skip
     torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.5)
     world = MosaicWorld(model)

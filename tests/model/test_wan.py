@@ -1,0 +1,258 @@
+"""Pretrained Wan: equal to diffusers' own classes, decoded piece by piece, loaded whole or not at all."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mosaic_gym.memory.mosaic import Recall, recall
+from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.sampler import denoise
+from mosaic_gym.model.transformer import Context, MosaicTransformer3DModel
+from mosaic_gym.model.wan import WanCodec, WanOptions, load_pipeline
+from tests.tiny import save_depth
+from tests.tiny_wan import CHANNELS, SIZE, TEXT, save_pipeline, tiny_pipeline, tiny_transformer, tiny_vae
+
+GRID = (SIZE[0] // 16, SIZE[1] // 16)
+K = torch.tensor([[60.0, 0.0, 48.0], [0.0, 60.0, 32.0], [0.0, 0.0, 1.0]])
+EXACT = WanOptions(dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("wan") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def depth(tmp_path_factory):
+    return save_depth(tmp_path_factory.mktemp("depth"))
+
+
+def in_ours(wan, **kwargs) -> MosaicTransformer3DModel:
+    """Ours with the weights of a Wan transformer, by their own names."""
+    config = {name: value for name, value in wan.config.items() if not name.startswith("_")}
+    ours = MosaicTransformer3DModel(**config, **kwargs).to(wan.dtype)
+    missing, unexpected = ours.load_state_dict(wan.state_dict(), strict=False)
+    assert not unexpected and all("to_out_cameras" in name for name in missing)
+    return ours
+
+
+def nothing_recalled(cameras: torch.Tensor) -> Recall:
+    """What an empty memory gives for cameras `[b, t, 4, 4, 4]`."""
+    views = cameras.flatten(0, 1).float()
+    return recall([()] * len(views), views, K, WanCodec(tiny_vae()), (CHANNELS, *GRID), 0, 0, 2)
+
+
+def context_for(ours: MosaicTransformer3DModel, history: torch.Tensor, frames: int, text: torch.Tensor) -> Context:
+    cameras = torch.eye(4, dtype=history.dtype).expand(len(history), frames, 4, 4, 4)
+    k = K.to(history.dtype).expand(len(history), 3, 3)
+    return ours.read(history, cameras[:, :1], nothing_recalled(cameras), cameras, k, SIZE, text)
+
+
+@pytest.fixture
+def sequence():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, CHANNELS, *GRID, dtype=torch.float64, generator=generator)
+    return latents, torch.randn(2, 7, TEXT, dtype=torch.float64, generator=generator)
+
+
+def test_it_equals_wan_forward_and_gradient(sequence):
+    latents, text = sequence
+    wan = tiny_transformer().double()
+    ours = in_ours(wan)
+    time = torch.tensor([321.0, 777.0], dtype=torch.float64)
+    per_frame = (GRID[0] // 2) * (GRID[1] // 2)
+    times = torch.cat([torch.zeros(2, per_frame), time[:, None].expand(-1, 3 * per_frame)], dim=1).double()
+    theirs = wan(latents.transpose(1, 2), times, text).sample.transpose(1, 2)[:, 1:]
+    mine = ours(latents[:, 1:], time, context_for(ours, latents[:, :1], 3, text))
+    assert (mine - theirs).abs().max() <= 1e-10 * theirs.abs().max()
+    weigh = torch.randn_like(theirs)
+    (theirs * weigh).sum().backward()
+    (mine * weigh).sum().backward()
+    gradients = dict(ours.named_parameters())
+    for name, parameter in wan.named_parameters():
+        scale = parameter.grad.abs().max().clamp_min(1e-12)
+        assert (gradients[name].grad - parameter.grad).abs().max() <= 1e-10 * scale, name
+    assert gradients["blocks.0.attn1.to_out_cameras.weight"].grad.abs().max() > 0
+
+
+def test_sampling_equals_the_pipeline_for_the_same_noise():
+    pipeline = tiny_pipeline().to(torch.float64)
+    pipeline.set_progress_bar_config(disable=True)
+    ours = in_ours(pipeline.transformer)
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    noise = torch.randn(1, CHANNELS, 3, *GRID, generator=torch.Generator().manual_seed(5))
+    theirs = pipeline(
+        PIL.Image.fromarray(pixels), prompt="a red room", negative_prompt="hall", height=SIZE[0], width=SIZE[1],
+        num_frames=9, num_inference_steps=4, guidance_scale=3.0, latents=noise, output_type="latent",
+    ).frames  # fmt: skip
+    wanted, unwanted = pipeline.encode_prompt("a red room", "hall", max_sequence_length=512)
+    codec = WanCodec(pipeline.vae).to(torch.float64)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None, None].float() / 127.5 - 1.0
+    history = codec.encode(image.double().expand(1, 4, 3, *SIZE))[:, None]
+    cameras = torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4, 4)
+    mine = denoise(
+        ours, pipeline.scheduler, noise.transpose(1, 2)[:, 1:], history, cameras[:, :1], nothing_recalled(cameras),
+        cameras, K.double()[None], SIZE, wanted, 4, unwanted, 3.0,
+    )  # fmt: skip
+    apart = (mine.transpose(1, 2) - theirs[:, :, 1:]).abs().max() / theirs.abs().max()
+    assert apart <= 1e-6  # the pipeline keeps its latents in float32
+
+
+def test_a_causal_student_reads_once_and_never_sees_ahead(sequence):
+    latents, text = sequence
+    ours = in_ours(tiny_transformer().double(), causal=True)
+    time = torch.tensor([500.0, 900.0], dtype=torch.float64)
+    context = context_for(ours, latents[:, :1], 1, text)
+    one, other = (ours(noisy, time, context) for noisy in (latents[:, 1:2], latents[:, 2:3]))
+    again = context_for(ours, latents[:, :1], 1, text)
+    assert (one - other).abs().max() > 1e-6
+    for kept, same in zip(context.keys_values, again.keys_values, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(kept, same, strict=True))
+
+
+def test_a_clip_decoded_piece_by_piece_equals_the_clip_decoded_at_once():
+    vae = tiny_vae().double().eval()
+    codec = WanCodec(vae).double()
+    latents = torch.randn(2, 5, CHANNELS, *GRID, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    scaled = latents.transpose(1, 2) * codec.deviation + codec.mean
+    whole = vae.decode(scaled).sample.transpose(1, 2)
+    streams, shown = [(), ()], []
+    for latent in latents.unbind(1):
+        frames, streams = codec.decode_next(latent, streams)
+        shown.append(frames)
+    assert [frames.shape[1] for frames in shown] == [1, 4, 4, 4, 4]
+    assert (torch.cat(shown, dim=1) - whole).abs().max() <= 1e-6  # frames are told in float32
+    assert torch.equal(codec.present(latents[0, -1], streams[0]), shown[-1][0, -1])
+
+
+def test_clips_that_stand_differently_share_a_batch_and_forks_stay_apart():
+    codec = WanCodec(tiny_vae().eval())
+    latents = torch.randn(3, 2, CHANNELS, *GRID, generator=torch.Generator().manual_seed(2))
+    begun = codec.begin(latents[0])
+    on, after = codec.decode_next(latents[1], begun)
+    mixed, _ = codec.decode_next(latents[2], [begun[0], after[1]])
+    alone, _ = codec.decode_next(latents[2, :1], begun[:1])
+    assert torch.allclose(mixed[:1], alone, atol=1e-5)
+    again, _ = codec.decode_next(latents[1], begun)
+    assert torch.equal(on, again)
+
+
+def test_an_image_and_a_clip_encode_as_wan_does():
+    vae = tiny_vae().eval()
+    codec = WanCodec(vae)
+    frames = torch.rand(1, 5, 3, *SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    said = vae.encode(frames.transpose(1, 2)).latent_dist.mode()
+    expected = ((said - codec.mean) / codec.deviation).transpose(1, 2)
+    assert torch.equal(codec.encode(frames[:, 1:], frames[:, 0]), expected[:, 1])
+    assert torch.allclose(codec.encode(frames[:, :4].flip(1)), expected[:, 0], atol=1e-5)
+    with pytest.raises(ValueError, match="sizes that 16 divides"):
+        codec.encode(torch.zeros(1, 4, 3, 60, 96))
+
+
+def test_weights_load_by_their_own_names_and_cameras_begin_at_zero(folder):
+    pipeline = load_pipeline(folder, EXACT)
+    saved = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    mine = pipeline.transformer.state_dict()
+    assert all(torch.equal(mine[name], value.double()) for name, value in saved.items())
+    assert all(value.abs().max() == 0 for name, value in mine.items() if "to_out_cameras" in name)
+
+
+def test_what_is_no_whole_wan_pipeline_is_named(folder, tmp_path):
+    def copied(name):
+        return shutil.copytree(folder, tmp_path / name)
+
+    def broken(name, part, change):
+        place = copied(name)
+        change(place / part)
+        return place
+
+    def cut(path):
+        path.write_bytes(path.read_bytes()[:-100])
+
+    def told(path, **changes):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    weights = "diffusion_pytorch_model.safetensors"
+    cases = [
+        (broken("cut", f"vae/{weights}", cut), "'vae'.*cut short"),
+        (broken("gone", "text_encoder", shutil.rmtree), "lacks its component 'text_encoder'"),
+        (broken("bare", f"transformer/{weights}", lambda path: path.unlink()), "'transformer'.*no safetensors"),
+        (broken("other", "model_index.json", lambda path: told(path, _class_name="FluxPipeline")), "no Wan pipeline"),
+        (
+            broken("two", "model_index.json", lambda path: told(path, transformer_2=["diffusers", "X"])),
+            "transformer_2",
+        ),
+        (
+            broken(
+                "shards", "transformer",
+                lambda path: (path / f"{weights}.index.json").write_text('{"weight_map": {"a": "2.safetensors"}}'),
+            ),
+            "2.safetensors.*'transformer'.*missing",
+        ),
+    ]  # fmt: skip
+    for place, said in cases:
+        with pytest.raises(ValueError, match=said):
+            load_pipeline(place, EXACT)
+    with pytest.raises(ValueError, match="neither a folder"):
+        load_pipeline("nobody/nothing", EXACT)
+    narrow = tiny_pipeline(text_width=16)
+    narrow.save_pretrained(tmp_path / "narrow")
+    with pytest.raises(ValueError, match="text encoder.*16 numbers.*reads 32"):
+        load_pipeline(tmp_path / "narrow", EXACT)
+
+
+def test_a_transformer_lacking_weights_is_named(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "copy")
+    path = place / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights.pop("blocks.1.ffn.net.2.weight")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks.*blocks.1.ffn"):
+        load_pipeline(place, EXACT)
+
+
+def test_options_that_are_none_are_named(folder, depth):
+    for loading, said in (
+        ({"dtype": "int4"}, "dtype is one of"),
+        ({"offload": "disk"}, "offload is one of"),
+        ({"guidance": 0.5}, "guidance is 1"),
+        ({"speed": 3}, "unknown loading options.*speed"),
+        ({"depth": "no/such"}, "depth model 'no/such'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32", **loading})
+    with pytest.raises(ValueError, match="take multiples of 32"):
+        WorldModel.from_pretrained(folder, (64, 80), {"depth": str(depth), "dtype": "float32"})
+    with pytest.raises(ValueError, match="for pretrained Wan pipelines"):
+        WorldModel.from_pretrained("doom-tiny", None, {"dtype": "float32"})
+
+
+def test_an_image_to_video_model_of_many_channels_is_refused():
+    with pytest.raises(ValueError, match="TI2V"):
+        MosaicTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16)
+    with pytest.raises(ValueError, match="insertion is one of"):
+        MosaicTransformer3DModel(insertion="sideways")
+
+
+def test_lora_adapters_load_and_matter(folder, tmp_path):
+    from diffusers import WanImageToVideoPipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipeline = load_pipeline(folder, EXACT)
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    adapter = get_peft_model_state_dict(pipeline.transformer)
+    WanImageToVideoPipeline.save_lora_weights(tmp_path, adapter)
+    adapted = load_pipeline(folder, WanOptions(dtype="float64", lora=(str(tmp_path),)))
+    mine = get_peft_model_state_dict(adapted.transformer, adapter_name=adapted.transformer.active_adapters()[0])
+    assert {name: value.shape for name, value in mine.items()} == {name: v.shape for name, v in adapter.items()}
+    latents, text = torch.randn(1, 2, CHANNELS, *GRID).double(), torch.randn(1, 7, TEXT).double()
+    plain = load_pipeline(folder, EXACT).transformer
+    time = torch.tensor([500.0]).double()
+    both = plain, adapted.transformer
+    one, other = (each(latents[:, 1:], time, context_for(each, latents[:, :1], 1, text)) for each in both)
+    assert (one - other).abs().max() > 1e-6

@@ -1,0 +1,144 @@
+"""A pretrained Wan pipeline as a world and as an environment: real classes, tiny size, random weights."""
+
+from dataclasses import replace
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import mosaic_gym  # noqa: F401, registers the ids
+from mosaic_gym import Start, check_world
+from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from tests.tiny import save_depth
+from tests.tiny_wan import SIZE, save_pipeline
+
+FORWARD, TURN = (np.array([ACTIONS[name]]) for name in ("forward", "turn_right"))
+
+
+@pytest.fixture(scope="module")
+def kwargs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan")
+    loading = {"dtype": "float32", "depth": str(save_depth(folder / "depth")), "guidance": 2.0}
+    return {"checkpoint": str(save_pipeline(folder / "pipeline")), "denoising_steps": 2, "loading": loading}
+
+
+@pytest.fixture(scope="module")
+def world(kwargs):
+    return MosaicWorld.from_pretrained(**kwargs, size=SIZE)
+
+
+def test_it_is_an_environment_like_any_other(kwargs):
+    env = gym.make("MosaicWorld-v0", **kwargs, resolution=list(SIZE), observation="dict")
+    seen, info = env.reset(seed=3)
+    assert env.observation_space.contains(seen) and seen["image"].shape == (*SIZE, 3)
+    first = seen["image"].copy()
+    for action in (1, 1, 5):
+        seen, _, terminated, truncated, info = env.step(action)
+        assert env.observation_space.contains(seen) and not terminated and not truncated
+    assert info["memory_keyframes"] == 4 and info["coverage"] > 0.3
+    again, _ = env.reset(seed=3)
+    assert np.array_equal(again["image"], first)
+    env.unwrapped.prompt_now("a red hall")
+    assert env.unwrapped.state.prompt == "a red hall"
+    env.close()
+
+
+def test_a_vector_of_them_goes_through_one_call(kwargs):
+    envs = gym.make_vec("MosaicWorld-v0", num_envs=2, **kwargs, resolution=list(SIZE))
+    images, _ = envs.reset(seed=[3, 4])
+    images, _, _, _, infos = envs.step([1, 5])
+    assert images.shape == (2, *SIZE, 3) and infos["memory_keyframes"].tolist() == [2, 2]
+    envs.close()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_it_conforms(kwargs, causal):
+    loading = {**kwargs["loading"], "causal": causal}
+    check_world(partial(MosaicWorld.from_pretrained, **{**kwargs, "loading": loading}, size=SIZE), steps=2)
+
+
+def test_a_first_frame_follows_the_prompt_and_the_seed(world):
+    asked = (1, "red"), (1, "hall"), (2, "red")
+    shown = [world.start(Start(seed, prompt=prompt))[1].frames for seed, prompt in asked]
+    assert not np.array_equal(shown[0], shown[1]) and not np.array_equal(shown[0], shown[2])
+    state, _ = world.start(Start(1, prompt="red"))
+    one, other = (world.step([each], FORWARD)[1][0] for each in (state, world.prompted(state, "hall")))
+    assert not np.array_equal(one.frames, other.frames)
+
+
+def test_each_step_begins_from_the_last_frame_and_a_students_clip_goes_on(kwargs, world):
+    state, _ = world.start(Start(1))
+    (state,), (view,) = world.step([state], FORWARD)
+    last = torch.from_numpy(view.frames).float().permute(0, 3, 1, 2)[None] / 127.5 - 1
+    assert torch.allclose(state.history[0], world.model.codec.encode(last)[0], atol=0.05)
+    with pytest.raises(RuntimeError, match="ask for pixels"):
+        world.foresee([state], FORWARD)
+    student = MosaicWorld.from_pretrained(**{**kwargs, "loading": {**kwargs["loading"], "causal": True}}, size=SIZE)
+    state, _ = student.start(Start(1))
+    latents = [state.history[-1]]
+    frames = []
+    for _ in range(3):
+        (state,), (view,) = student.step([state], FORWARD)
+        latents.append(state.history[-1])
+        frames.append(view.frames)
+    codec = student.model.codec
+    clip = torch.stack(latents)[None].transpose(1, 2) * codec.deviation + codec.mean
+    whole = codec.vae.decode(clip).sample[0, :, 1:].permute(1, 2, 3, 0)
+    assert np.abs(((whole.numpy() + 1) * 127.5).round() - np.concatenate(frames)).max() <= 1
+
+
+def test_a_chunk_is_one_clip_and_memory_is_written_behind_it(world):
+    state, _ = world.start(Start(1))
+    poses = world.control.advance(state.pose, FORWARD[0])
+    onward = replace(poses[-1])
+    poses = [*poses, *world.control.advance(onward, TURN[0])]
+    (after,), (views,) = world.see_chunk([state], [poses])
+    assert len(views) == 2 and [view.keyframes for view in views] == [2, 3] and after.step_index == 2
+    assert views[1].frames.shape == (FRAMES_PER_STEP, *SIZE, 3)
+    assert np.allclose(after.pose.world_from_camera, poses[-1].world_from_camera)
+    with pytest.raises(ValueError, match="4 poses a step"):
+        world.see_chunk([state], [poses[:6]])
+
+
+@pytest.mark.parametrize("told", ["patches", "warped"])
+def test_memory_reaches_the_picture(world, told):
+    state, _ = world.start(Start(1))
+    cameras = world._cameras([world.control.advance(state.pose, FORWARD[0])])
+    recalled = world.recall([state], cameras)
+    assert recalled.patch_exists.any() and recalled.pixels_covered.any()
+    assert recalled.patches.shape[-1] == recalled.warped.shape[1] * 4  # a patch is what a token spans
+    if told == "patches":
+        silent = replace(recalled, patch_exists=torch.zeros_like(recalled.patch_exists))
+    else:
+        silent = replace(recalled, covered=torch.zeros_like(recalled.covered))
+    one, other = (world._denoise([state], each, cameras) for each in (recalled, silent))
+    assert (one - other).abs().max() > 1e-4
+
+
+def test_two_minutes_do_not_outgrow_the_capacity(kwargs):
+    world = MosaicWorld.from_pretrained(**{**kwargs, "denoising_steps": 1}, size=SIZE)
+    world.capacity = 6
+    state, _ = world.start(Start(0))
+    sizes, streams = [], []
+    for _ in range(10):  # 480 steps, 1920 frames: two minutes at sixteen a second
+        poses = [state.pose]
+        for step in range(48):
+            poses.extend(world.control.advance(poses[-1], (FORWARD, TURN)[step % 2][0]))
+        (state,), (views,) = world.see_chunk([state], [poses[1:]])
+        sizes.append(len(state.memory))
+        streams.append(sum(part.numel() for part in state.stream if isinstance(part, torch.Tensor)))
+        assert np.isfinite(views[-1].depth_m).all()
+    assert sizes == [6] * 10 and len(set(streams)) == 1
+
+
+def test_a_state_is_saved_with_its_clip(world, tmp_path):
+    state, _ = world.start(Start(2))
+    (state,), _ = world.step([state], FORWARD)
+    world.save_state(state, tmp_path / "state.safetensors")
+    loaded = world.load_state(tmp_path / "state.safetensors")
+    (_,), (one,) = world.step([state], TURN)
+    (_,), (other,) = world.step([loaded], TURN)
+    assert np.array_equal(one.frames, other.frames)
