@@ -41,14 +41,25 @@ COMMANDS: dict[str, Command] = {
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
     "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end"),
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),
+    "train world --from": Command("mosaic_gym.training.finetune", "Config", "train", "fine-tune a pretrained Wan"),
+    "train student": Command("mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
     "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),
     "evaluate transfer": Command("mosaic_gym.evaluation.transfer", "Config", "evaluate", "from dream to engine"),
+    "evaluate wan": Command("mosaic_gym.evaluation.wan", "Config", "evaluate", "a full-size Wan step, stage by stage"),
     "evaluate speed": Command("mosaic_gym.evaluation.speed", "Config", "evaluate", "environment steps per second"),
 }
 """All commands, by the one or two words that choose them."""
 
-EXTRAS: dict[str, str] = {"matplotlib": "rl", "scipy": "rl", "stable_baselines3": "rl", "tensorboard": "train"}
+EXTRAS: dict[str, str] = {
+    "ftfy": "wan",
+    "matplotlib": "rl",
+    "peft": "wan",
+    "scipy": "rl",
+    "sentencepiece": "wan",
+    "stable_baselines3": "rl",
+    "tensorboard": "train",
+}
 """The extra that installs an optional package, by the package's import name."""
 
 
@@ -70,7 +81,9 @@ def split(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     for count in (1, 2):
         name = " ".join(arguments[:count])
         if name in COMMANDS:
-            return name, arguments[count:]
+            options = arguments[count:]
+            known = [option for option in options if f"{name} {option.split('=')[0]}" in COMMANDS]
+            return (f"{name} {known[0].split('=')[0]}" if known else name), options
     words = list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
     said = f"unknown command {' '.join(words)!r}" if words else "no command given"
     raise ValueError(f"{said}; the known ones are {', '.join(sorted(COMMANDS))}")
@@ -87,6 +100,8 @@ def parse(name: str, options: Sequence[str]) -> tuple[Callable[[Any], Any], Any]
 
     command = COMMANDS[name]
     module = import_module(command.module)
+    if {"-h", "--help"} & set(options):
+        options = ["--help"]  # also behind an option that still waits for its value
     config = tyro.cli(getattr(module, command.config), prog=f"{PROGRAM} {name}", args=list(options))
     return getattr(module, command.function), config
 

@@ -136,7 +136,7 @@ class Reach:
     draws_goal = True
     BONUS = 5.0
 
-    def __init__(self, reach_m: float = 1.0, far_m: float = 2.0, steps: tuple[int, int] = (4, 8)) -> None:
+    def __init__(self, reach_m: float = 1.0, far_m: float = 5.0, steps: tuple[int, int] = (8, 14)) -> None:
         self.reach_m, self.far_m, self.steps = reach_m, far_m, steps
 
     def begin(self, scene: Scene) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mosaic_gym.envs.tasks import GoalTask, Reach, Scene
 from mosaic_gym.worlds.protocol import Start, World
 
 MEMBERS = 16
-EPISODE_STEPS = 40
+EPISODE_STEPS = 32
 """Steps an episode may take, in dream and engine."""
 FIRST_TEST_SEED = 2_000_009
 """Of the engine's episodes; tests are on seeds ending in 9, held out from the recording."""
@@ -40,7 +40,7 @@ class Config:
     """Recorded episodes: where the dream's episodes begin."""
     out: Path = Path("out/transfer")
     """Policies and results; what is already there is kept."""
-    steps: int = 60_000
+    steps: int = 48_000
     """Steps of PPO in the dream."""
     engine_steps: int | None = None
     """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
@@ -71,7 +71,7 @@ class RecordedGoalTask(Reach):
     def __init__(
         self,
         recordings: Sequence[tuple[Any, np.ndarray, np.ndarray]],
-        near_m: float = 2.0,
+        near_m: float = 3.0,
         far_m: float = 6.0,
         reach_m: float = 1.0,
     ) -> None:

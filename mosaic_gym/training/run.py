@@ -32,6 +32,7 @@ class Run:
         accelerator: device and precision.
         weight_decay, ema_decay, clip_norm: of AdamW, of the average, of the gradient.
         checkpoint_minutes: how often to write a checkpoint.
+        averaged: whether an average is kept; a checkpoint without one holds only what is trained.
 
     Raises:
         ValueError: not exactly one of `minutes` and `steps`.
@@ -49,6 +50,7 @@ class Run:
         ema_decay: float = 0.999,
         clip_norm: float = 1.0,
         checkpoint_minutes: float = 5.0,
+        averaged: bool = True,
     ):
         if (minutes is None) == (steps is None):
             raise ValueError("give a run exactly one budget: --minutes or --steps")
@@ -56,7 +58,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.learning_rate, self.ema_decay, self.clip_norm = learning_rate, ema_decay, clip_norm
         self.accelerator = accelerator
-        self.average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device)
+        self.average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device) if averaged else None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -113,7 +115,8 @@ class Run:
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._update_average()
+        if self.average is not None:
+            self._update_average()
         self.step_index += 1
         if self.writer and self.step_index % 10 == 0:
             for name, value in {"loss": loss.item(), "rate": rate, **(scalars or {})}.items():
@@ -140,9 +143,12 @@ class Run:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         source = self.accelerator.unwrap_model(self.model)
-        for name, network in (("model", source), ("average", self.average)):
-            weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-            save_file(weights, fresh / f"{name}.safetensors")
+        if self.average is None:
+            networks = {"model": _trained(source)}
+        else:
+            networks = {"model": source.state_dict(), "average": self.average.state_dict()}
+        for name, weights in networks.items():
+            save_file({key: value.contiguous() for key, value in weights.items()}, fresh / f"{name}.safetensors")
         moments = {}
         for index, state in self.optimizer.state_dict()["state"].items():
             for name, value in state.items():
@@ -156,8 +162,15 @@ class Run:
         kept = self.folder / "checkpoint"
         told = json.loads((kept / "run.json").read_text())
         self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
-        self.accelerator.unwrap_model(self.model).load_state_dict(load_file(kept / "model.safetensors"))
-        self.average.load_state_dict(load_file(kept / "average.safetensors"))
+        source = self.accelerator.unwrap_model(self.model)
+        weights = load_file(kept / "model.safetensors")
+        if self.average is None:
+            if set(weights) != set(_trained(source)):
+                raise ValueError(f"{kept} trained other weights; choose another folder with --out")
+            source.load_state_dict(weights, strict=False)
+        else:
+            source.load_state_dict(weights)
+            self.average.load_state_dict(load_file(kept / "average.safetensors"))
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in load_file(kept / "optimizer.safetensors").items():
             index, moment = name.split(".", 1)
@@ -171,3 +184,7 @@ class Run:
         self.bar.close()
         if self.writer:
             self.writer.close()
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mosaic_gym.evaluation import demo, depth, speed
+from mosaic_gym.evaluation import demo, depth, speed, wan
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
@@ -68,3 +68,22 @@ def test_counts_that_measure_nothing_are_refused():
     for config in (demo.Config(path=-1), demo.Config(paths=1)):
         with pytest.raises(ValueError, match="counts from 0"):
             demo.demo(config)
+
+
+def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
+    told = wan.evaluate(
+        wan.Config(
+            shape="tiny", sizes=((64, 96),), denoising_steps=2, steps=2, warm_up=1, device="cpu", dtype="float32",
+            compile=False, json=tmp_path / "wan.json",
+        )
+    )  # fmt: skip
+    assert json.loads((tmp_path / "wan.json").read_text()) == json.loads(json.dumps(told))
+    spent = told[0]["ms"]
+    assert set(spent) == {"memory", "network", "codec", "depth", "bookkeeping"} and min(spent.values()) > 0
+    assert sum(spent.values()) == pytest.approx(4e3 / told[0]["frames_per_second"])
+    assert "frames a second" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="shape is one of"):
+        wan.evaluate(wan.Config(shape="6B", device="cpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--device cpu --shape tiny"):
+            wan.evaluate(wan.Config())

@@ -1,0 +1,265 @@
+"""Recipe: a pretrained Wan model learns where it is. One flat loop, over recorded episodes of any world.
+
+A sample is a clip of an episode: its first frame as an image, the frames behind it to be predicted, and a memory of
+what the episode saw before, recalled by the code that recalls in play. Trained are the camera projections, which
+begin at zero, and LoRA adapters; or, with `--full`, every weight, as the paper does (AdamW, 1e-5, batch 64).
+
+Many GPUs: `accelerate launch --config_file mosaic_gym/training/fsdp.yaml -m mosaic_gym.cli train world --from ...`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate import Accelerator
+from diffusers import WanImageToVideoPipeline
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.geometry.camera import rescale_intrinsics
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
+from mosaic_gym.memory.mosaic import MosaicMemory, Recall
+from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.codec import frames_to_float
+from mosaic_gym.model.transformer import TIMESTEPS
+from mosaic_gym.model.wan import WanOptions
+from mosaic_gym.training.run import Run
+from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.state import WorldState
+
+WARPS = ("both", "rope", "latent")
+"""How a sample's memory is told; the paper's ablation has the mixture ahead of either alone."""
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+"""Linear layers of Wan's blocks that get adapters."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mosaic-gym train world --from FOLDER` takes."""
+
+    from_: Annotated[str, tyro.conf.arg(name="from")]
+    """A Wan pipeline in diffusers' format, folder or hub id."""
+    data: Path = Path("data/my_way_home")
+    """Recorded episodes."""
+    out: Path = Path("runs/wan")
+    """The run's folder: checkpoints, log, and in `weights/` the adapter and the camera projections."""
+    height: int = 352
+    """Of the frames, pixels; recorded ones are resized."""
+    width: int = 640
+    """Of the frames, pixels."""
+    steps: int | None = 2000
+    """Optimiser steps of the whole run."""
+    minutes: float | None = None
+    """Wall time of the whole run, instead of steps."""
+    batch: int = 64
+    """Samples to an optimiser step, over all processes."""
+    learning_rate: float | None = None
+    """The peak; None for 1e-5 with --full, else 1e-4."""
+    full: bool = False
+    """Train every weight of the transformer, and no adapter."""
+    rank: int = 32
+    """Of the LoRA adapters."""
+    clip: int = 5
+    """Latent frames to be predicted, four video frames each; the paper's chunks have 20."""
+    empty_prompt: float = 0.1
+    """Share of samples whose prompt is empty, for guidance."""
+    shift: float = 5.0
+    """Of the noise levels, as Wan's own schedule: above 1 leans towards noise."""
+    mix: MemoryMix = field(default_factory=lambda: MemoryMix(worn=0.0, wedge=0.0))
+    """How much of the past a sample remembers."""
+    episodes: int | None = None
+    """Recorded episodes to use; None for all."""
+    precision: str = "bf16"
+    """`bf16`, or `no` (float32)."""
+    loading: WanOptions = field(default_factory=WanOptions)
+    """How the pipeline is loaded."""
+
+
+def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Frames uint8 `[..., 4, H, W, 3]` as `[..., 4, 3, *size]` in [-1, 1]."""
+    frames = frames_to_float(frames)
+    flat = F.interpolate(frames.flatten(0, -4), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return flat.clamp(-1, 1).view(*frames.shape[:-2], *size)
+
+
+@torch.no_grad()
+def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
+    """One episode as keyframes of true latents and estimated depth, each encoded behind the frame before it."""
+    episode = store.load(index)
+    frames = resized(episode["frames"][:], (world.height, world.width)).to(world.device)
+    cameras = episode["world_from_camera"][:].float().to(world.device)
+    keyframes = []
+    for step, four in enumerate(frames):
+        before = frames[step - 1, -1][None] if step else None
+        latent = world.model.codec.encode(four[None], before)[0]
+        depth_m = world.model.depth.estimate(four[-1:], world.k[None])[0]
+        true = torch.zeros(world.patch_grid, device=world.device)
+        keyframes.append(world.lift(latent, depth_m, cameras[step], true, step))
+    return Remembered(keyframes, store.captions(index))
+
+
+def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
+    """The pretrained world, told the camera of the recordings, and the recordings."""
+    size = (config.height, config.width)
+    loading = {each.name: getattr(config.loading, each.name) for each in fields(WanOptions)}
+    model = WorldModel.from_pretrained(config.from_, size, loading)
+    store = EpisodeStore(config.data, "train")
+    recorded = tuple(store.load(0)["frames"].shape[2:4])
+    scaled = rescale_intrinsics(torch.as_tensor(store.image_from_camera), recorded, size)
+    model.settings = replace(model.settings, image_from_camera=tuple(tuple(map(float, row)) for row in scaled))
+    return MosaicWorld(model, device=device), store
+
+
+def remember_long_enough(world: MosaicWorld, store: EpisodeStore, config: Any) -> dict[int, Remembered]:
+    """The recorded episodes that a clip fits into, remembered.
+
+    Raises:
+        ValueError: there are none.
+    """
+    count = len(store) if config.episodes is None else min(config.episodes, len(store))
+    long_enough = [index for index in range(count) if len(store.load(index)) > config.clip]
+    if not long_enough:
+        raise ValueError(f"no episode under {config.data} is longer than a clip of {config.clip} steps; record longer")
+    bar = tqdm(long_enough, desc="lifting episodes", unit="episode")
+    return {index: remember(world, store, index) for index in bar}
+
+
+def told_by(recalled: Recall, warp: str) -> Recall:
+    """What is recalled, told by one of the warps alone or by both."""
+    if warp == "rope":
+        hidden = torch.zeros_like(recalled.covered), torch.zeros_like(recalled.pixels_covered)
+        return replace(recalled, covered=hidden[0], pixels_covered=hidden[1])
+    if warp == "latent":
+        return replace(
+            recalled,
+            patches=recalled.patches[:, :0],
+            patch_uv=recalled.patch_uv[:, :0],
+            patch_cameras=recalled.patch_cameras[:, :0],
+            patch_exists=recalled.patch_exists[:, :0],
+        )
+    return recalled
+
+
+@torch.no_grad()
+def draw_sample(
+    world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Any, seed: int
+) -> tuple[WorldState, Recall, Tensor, Tensor]:
+    """A state, what it recalls for a clip ahead, the clip `[1, t, c, h, w]` and its cameras `[1, t, 4, 4, 4]`."""
+    rng = np.random.default_rng(seed)
+    index = int(rng.choice(list(episodes)))
+    episode = episodes[index]
+    length = len(episode.keyframes)
+    step = int(rng.integers(1, length - config.clip + 1))
+    chosen = choose_past(episode.keyframes[:step], config.mix, rng)
+    prompt = "" if rng.random() < config.empty_prompt else episode.captions[step]
+    stored = store.load(index)
+    frames = resized(stored["frames"][step - 1 : step + config.clip], (world.height, world.width)).to(world.device)
+    clip = torch.cat([frames[0, -1:], frames[1:].flatten(0, 1)])[None]
+    latents = world.model.codec.encode_clip(clip)  # [1, 1 + t, c, h, w]
+    still = episode.keyframes[step - 1].world_from_still
+    state = WorldState(
+        pose=Pose(still.double().cpu().numpy()),
+        history=latents[0, :1],
+        history_cameras=still.expand(1, FRAMES_PER_STEP, 4, 4),
+        memory=MosaicMemory(tuple(chosen)),
+        prompt=prompt,
+        text=world.model.text_encoder.encode([prompt])[0],
+        seed=seed,
+        step_index=step - 1,
+    )
+    cameras = torch.stack([each.world_from_camera for each in episode.keyframes[step : step + config.clip]])[None]
+    recalled = told_by(world.recall([state], cameras), WARPS[int(rng.integers(len(WARPS)))])
+    return state, recalled, latents[:, 1:], cameras
+
+
+def prepare(config: Config, model: WorldModel) -> None:
+    """Chooses what is trained: the camera projections and adapters, or everything."""
+    transformer = model.transformer
+    transformer.requires_grad_(config.full)
+    if not config.full:
+        from peft import LoraConfig
+
+        transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=TARGETS))
+    for name, parameter in transformer.named_parameters():
+        if "to_out_cameras" in name:
+            parameter.requires_grad_(True)
+        if parameter.requires_grad and not config.full:
+            parameter.data = parameter.data.float()  # small, and small steps on them must not be rounded away
+    transformer.enable_gradient_checkpointing()
+
+
+def train(config: Config) -> WorldModel:
+    """Trains, and writes what was trained to `weights/`.
+
+    Raises:
+        ValueError: episodes shorter than a clip, or a batch that the processes do not divide.
+    """
+    torch.manual_seed(0)
+    accelerator = Accelerator(mixed_precision=config.precision)
+    each = config.batch // accelerator.num_processes
+    if each * accelerator.num_processes != config.batch or not each:
+        raise ValueError(f"batch {config.batch} is not shared out evenly among {accelerator.num_processes} processes")
+    world, store = open_teacher(config, str(accelerator.device))
+    model = world.model
+    prepare(config, model)
+    episodes = remember_long_enough(world, store, config)
+    rate = config.learning_rate or (1e-5 if config.full else 1e-4)
+    run = Run(config.out, model.transformer, rate, config.minutes, config.steps, accelerator, averaged=False)
+    k = world.k[None]
+    while not run.finished:
+        generator = run.generator()
+        losses = []
+        for index in range(each):
+            # 1. A clip, what came before it, and what memory gives for it.
+            sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index)
+            state, recalled, latents, cameras = sample
+            # 2. A noise level, leaning as Wan's schedule does.
+            sigma = torch.rand(1, generator=generator).to(latents)
+            sigma = config.shift * sigma / (1 + (config.shift - 1) * sigma)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            level = sigma.view(-1, 1, 1, 1, 1)
+            noisy = (1 - level) * latents + level * noise
+            # 3. The velocity that leads from noise to the clip.
+            with accelerator.autocast():
+                context = model.transformer.read(
+                    state.history[None], state.history_cameras[None], recalled, cameras, k,
+                    (world.height, world.width), state.text[None],
+                )  # fmt: skip
+                said = run.model(noisy, sigma * TIMESTEPS, context)
+            loss = F.mse_loss(said.float(), noise - latents) / each
+            if index + 1 < each:
+                accelerator.backward(loss)
+            losses.append(loss)
+        run.update(losses[-1], {"mse": float(sum(one.item() for one in losses))})
+    run.close()
+    save_trained(config, accelerator.unwrap_model(run.model))
+    return model
+
+
+def save_trained(config: Config, transformer: Any) -> None:
+    """Writes `weights/`: the camera projections beside a LoRA adapter, or the whole transformer."""
+    folder = config.out / "weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.full:
+        transformer.save_pretrained(folder / "transformer")
+        loading = {"transformer": str(folder / "transformer")}
+        print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")
+        return
+    from peft import get_peft_model_state_dict
+
+    cameras = {
+        name: value.contiguous().cpu() for name, value in transformer.state_dict().items() if "to_out_cameras" in name
+    }
+    save_file(cameras, folder / "cameras.safetensors")
+    WanImageToVideoPipeline.save_lora_weights(folder, get_peft_model_state_dict(transformer))
+    loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [str(folder)]}
+    print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")
