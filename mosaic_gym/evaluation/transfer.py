@@ -1,7 +1,7 @@
 """Does what was learned in the dream work in the engine?
 
 PPO is trained on the goal task in the dream alone: every episode begins at a recorded place whose surroundings
-memory knows, and its goal is another place of the same recording. Then it walks in the engine, beside a random
+memory knows, and its goal is a place that the recorded walk came to soon after. Then it walks in the engine, beside a random
 policy and beside PPO trained in the engine for as many frames as the recording has. And: do returns in the dream
 rank policies as the engine does?
 
@@ -40,7 +40,7 @@ class Config:
     """Recorded episodes: where the dream's episodes begin."""
     out: Path = Path("out/transfer")
     """Policies and results; what is already there is kept."""
-    steps: int = 48_000
+    steps: int = 24_000
     """Steps of PPO in the dream."""
     engine_steps: int | None = None
     """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
@@ -48,6 +48,8 @@ class Config:
     """Engine episodes for each arm."""
     rank_episodes: int = 48
     """Episodes, in dream and in engine, for each policy that is ranked; 0 to leave the ranking out."""
+    policies: int = 8
+    """Kept evenly during training in the dream, from the first to the last, which is the one tested."""
     places: int = 48
     """Recorded episodes that the dream's begin in."""
     rollout: int = 128
@@ -57,12 +59,13 @@ class Config:
 
 
 class RecordedGoalTask(Reach):
-    """Reach another place of a recording: memory holds the recording, the body stands somewhere on its way.
+    """Reach a later place of a recording: memory holds the recording, the body stands somewhere on its way.
 
     Args:
         recordings: for each, its memory, last frames uint8 `[S, H, W, 3]` and cameras `[S, 4, 4]`.
         near_m, far_m: how far goals lie.
         reach_m: how near is there.
+        within: steps in which the recorded walk came to the goal: it lies ahead, as it does in the engine's task.
 
     Raises:
         ValueError: no recording has two places so far apart.
@@ -74,9 +77,10 @@ class RecordedGoalTask(Reach):
         near_m: float = 3.0,
         far_m: float = 6.0,
         reach_m: float = 1.0,
+        within: int = 16,
     ) -> None:
         super().__init__(reach_m, far_m)
-        self.recordings = recordings
+        self.recordings, self.within = recordings, within
         self.ways = [  # (recording, step, the steps that may be its goal)
             (recording, here, goals)
             for recording in recordings
@@ -88,7 +92,8 @@ class RecordedGoalTask(Reach):
 
     def _goals(self, cameras: np.ndarray, here: int, near_m: float) -> np.ndarray:
         away_m = np.linalg.norm(cameras[:, [0, 2], 3] - cameras[here, [0, 2], 3], axis=1)
-        return np.flatnonzero((away_m >= near_m) & (away_m <= self.far_m))
+        steps = np.arange(len(cameras)) - here
+        return np.flatnonzero((away_m >= near_m) & (away_m <= self.far_m) & (steps > 0) & (steps <= self.within))
 
     def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
         """See `Task`."""
@@ -123,7 +128,7 @@ def recorded_task(config: Config) -> RecordedGoalTask:
 
 
 def make_policy(env: Any, config: Config) -> Any:
-    """PPO that looks at the image and at the goal, one above the other in one small network."""
+    """PPO that looks at the image, its depth and the goal, one above the other in one small network."""
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -133,14 +138,15 @@ def make_policy(env: Any, config: Config) -> Any:
         def __init__(self, space: Any):
             super().__init__(space, features_dim=128)
             self.see = nn.Sequential(
-                nn.Conv2d(6, 16, 6, stride=3), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(),
+                nn.Conv2d(7, 16, 6, stride=3), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(),
                 nn.Conv2d(32, 32, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(128), nn.ReLU(),
             )  # fmt: skip
-            self.see(torch.zeros(1, 6, *space["image"].shape[1:]))
+            self.see(torch.zeros(1, 7, *space["image"].shape[1:]))
 
         def forward(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
             # Stable-Baselines3 has already put channels first and scaled to [0, 1].
-            return self.see(torch.cat([seen["image"], seen["goal"]], dim=1))
+            near = torch.exp(-seen["depth"][:, None] / 3.0)  # 1 at the eye, 0 far away
+            return self.see(torch.cat([seen["image"], seen["goal"], near], dim=1))
 
     kwargs = {"features_extractor_class": Eyes, "net_arch": [64]}
     return PPO(
@@ -258,15 +264,15 @@ def evaluate(config: Config) -> dict[str, Any]:
     from mosaic_gym.envs.sb3 import make_sb3
     from mosaic_gym.evaluation.metrics import interval
 
-    if config.episodes < 2 or config.steps < 1 or config.places < 1:
-        raise ValueError("give at least 2 episodes, 1 step and 1 place")
+    if min(config.episodes, config.policies) < 2 or min(config.steps, config.places) < 1:
+        raise ValueError("give at least 2 episodes, 2 policies, 1 step and 1 place")
     store = EpisodeStore(config.data, "train")
     config.out.mkdir(parents=True, exist_ok=True)
     faces = {"observation": "dict", "max_episode_steps": EPISODE_STEPS, "checkpoint": config.checkpoint}
     dream = VecTransposeImage(make_sb3(MEMBERS, task=recorded_task(config), **faces))
     size = dream.observation_space["image"].shape[1:]
     model = make_policy(dream, config)
-    count = 8
+    count = config.policies
     if not (config.out / "dream" / f"{count - 1}.safetensors").is_file():
         train(model, config.steps, config.out / "dream", count)
     last = config.out / "dream" / f"{count - 1}.safetensors"

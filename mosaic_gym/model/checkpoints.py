@@ -62,7 +62,7 @@ class WorldSettings:
     control: dict[str, float]
     denoising_steps: int = 1
     history: int = 1
-    max_sources: int = 4
+    max_sources: int = 3
     max_patches: int = 32
     capacity: int = 512
     guidance: float = 1.0

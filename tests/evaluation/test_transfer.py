@@ -23,14 +23,14 @@ def line(count: int = 8) -> tuple:
     return MosaicMemory(), frames, cameras
 
 
-def test_goals_are_other_places_of_the_same_recording():
+def test_goals_are_later_places_of_the_same_recording():
     task = RecordedGoalTask([line()], near_m=2.0, far_m=3.0)
     world = MosaicWorld(tiny_model())
     scenes = task.set_scenes(world, [Start(seed=seed) for seed in range(12)])
     for scene in scenes:
         here, there = int(scene.view.frames[-1, 0, 0, 0]), int(scene.goal[0, 0, 0])
-        assert 2 <= abs(here - there) <= 3 and scene.goal_m == (0.0, float(there))
-        assert task.begin(scene)["left_m"] == pytest.approx(abs(here - there))
+        assert 2 <= there - here <= 3 and scene.goal_m == (0.0, float(there))
+        assert task.begin(scene)["left_m"] == pytest.approx(there - here)
     assert len({int(scene.goal[0, 0, 0]) for scene in scenes}) > 2
 
 
@@ -47,10 +47,10 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
     tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
         checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=8, episodes=2,
-        rank_episodes=1, places=3, rollout=2,
+        rank_episodes=1, policies=2, places=3, rollout=2,
     )  # fmt: skip
     found = evaluate(config)
-    assert set(found["arms"]) == {"random", "dream", "engine"} and len(found["ranking"]["returns_dream_engine"]) == 8
+    assert set(found["arms"]) == {"random", "dream", "engine"} and len(found["ranking"]["returns_dream_engine"]) == 2
     assert json.loads((tmp_path / "out" / "transfer.json").read_text())["arms"] == found["arms"]
     assert (tmp_path / "out" / "transfer.png").stat().st_size > 5000
     capsys.readouterr()
