@@ -1,9 +1,9 @@
 """Does what was learned in the dream work in the engine?
 
 PPO is trained on the goal task in the dream alone: every episode begins at a recorded place whose surroundings
-memory knows, and its goal is a place that the recorded walk came to soon after. Then it walks in the engine, beside a random
-policy and beside PPO trained in the engine for as many frames as the recording has. And: do returns in the dream
-rank policies as the engine does?
+memory knows, and its goal is a place that the recorded walk came to soon after. Then it walks in the engine, beside a
+random policy and beside PPO trained in the engine for as many frames as the recording has. And: do returns in the
+dream rank policies as the engine does?
 
 Everything lands in a folder as it is done, and a second run goes on from there.
 """
