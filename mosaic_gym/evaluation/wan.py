@@ -93,7 +93,8 @@ class _NoPrompts:
 
 
 class _Depth:
-    """Depth-Anything (small) with random weights, its answer made positive."""
+    """Depth-Anything (small) with random weights, its answer made positive; without its image processor, which in
+    play runs on the CPU and is not timed here."""
 
     def __init__(self, dtype: torch.dtype, device: str):
         from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation

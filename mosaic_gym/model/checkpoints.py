@@ -119,7 +119,13 @@ class WorldModel:
         return digest.hexdigest()
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Writes the folder described at the head of this file."""
+        """Writes the folder described at the head of this file.
+
+        Raises:
+            ValueError: a pretrained pipeline, which has a format of its own.
+        """
+        if self.pipeline is not None:
+            raise ValueError("a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder)")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("transformer", "detail", "codec", "text_encoder", "depth", "outcome", "scheduler"):
@@ -200,7 +206,7 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     settings = WorldSettings(**wan_settings(pipeline, options, *size))
     if options.compile:
         pipeline.transformer.compile_repeated_blocks()
-    return WorldModel(
+    model = WorldModel(
         settings,
         pipeline.transformer,
         None,
@@ -214,6 +220,8 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
         pipeline,
         options.offload,
     )
+    _ = model.fingerprint  # taken while the weights are all here: offloading takes them away
+    return model
 
 
 def _sampled(value: Tensor) -> bytes:

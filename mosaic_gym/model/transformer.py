@@ -168,10 +168,12 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         context = Context(recalled, history, history_cameras, target_cameras, image_from_camera, size, text)
         if not self.config.causal:
             return context
+        if hasattr(self, "_hf_hook"):  # as a call of forward would have fetched an offloaded model
+            self._hf_hook.pre_forward(self)
         clean = self._clean_tokens(context)
         at = self._positions(clean, context)
         at.stored = []
-        clock, modulation = self._clock(history.new_zeros(len(history)), clean.values)
+        _, modulation = self._clock(history.new_zeros(len(history)), clean.values)
         text = self.condition_embedder.text_embedder(text.to(clean.values.dtype))
         self._through_blocks(clean.values, modulation, text, at, None)
         return replace(context, text=text, keys_values=tuple(at.stored), exists=clean.exists)

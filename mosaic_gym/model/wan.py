@@ -183,11 +183,7 @@ class WanCodec(nn.Module):
         if vae.config.patch_size is not None:
             out = unpatchify(out, patch_size=vae.config.patch_size)
         frames = out.float().clamp(-1.0, 1.0).transpose(1, 2)  # [b, f, 3, H, W]
-        kept = [
-            (frames[row, -1], *(part[row : row + 1] if isinstance(part, Tensor) else part for part in cache))
-            for row in range(len(latents))
-        ]
-        return frames, kept
+        return frames, [(frames[row, -1].clone(), *_row(cache, row)) for row in range(len(latents))]
 
 
 def _alike(streams: Sequence[Stream]) -> list[list[int]]:
@@ -197,6 +193,11 @@ def _alike(streams: Sequence[Stream]) -> list[list[int]]:
         kind = tuple("tensor" if isinstance(part, Tensor) else part for part in stream)
         groups.setdefault(kind, []).append(index)
     return list(groups.values())
+
+
+def _row(cache: Sequence[Any], row: int) -> list[Any]:
+    """One clip's share of a batch's cache, on its own: a view would keep the others' alive."""
+    return [part[row : row + 1].clone() if isinstance(part, Tensor) and len(part) > 1 else part for part in cache]
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -228,6 +228,8 @@ def test_options_that_are_none_are_named(folder, depth):
             WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32", **loading})
     with pytest.raises(ValueError, match="take multiples of 32"):
         WorldModel.from_pretrained(folder, (64, 80), {"depth": str(depth), "dtype": "float32"})
+    with pytest.raises(ValueError, match="saved as its pipeline"):
+        WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32"}).save_pretrained(folder)
     with pytest.raises(ValueError, match="for pretrained Wan pipelines"):
         WorldModel.from_pretrained("doom-tiny", None, {"dtype": "float32"})
 
