@@ -4,9 +4,10 @@ The planner sees what the body sees and remembers it as the dream does (`observe
 present into many futures, imagines them, and prices each by how unlike the goal its views are. If its memory
 holds a view like the goal, futures that end nearer to where that was seen are cheaper too: that is what memory is for.
 
-    python agents/planner.py [--method mppi] [--no-memory] [--episodes 20]
+    python agents/planner.py [--method mppi] [--episodes 40]
 
-Prints the share of return episodes (wander, then come home) that ended at home, in the engine.
+Prints the share of return episodes (wander, then come home) that ended at home, in the engine: with memory, and
+for a planner that forgets everything but the last frame.
 """
 
 import argparse
@@ -26,6 +27,7 @@ class Search:
         method: `cem` keeps the best and looks around them; `mppi` weighs all by their price.
         futures, horizon: imagined at once, and how many steps.
         rounds: of improving the plan.
+        commit: steps of a plan that are taken before the next one is made.
         elites: that CEM keeps.
         temperature: of MPPI's weights, in the standard deviation of the prices.
         recognise_db: PSNR (of blurred views) from which a remembered view is taken for the goal's place.
@@ -36,6 +38,7 @@ class Search:
     futures: int = 16
     horizon: int = 4
     rounds: int = 2
+    commit: int = 1
     elites: int = 4
     temperature: float = 0.5
     recognise_db: float = 20.0
@@ -62,11 +65,11 @@ class Planner:
     def __init__(self, dream, search: Search = Search(), memory: bool = True, seed: int = 0):
         self.dream, self.search, self.memory = dream, search, memory
         self.rng = np.random.default_rng(seed)
-        self.state, self.goal, self.plan, self.places = None, None, None, []
+        self.state, self.goal, self.plan, self.places, self.ahead = None, None, None, [], []
 
     def begin(self, views, goal: np.ndarray) -> None:
         """Takes in what was seen so far, oldest first, and the goal image, uint8 `[H, W, 3]`."""
-        self.goal, self.plan, self.places = blurred(goal), np.zeros((self.search.horizon, 3)), []
+        self.goal, self.plan, self.places, self.ahead = blurred(goal), np.zeros((self.search.horizon, 3)), [], []
         self.state = self.dream.begin(views[0].frames, poses_of(views[0]), seed=0, prompt="")
         self._keep_place(views[0])
         for view in views[1:]:
@@ -81,7 +84,14 @@ class Planner:
             self.places = self.places[-1:]
 
     def act(self) -> np.ndarray:
-        """The next thrust `[3]`."""
+        """The next thrust `[3]`, of the present plan or, if as many were taken as it commits to, of a new one."""
+        if not self.ahead:
+            self.ahead = list(self.replan()[: self.search.commit])
+        self.plan = np.concatenate([self.plan[1:], np.zeros((1, 3))])
+        return self.ahead.pop(0)
+
+    def replan(self) -> np.ndarray:
+        """The best plan `[horizon, 3]` that the search finds, begun from what is left of the last one."""
         search = self.search
         mean, spread = self.plan, np.full((search.horizon, 3), 0.6) * [1.0, 0.4, 1.0]
         for _ in range(search.rounds):
@@ -95,8 +105,8 @@ class Planner:
             else:
                 weights = np.exp(-(prices - prices.min()) / (search.temperature * prices.std() + 1e-6))
                 mean = np.tensordot(weights / weights.sum(), plans, axes=1)
-        self.plan = np.concatenate([mean[1:], np.zeros((1, 3))])
-        return mean[0]
+        self.plan = mean
+        return mean
 
     def price(self, futures) -> np.ndarray:
         """`[B]`, metres: how far from the goal each future ends, in looks and, where it is known, in place."""
@@ -150,17 +160,20 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=("cem", "mppi"), default="cem")
-    parser.add_argument("--no-memory", action="store_true", help="forget everything but the last frame")
-    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--memory", choices=("on", "off", "both"), default="both")
+    parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--steps", type=int, default=24, help="an episode's limit")
     asked = parser.parse_args()
     faces = {"task": "return", "observation": "dict", "action_space": "continuous"}
     env = gym.make("MosaicWorldReal-v0", max_episode_steps=asked.steps, **faces)
-    planner = Planner(make_world("mosaic"), Search(asked.method), memory=not asked.no_memory)
-    came = []
-    for index in range(asked.episodes):
-        came.append(come_home(env, planner, seed=2_000_009 + 10 * index))
-        print(f"episode {index + 1}: {'home' if came[-1] else 'lost'}; so far {np.mean(came):.2f}", flush=True)
-    low, high = wilson(sum(came), len(came))
-    print(f"home: {np.mean(came):.2f} [{low:.2f}, {high:.2f}] of {len(came)} episodes")
+    dream = make_world("mosaic")
+    search = Search(asked.method, futures=12, rounds=1, commit=2)  # two seconds a plan on two cores
+    for arm in ("on", "off") if asked.memory == "both" else (asked.memory,):
+        planner = Planner(dream, search, memory=arm == "on")
+        came = []
+        for index in range(asked.episodes):
+            came.append(come_home(env, planner, seed=2_000_009 + 10 * index))
+            print(f"episode {index + 1}: {'home' if came[-1] else 'lost'}; so far {np.mean(came):.2f}", flush=True)
+        low, high = wilson(sum(came), len(came))
+        print(f"memory {arm}: home {np.mean(came):.2f} [{low:.2f}, {high:.2f}] of {len(came)} episodes", flush=True)
     env.close()

@@ -52,7 +52,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 """Transformer and autoencoder, as Wan 2.2 TI2V-5B has them; and a toy to try the benchmark on a CPU."""
 STAGES = {
-    "recall": "memory", "_denoise": "network", "_decode": "codec", "_estimate_depth": "depth", "_remember": "memory",
+    "recall": "memory", "denoised": "network", "_decode": "codec", "_estimate_depth": "depth", "_remember": "memory",
     "_carried_on": "codec",
 }  # fmt: skip
 """Methods of the world that are timed, and what their time counts as; the rest of a step is bookkeeping."""

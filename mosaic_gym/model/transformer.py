@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose
 from mosaic_gym.memory.mosaic import Recall
-from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles
+from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles, written_out
 
 TIMESTEPS = 1000
 """Wan's timesteps run from 0 (clean) to this (noise): sigma times this."""
@@ -175,7 +175,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         at.stored = []
         _, modulation = self._clock(history.new_zeros(len(history)), clean.values)
         text = self.condition_embedder.text_embedder(text.to(clean.values.dtype))
-        self._through_blocks(clean.values, modulation, text, at, None)
+        self._read_blocks(clean.values, modulation, text, at)
         return replace(context, text=text, keys_values=tuple(at.stored), exists=clean.exists)
 
     def forward(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tensor:
@@ -291,11 +291,24 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         clock = embedder.time_embedder(waves).type_as(like)
         return clock, embedder.time_proj(embedder.act_fn(clock)).unflatten(1, (6, -1))
 
+    def _read_blocks(self, tokens: Tensor, modulation: Tensor, text: Tensor, at: Positions) -> None:
+        """Fills `at.stored`. What the last block would make of the tokens is nobody's input, so it is not made."""
+        *blocks, last = self.blocks
+        tokens = tokens.contiguous()
+        for block in blocks:
+            tokens = block(tokens, text, modulation, at)
+        if hasattr(last, "_hf_hook"):  # an offloaded block fetches its weights when it is called
+            last(tokens, text, modulation, at)
+            return
+        shift, scale = (last.scale_shift_table + modulation.float()).chunk(6, dim=1)[:2]
+        normed = (last.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        last.attn1.processor.keep(last.attn1, normed, at)
+
     def _through_blocks(
         self, tokens: Tensor, modulation: Tensor, text: Tensor, at: Positions, cached: tuple[Any, ...] | None
     ) -> Tensor:
         tokens = tokens.contiguous()
-        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing and at.stored is None
+        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
         for index, block in enumerate(self.blocks):
             placed = replace(at, cached=cached[index]) if cached is not None else at
             if checkpointing:
@@ -337,7 +350,10 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         # Through float32, as Wan's own tables go: then equal positions have equal numbers.
         cosine, sine = angles.cos().float().to(precise), angles.sin().float().to(precise)
         key_mask = tokens.exists[:, None, None]
-        return Positions(cosine, sine, projection.to(precise), inverse.to(precise), key_mask=key_mask)
+        projection, inverse = projection.to(precise), inverse.to(precise)
+        if self.config.insertion == "split":
+            projection, inverse = written_out(projection, heads // 2), written_out(inverse, heads // 2)
+        return Positions(cosine, sine, projection, inverse, key_mask=key_mask)
 
 
 _TOKENS = ("values", "coordinates", "cameras", "exists")

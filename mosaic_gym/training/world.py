@@ -112,14 +112,14 @@ class Learner(nn.Module):
         return self.detail(self.codec.decode(latents), recalled.stills, recalled.doubt, recalled.pixels_covered)
 
 
-def frame_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+def frame_loss(predicted: Tensor, true: Tensor, softening: float = SOFTENING) -> tuple[Tensor, Tensor]:
     """The mean over samples of the log of their squared error (frames `[b, 4, 3, H, W]`), and that error in dB.
 
     The softened log keeps views that nobody could know from drowning the rest; a plain log would do the opposite,
     and spend the gradient on the grain of what memory already shows.
     """
     error = (predicted - true).square().mean((1, 2, 3, 4))
-    return torch.log(error + SOFTENING).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
+    return torch.log(error + softening).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
 
 
 def dream_ahead(

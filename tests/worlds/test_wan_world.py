@@ -114,7 +114,7 @@ def test_memory_reaches_the_picture(world, told):
         silent = replace(recalled, patch_exists=torch.zeros_like(recalled.patch_exists))
     else:
         silent = replace(recalled, covered=torch.zeros_like(recalled.covered))
-    one, other = (world._denoise([state], each, cameras) for each in (recalled, silent))
+    one, other = (world.denoised([state], each, cameras) for each in (recalled, silent))
     assert (one - other).abs().max() > 1e-4
 
 
