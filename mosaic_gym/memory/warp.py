@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, transform, unproject
+from mosaic_gym.geometry.camera import cell_centres, invert_pose
 
 DEPTH_TOLERANCE = 0.12
 """Two depths that differ by less than this share are the same surface."""
@@ -71,12 +71,11 @@ def splat_depth(
     """
     b, s, height, width = depth_m.shape
     f = target_from_source.shape[1]
-    points = unproject(depth_m, image_from_camera[:, None]).flatten(2, 3)  # [b, s, n, 3]
-    moved = transform(target_from_source, points[:, None])  # [b, f, s, n, 3]
-    uv, z = project(moved, image_from_camera[:, None, None])
-    column, row = uv.floor().long().unbind(-1)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (z > 0.05)
+    points = _rays(image_from_camera, height, width)[:, None] * depth_m.flatten(2)[:, :, None]  # [b, s, 3, n]
+    u, v, z = _land(points[:, None], target_from_source, image_from_camera[:, None, None])  # [b, f, s, n] each
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (z > 0.05)
     inside &= alive.flatten(2)[:, None]
+    column, row = u.where(inside, 0.0).long(), v.where(inside, 0.0).long()
     cells = torch.where(inside, row * width + column, height * width)  # the last cell is a bin
     buffer = depth_m.new_full((b * f * s, height * width + 1), torch.inf)
     buffer.scatter_reduce_(1, cells.flatten(0, 2), z.flatten(0, 2), "amin")
@@ -123,6 +122,26 @@ def same_surface(one_m: Tensor, other_m: Tensor) -> Tensor:
     return (one_m - other_m).abs() <= DEPTH_TOLERANCE * other_m + DEPTH_SLACK_M
 
 
+def _rays(image_from_camera: Tensor, height: int, width: int) -> Tensor:
+    """`[b, 3, n]`: what lies on a cell's ray at a depth of one, by K `[b, 3, 3]` on the grid's own cells.
+
+    Coordinates come first here and in `_land`: a tensor whose last axis is two or three numbers long is ten times as
+    slow to work on.
+    """
+    u, v = cell_centres(height, width, image_from_camera).flatten(0, 1).unbind(-1)
+    across = (u - image_from_camera[:, 0, 2, None]) / image_from_camera[:, 0, 0, None]
+    down = (v - image_from_camera[:, 1, 2, None]) / image_from_camera[:, 1, 1, None]
+    return torch.stack([across, down, torch.ones_like(across)], dim=1)
+
+
+def _land(points: Tensor, b_from_a: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where points `[..., 3, n]` of camera a land in camera b: u, v in cells and z in metres, `[..., n]` each."""
+    image_from_a = image_from_camera @ b_from_a[..., :3, :]  # [..., 3, 4]
+    u, v, z = (image_from_a[..., :3] @ points + image_from_a[..., 3:]).unbind(-2)
+    safe = z.clamp_min(1e-6)
+    return u / safe, v / safe, z
+
+
 def warp_stills(
     stills: Float[Tensor, "b s c H W"],
     depth_m: Float[Tensor, "b s H W"],
@@ -163,21 +182,23 @@ def warp_stills(
     inverse_m = for_every_target(1.0 / depth_m)
     nearest_m = for_every_target(torch.where(alive, depth_m, 0.0))
 
-    def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        points = unproject(surface_m, image_from_camera[:, None]).flatten(2, 3)
-        uv, z = project(transform(source_from_target, points[:, :, None]), image_from_camera[:, None, None])
-        scale = uv.new_tensor([2.0 / width, 2.0 / height])
-        grid = (uv * scale - 1.0).view(b * f * s, height, width, 2)
-        inside = (uv > 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height) & (z > 0.05)
+    rays = _rays(image_from_camera, height, width)
+
+    def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        points = rays[:, None] * surface_m.flatten(2)[:, :, None]  # [b, f, 3, n]
+        u, v, z = _land(points[:, :, None], source_from_target, image_from_camera[:, None, None])
+        grid = torch.stack([u * (2.0 / width) - 1.0, v * (2.0 / height) - 1.0], dim=-1)
+        grid = grid.view(b * f * s, height, width, 2)
+        inside = (u > 0) & (u < width) & (v > 0) & (v < height) & (z > 0.05)
         seen_m = F.grid_sample(nearest_m, grid, mode="nearest", padding_mode="border", align_corners=False)
         agrees = inside.view(b, f, s, height, width)
         z = z.view(b, f, s, height, width)
         agrees = agrees & same_surface(seen_m.view(b, f, s, height, width), z)
-        return grid, z, agrees, uv
+        return grid, z, agrees, u, v
 
     # 1. Splatted depths belong to points up to half a cell away. Asking the sources what they hold along
     # this cell's own ray, once, takes that error away.
-    grid, z, agrees, _ = look_up(start_m)
+    grid, z, agrees, _, _ = look_up(start_m)
     held = F.grid_sample(inverse_m, grid, mode="bilinear", padding_mode="border", align_corners=False)
     held_m = 1.0 / held.view(b, f, s, height, width)
     correction = torch.where(agrees, held_m - z, 0.0).clamp(-1.0, 1.0)
@@ -186,12 +207,13 @@ def warp_stills(
     surface_m = refined_m.clamp_min(0.05)
 
     # 2. The values, at fractional coordinates; cubic, for a view is resampled again and again, and linear blurs.
-    grid, z, agrees, uv = look_up(surface_m)
+    grid, z, agrees, u, v = look_up(surface_m)
     sampled = F.grid_sample(for_every_target(stills), grid, mode="bicubic", padding_mode="border", align_corners=False)
     sampled = sampled.view(b, f, s, c, height, width)
     ages = F.grid_sample(for_every_target(generation), grid, padding_mode="border", align_corners=False)
     ages = ages.view(b, f, s, height, width)
-    moved_px = (uv.view(b, f, s, height, width, 2) - cell_centres(height, width, uv)).norm(dim=-1)
+    here_u, here_v = cell_centres(height, width, u).flatten(0, 1).unbind(-1)
+    moved_px = torch.hypot(u - here_u, v - here_v).view(b, f, s, height, width)
     cost = source_cost(surface_m[:, :, None], z, ages, target_from_source)
     cost = torch.where(agrees & filled[:, :, None], cost, torch.inf)
     best = cost.amin(2, keepdim=True)
