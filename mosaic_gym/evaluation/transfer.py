@@ -40,7 +40,7 @@ class Config:
     """Recorded episodes: where the dream's episodes begin."""
     out: Path = Path("out/transfer")
     """Policies and results; what is already there is kept."""
-    steps: int = 24_000
+    steps: int = 30_000
     """Steps of PPO in the dream."""
     engine_steps: int | None = None
     """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
