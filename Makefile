@@ -27,7 +27,6 @@ train: $(DEV)
 	$(BIN)/mosaic-gym train depth
 	$(BIN)/mosaic-gym train outcome
 	$(BIN)/mosaic-gym train world
-	$(BIN)/mosaic-gym train detail
 
 evaluate: $(CORE)
 	$(BIN)/mosaic-gym evaluate depth

@@ -41,7 +41,6 @@ COMMANDS: dict[str, Command] = {
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
     "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end"),
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),
-    "train detail": Command("mosaic_gym.training.detail", "Config", "train", "train a world's detail network further"),
     "train world --from": Command("mosaic_gym.training.finetune", "Config", "train", "fine-tune a pretrained Wan"),
     "train student": Command("mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),

@@ -34,9 +34,12 @@ GOALS = {
     "steps_per_second": (20.0, "environment steps per second"),
 }
 AT_MOST = {"depth_median_relative_error"}
-UNCOVERED = "gain_ahead_uncovered_over_warp"
-"""A figure without a goal: the same gain over those pixels that memory does not cover, which only a network can know.
-(The warp continues its edges into them.)"""
+UNGRADED = {
+    "gain_ahead_uncovered_over_warp": "gain ahead where memory covers nothing, dB",
+    "bound_ahead_realigned": "what realigning the warp could gain, dB",
+}
+"""Figures without a goal: the gain over those pixels that memory does not cover, which only a network can know (the
+warp continues its edges into them); and what the warp would gain if covered pixels took the best shifts."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,11 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
         "depth_median_relative_error": interval(told["depth"]),
     }
     found = {name: {**figure, "goal": GOALS[name][0]} for name, figure in found.items()}
+    bound = interval([row["warp"]["realigned"] - row["warp"]["psnr"] for row in ahead])
+    found["bound_ahead_realigned"] = {**bound, "goal": None}
     partly = [row for row in ahead if "uncovered" in row["memory"]]
     if len(partly) > 1:
-        found[UNCOVERED] = {**over(partly, "uncovered", "memory", "warp"), "goal": None}
+        found["gain_ahead_uncovered_over_warp"] = {**over(partly, "uncovered", "memory", "warp"), "goal": None}
     return found
 
 
@@ -187,10 +192,10 @@ def print_figures(found: dict[str, dict[str, float]], shipped: dict[str, dict[st
         line = f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  goal {sign} {goal:g}"
         card = f"   card: {shipped[name]['value']:.3f}" if shipped and name in shipped else ""
         print(f"{line}  {'met' if met else 'MISSED'}{card}")
-    if UNCOVERED in found:
-        figure = found[UNCOVERED]
-        words = "gain ahead where memory covers nothing, dB"
-        print(f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  no goal")
+    for name, words in UNGRADED.items():
+        if name in found:
+            figure = found[name]
+            print(f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  no goal")
 
 
 def print_arms(table: dict[str, dict[str, dict[str, float]]]) -> None:

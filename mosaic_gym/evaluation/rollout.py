@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mosaic_gym.evaluation.metrics import decibels, squared_error, ssim_map
+from mosaic_gym.evaluation.metrics import decibels, realigned_error, squared_error, ssim_map
 from mosaic_gym.evaluation.paths import Path, Seen, outward_frame
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.memory.mosaic import MosaicMemory
@@ -69,13 +69,15 @@ class Arms:
 
 
 def measure_ahead(path: Path, frames: np.ndarray, covered: np.ndarray) -> dict[str, float]:
-    """dB of the one step ahead, of all pixels and of those that memory does not cover (if they are enough to count).
+    """dB of the one step ahead: as it is, with covered pixels realigned, and of uncovered ones if they are enough.
 
     Args:
         frames: uint8 `[1, 4, H, W, 3]`; covered: bool `[4, H, W]`.
     """
-    error = squared_error(frames[0], path.views[path.history].frames)
-    measured = {"psnr": decibels(error.mean())}
+    true = path.views[path.history].frames
+    error = squared_error(frames[0], true)
+    realigned = np.where(covered, realigned_error(frames[0], true), error)
+    measured = {"psnr": decibels(error.mean()), "realigned": decibels(realigned.mean())}
     if covered.mean() <= 1.0 - LEAST_UNCOVERED:
         measured["uncovered"] = decibels(error[~covered].mean())
     return measured

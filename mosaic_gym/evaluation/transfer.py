@@ -26,6 +26,8 @@ EPISODE_STEPS = 32
 """Steps an episode may take, in dream and engine."""
 FIRST_TEST_SEED = 2_000_009
 """Of the engine's episodes; tests are on seeds ending in 9, held out from the recording."""
+OPTIMIZER = "optimizer."
+"""Before the names of the optimiser's tensors in a policy's file."""
 Choose = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Actions `[b]` for stacked observations."""
 
@@ -156,13 +158,20 @@ def make_policy(env: Any, config: Config) -> Any:
 
 
 def train(model: Any, steps: int, keep: Path, count: int) -> None:
-    """Trains, with a bar, and keeps `count` policies evenly from the first to the last, as safetensors."""
+    """Trains, with a bar, and keeps `count` policies evenly from the first to the last, as safetensors.
+
+    Cut off, it goes on from the last policy kept, with its optimiser; episodes begin anew.
+    """
     from safetensors.torch import save_file
     from stable_baselines3.common.callbacks import BaseCallback
     from tqdm import tqdm
 
     marks = np.linspace(0, steps, count).round().astype(int).tolist()
     keep.mkdir(parents=True, exist_ok=True)
+    done = max((index for index in range(count) if (keep / f"{index}.safetensors").is_file()), default=None)
+    if done is not None:
+        model.num_timesteps = load_policy(model, keep / f"{done}.safetensors")
+        del marks[: done + 1]
 
     class Keeper(BaseCallback):
         def _on_training_start(self) -> None:
@@ -182,18 +191,37 @@ def train(model: Any, steps: int, keep: Path, count: int) -> None:
 
         def _keep(self) -> None:
             while marks and self.num_timesteps >= marks[0]:
-                weights = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
-                save_file(weights, keep / f"{count - len(marks)}.safetensors")
+                tensors = {name: value.clone() for name, value in self.model.policy.state_dict().items()}
+                for index, state in self.model.policy.optimizer.state_dict()["state"].items():
+                    tensors |= {f"{OPTIMIZER}{index}.{name}": value.clone() for name, value in state.items()}
+                told = {"num_timesteps": str(self.num_timesteps)}
+                save_file(tensors, keep / f"{count - len(marks)}.safetensors", metadata=told)
                 marks.pop(0)
 
-    model.learn(steps, callback=Keeper())
+    model.learn(steps - model.num_timesteps, callback=Keeper(), reset_num_timesteps=False)
+
+
+def load_policy(model: Any, path: Path) -> int:
+    """Gives the model the policy in a file, with its optimiser; returns the steps it has trained for."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = file.metadata() or {}
+    model.policy.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER)})
+    optimizer = model.policy.optimizer.state_dict()
+    optimizer["state"] = {}
+    for name, value in tensors.items():
+        if name.startswith(OPTIMIZER):
+            index, key = name.removeprefix(OPTIMIZER).split(".")
+            optimizer["state"].setdefault(int(index), {})[key] = value
+    model.policy.optimizer.load_state_dict(optimizer)
+    return int(told.get("num_timesteps", 0))
 
 
 def chooser(model: Any, weights: Path) -> Choose:
     """Draws actions from the policy in a file."""
-    from safetensors.torch import load_file
-
-    model.policy.load_state_dict(load_file(str(weights)))
+    load_policy(model, weights)
     return lambda seen: model.predict(seen, deterministic=False)[0]
 
 
@@ -256,7 +284,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Trains what is missing, tests it, prints the table, and writes `transfer.json` and `transfer.png`.
 
     Raises:
-        ValueError: a count below its least. FileNotFoundError: nothing is recorded.
+        ValueError: a count below its least, or results of another checkpoint. FileNotFoundError: nothing is recorded.
     """
     from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
@@ -270,6 +298,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     faces = {"observation": "dict", "max_episode_steps": EPISODE_STEPS, "checkpoint": config.checkpoint}
     dream = VecTransposeImage(make_sb3(MEMBERS, task=recorded_task(config), **faces))
+    told = kept(config.out / "checkpoint.json", lambda: {"fingerprint": dream.venv.members.world.fingerprint})
+    if told["fingerprint"] != dream.venv.members.world.fingerprint:
+        dream.close()
+        raise ValueError(f"{config.out} holds what was found with another checkpoint; give another --out, or empty it")
     size = dream.observation_space["image"].shape[1:]
     model = make_policy(dream, config)
     count = config.policies

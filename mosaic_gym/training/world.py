@@ -45,6 +45,8 @@ class Config:
     """What `train depth` wrote."""
     outcome: Path = Path("runs/outcome/weights")
     """What `train outcome` wrote."""
+    begin: Path | None = None
+    """A finished world to go on from, with a budget of its own; its parts are taken instead of those above."""
     out: Path = Path("runs/world")
     """The run's folder: checkpoints, log, and the finished world in `weights/`."""
     minutes: float | None = 62.0
@@ -112,14 +114,14 @@ class Learner(nn.Module):
         return self.detail(self.codec.decode(latents), recalled.stills, recalled.doubt, recalled.pixels_covered)
 
 
-def frame_loss(predicted: Tensor, true: Tensor, softening: float = SOFTENING) -> tuple[Tensor, Tensor]:
+def frame_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over samples of the log of their squared error (frames `[b, 4, 3, H, W]`), and that error in dB.
 
     The softened log keeps views that nobody could know from drowning the rest; a plain log would do the opposite,
     and spend the gradient on the grain of what memory already shows.
     """
     error = (predicted - true).square().mean((1, 2, 3, 4))
-    return torch.log(error + softening).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
+    return torch.log(error + SOFTENING).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
 
 
 def dream_ahead(
@@ -237,7 +239,7 @@ def train(config: Config) -> WorldModel:
     torch.set_flush_denormal(True)
     accelerator = Accelerator(mixed_precision=config.precision)
     store = EpisodeStore(config.data, "train")
-    model = build(config, store)
+    model = build(config, store) if config.begin is None else WorldModel.from_pretrained(config.begin)
     device = accelerator.device
     model.codec.to(device)
     model.depth.to(device).eval()

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from mosaic_gym.evaluation.metrics import SSIM_SIGMA, SSIM_WINDOW, decibels, interval, squared_error, ssim_map
+from mosaic_gym.evaluation.metrics import (
+    SSIM_SIGMA,
+    SSIM_WINDOW,
+    decibels,
+    interval,
+    realigned_error,
+    squared_error,
+    ssim_map,
+)
 from mosaic_gym.evaluation.paths import (
     AWAY_SHARE,
     AWAY_STEPS,
@@ -39,6 +47,16 @@ def test_psnr_of_a_known_error():
     black, grey = np.zeros((2, 4, 5, 3), np.uint8), np.full((2, 4, 5, 3), 16, np.uint8)
     assert squared_error(black, grey).shape == (2, 4, 5)
     assert decibels(squared_error(black, grey).mean()) == pytest.approx(20 * np.log10(255 / 16))
+
+
+def test_realigning_undoes_a_shift_but_makes_nothing_up():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 256, (1, 24, 32, 3)).astype(np.uint8)
+    shifted = np.roll(true, 1, axis=2)
+    assert realigned_error(shifted, true)[:, 3:-3, 3:-3].max() < 1e-6
+    flat, other = np.full_like(true, 128), rng.integers(0, 256, true.shape).astype(np.uint8)
+    np.testing.assert_allclose(realigned_error(flat, true), squared_error(flat, true))
+    assert realigned_error(other, true).mean() > 0.5 * squared_error(other, true).mean()
 
 
 def test_ssim_agrees_with_a_loop():

@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mosaic_gym import Start
-from mosaic_gym.evaluation.transfer import Config, RecordedGoalTask, evaluate
+from mosaic_gym.envs.sb3 import make_sb3
+from mosaic_gym.evaluation.transfer import Config, RecordedGoalTask, evaluate, load_policy, make_policy, train
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -56,3 +60,27 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
     capsys.readouterr()
     again = evaluate(replace(config, steps=64))
     assert again["arms"] == found["arms"] and "in the engine:" not in capsys.readouterr().err, "nothing is done twice"
+    tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
+    with pytest.raises(ValueError, match="another checkpoint"):
+        evaluate(config)
+
+
+def test_training_cut_off_goes_on_from_the_last_policy_kept(tmp_path):
+    tiny_model(size=(48, 64)).save_pretrained(tmp_path / "tiny")
+    faces = {"task": RecordedGoalTask([line()]), "observation": "dict", "max_episode_steps": 4}
+    envs = VecTransposeImage(make_sb3(2, checkpoint=str(tmp_path / "tiny"), **faces))
+    config = Config(rollout=2)
+    train(make_policy(envs, config), 8, tmp_path, 3)
+    whole = load_file(tmp_path / "2.safetensors")
+    (tmp_path / "2.safetensors").unlink()
+    model = make_policy(envs, replace(config, seed=5))
+    assert load_policy(model, tmp_path / "1.safetensors") == 4
+    middle = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    steps = {int(state["step"]) for state in model.policy.optimizer.state_dict()["state"].values()}
+    assert steps == {4}, "the optimiser's count of updates: four epochs of one rollout"
+    train(model, 8, tmp_path, 3)
+    assert model.num_timesteps == 8
+    again = load_file(tmp_path / "2.safetensors")
+    assert again.keys() == whole.keys()
+    assert any(not torch.equal(again[name], value) for name, value in middle.items())
+    envs.close()

@@ -1,5 +1,6 @@
 """Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data,
     assert model.transformer.proj_out.weight.abs().max() > 0
     assert (model.settings.height, model.settings.width) == (48, 64)
     assert model.start_images.shape[1:] == (48, 64, 3) and len(model.start_prompts) == len(model.start_images)
+
+
+def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
+    first = world.train(world_config(data, parts, tmp_path / "first", 2))
+    begun = replace(world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")
+    unmoved = world.train(replace(begun, out=tmp_path / "unmoved", learning_rate=0.0))
+    assert unmoved.fingerprint == first.fingerprint
+    moved = world.train(begun)
+    assert not torch.equal(moved.transformer.proj_out.weight, first.transformer.proj_out.weight)
+    assert torch.equal(moved.codec.components, first.codec.components)
 
 
 def test_depth_training_lowers_its_loss(data, tmp_path):
