@@ -18,11 +18,11 @@ from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import SIZE, tiny_model
 
 
-def line(count: int = 8) -> tuple:
+def line(count: int = 8, size: tuple[int, int] = SIZE) -> tuple:
     """A recording of a straight walk, a metre a step."""
     cameras = np.tile(np.eye(4), (count, 1, 1))
     cameras[:, 2, 3] = np.arange(count)
-    frames = np.zeros((count, *SIZE, 3), np.uint8)
+    frames = np.zeros((count, *size, 3), np.uint8)
     frames[..., 0] = np.arange(count)[:, None, None]
     return MosaicMemory(), frames, cameras
 
@@ -66,8 +66,9 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
 
 
 def test_training_cut_off_goes_on_from_the_last_policy_kept(tmp_path):
-    tiny_model(size=(48, 64)).save_pretrained(tmp_path / "tiny")
-    faces = {"task": RecordedGoalTask([line()]), "observation": "dict", "max_episode_steps": 4}
+    size = (48, 64)
+    tiny_model(size=size).save_pretrained(tmp_path / "tiny")
+    faces = {"task": RecordedGoalTask([line(size=size)]), "observation": "dict", "max_episode_steps": 4}
     envs = VecTransposeImage(make_sb3(2, checkpoint=str(tmp_path / "tiny"), **faces))
     config = Config(rollout=2)
     train(make_policy(envs, config), 8, tmp_path, 3)
