@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.vector_env import make_dreams
+from mosaic_gym.envs.vector_env import check_render_mode, dream_members
 
 EPISODE_STEPS = 256
 """Steps of an episode unless `max_episode_steps` says otherwise, as registered with Gymnasium."""
@@ -25,15 +25,11 @@ class MosaicVecEnv(VecEnv):
     """
 
     def __init__(self, members: Members, render_mode: str | None = None) -> None:
+        check_render_mode(render_mode)
         self.members = members
         self._render_mode = render_mode
         self._thrusts: np.ndarray | None = None
         super().__init__(len(members), members.observation_space, members.action_space)
-
-    @property
-    def task(self) -> Any:
-        """The task of every member."""
-        return self.members.task
 
     def reset(self) -> Any:
         """Begins all episodes, with the seeds that `seed` set."""
@@ -114,13 +110,15 @@ class MosaicVecEnv(VecEnv):
         return dict_to_obs(self.observation_space, stacked)
 
 
-def make_sb3(num_envs: int, max_episode_steps: int = EPISODE_STEPS, **kwargs: Any) -> MosaicVecEnv:
+def make_sb3(
+    num_envs: int, max_episode_steps: int = EPISODE_STEPS, render_mode: str | None = None, **kwargs: Any
+) -> MosaicVecEnv:
     """`num_envs` members of the learned world for Stable-Baselines3.
 
     Args:
         num_envs: members, stepped by one network call.
         max_episode_steps: after which an episode is truncated.
+        render_mode: `rgb_array` or None.
         kwargs: as `make_dream` takes them.
     """
-    vector = make_dreams(num_envs, max_episode_steps=max_episode_steps, **kwargs)
-    return MosaicVecEnv(vector.members, vector.render_mode)
+    return MosaicVecEnv(dream_members(num_envs, max_episode_steps=max_episode_steps, **kwargs), render_mode)

@@ -16,6 +16,12 @@ from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.tasks import Task, make_task
 
 
+def check_render_mode(render_mode: str | None) -> None:
+    """Raises ValueError for a render mode that many members at once do not have."""
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode of many members is rgb_array or None; got {render_mode!r}")
+
+
 class WorldVectorEnv(VectorEnv):
     """`Members` behind Gymnasium's vector face.
 
@@ -36,8 +42,7 @@ class WorldVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode of many members is rgb_array or None; got {render_mode!r}")
+        check_render_mode(render_mode)
         self.members = members
         self.num_envs = len(members)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -149,7 +154,7 @@ class WorldVectorEnv(VectorEnv):
         return infos
 
 
-def make_dreams(
+def dream_members(
     num_envs: int = 1,
     checkpoint: str = "doom-tiny",
     device: str = "cpu",
@@ -166,13 +171,11 @@ def make_dreams(
     patience: int = 8,
     loading: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
-    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
-    render_mode: str | None = None,
-) -> WorldVectorEnv:
+) -> Members:
     """`num_envs` members of the learned world; the other arguments as `make_dream` takes them."""
     task = make_task(task)
-    check_faces(action_space, observation, render_mode, task)
-    members = Members(
+    check_faces(action_space, observation, None, task)
+    return Members(
         open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading),
         num_envs,
         action_space=action_space,
@@ -182,4 +185,13 @@ def make_dreams(
         options=dream_options(memory),
         prompt=prompt,
     )
-    return WorldVectorEnv(members, autoreset_mode, render_mode)
+
+
+def make_dreams(
+    num_envs: int = 1,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> WorldVectorEnv:
+    """`num_envs` members of the learned world as a vector environment; kwargs as `dream_members` takes them."""
+    return WorldVectorEnv(dream_members(num_envs, **kwargs), autoreset_mode, render_mode)
