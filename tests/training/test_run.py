@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
@@ -79,6 +80,16 @@ def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     moved = world.train(begun)
     assert not torch.equal(moved.transformer.proj_out.weight, first.transformer.proj_out.weight)
     assert torch.equal(moved.codec.components, first.codec.components)
+
+
+def test_the_world_trains_in_bf16(data, parts, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    try:
+        model = world.train(replace(world_config(data, parts, tmp_path / "run", 2), precision="bf16"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    weight = model.transformer.proj_out.weight
+    assert weight.dtype == torch.float32 and weight.isfinite().all() and weight.abs().max() > 0
 
 
 def test_depth_training_lowers_its_loss(data, tmp_path):
