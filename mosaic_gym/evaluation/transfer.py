@@ -11,7 +11,7 @@ Everything lands in a folder as it is done, and a second run goes on from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_gym.envs.tasks import GoalTask, Reach, Scene
+from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.worlds.protocol import Start, World
 
 MEMBERS = 16
@@ -42,7 +43,7 @@ class Config:
     """Recorded episodes: where the dream's episodes begin."""
     out: Path = Path("out/transfer")
     """Policies and results; what is already there is kept."""
-    steps: int = 30_000
+    steps: int = 60_000
     """Steps of PPO in the dream."""
     engine_steps: int | None = None
     """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
@@ -51,7 +52,8 @@ class Config:
     rank_episodes: int = 48
     """Episodes, in dream and in engine, for each policy that is ranked; 0 to leave the ranking out."""
     policies: int = 8
-    """Kept evenly during training in the dream, from the first to the last, which is the one tested."""
+    """Kept evenly during training in the dream, from the first to the last, which is the one tested; all are ranked,
+    with chance, with a body that only goes ahead, and with the one trained in the engine."""
     places: int = 48
     """Recorded episodes that the dream's begin in."""
     rollout: int = 128
@@ -231,6 +233,11 @@ def at_random(seed: int) -> Choose:
     return lambda seen: rng.integers(9, size=len(seen["image"]))
 
 
+def ahead_only() -> Choose:
+    """Forward, whatever is seen."""
+    return lambda seen: np.full(len(seen["image"]), list(ACTIONS).index("forward"))
+
+
 def open_engine(size: tuple[int, int]) -> Any:
     """The goal task in the engine, `size` (height, width)."""
     import gymnasium as gym
@@ -261,16 +268,20 @@ def walk_in_engine(choose: Choose, episodes: int, label: str, size: tuple[int, i
 
 
 def walk_in_dream(env: Any, choose: Choose, episodes: int) -> list[dict[str, float]]:
-    """Episodes in the dream, many at once."""
+    """Episodes in the dream, many at once: as many of every member, and at least `episodes` in all.
+
+    (The first to end would be the successful ones.)
+    """
     env.seed(7)
-    seen, told, totals = env.reset(), [], np.zeros(env.num_envs)
-    while len(told) < episodes:
+    each = -(-episodes // env.num_envs)
+    seen, told, totals = env.reset(), [[] for _ in range(env.num_envs)], np.zeros(env.num_envs)
+    while min(len(mine) for mine in told) < each:
         seen, rewards, dones, infos = env.step(choose(seen))
         totals += rewards
         for i in np.flatnonzero(dones):
-            told.append({"return": float(totals[i]), "success": float(not infos[i]["TimeLimit.truncated"])})
+            told[i].append({"return": float(totals[i]), "success": float(not infos[i]["TimeLimit.truncated"])})
             totals[i] = 0.0
-    return told[:episodes]
+    return [one for mine in told for one in mine[:each]]
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
@@ -330,31 +341,36 @@ def evaluate(config: Config) -> dict[str, Any]:
     found["success_over_random"] = ratio
     print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
     if config.rank_episodes:
-        found["ranking"] = rank(config, dream, model, count, size)
+        # What is kept on the way to one policy differs little; the others widen the range of good and bad.
+        ranked = {str(i): lambda i=i: chooser(model, config.out / "dream" / f"{i}.safetensors") for i in range(count)}
+        ranked |= {name: choose for name, choose in arms.items() if name != "dream"} | {"ahead": ahead_only}
+        found["ranking"] = rank(config, dream, ranked, size)
     (config.out / "transfer.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(config.out / "transfer.png", found)
     dream.close()
     return found
 
 
-def rank(config: Config, dream: Any, model: Any, count: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Mean returns of the policies kept during training, in dream and engine, and their rank correlation."""
+def rank(
+    config: Config, dream: Any, policies: Mapping[str, Callable[[], Choose]], size: tuple[int, int]
+) -> dict[str, Any]:
+    """Mean returns of policies, in dream and engine, and their rank correlation."""
     from scipy.stats import spearmanr
 
-    pairs = []
-    for index in range(count):
-        weights = config.out / "dream" / f"{index}.safetensors"
+    pairs = {}
+    for name, choose in policies.items():
         there = kept(
-            config.out / f"rank_dream_{index}.json",
-            lambda: walk_in_dream(dream, chooser(model, weights), config.rank_episodes),  # noqa: B023
+            config.out / f"rank_dream_{name}.json",
+            lambda: walk_in_dream(dream, choose(), config.rank_episodes),  # noqa: B023
         )
         here = kept(
-            config.out / f"rank_engine_{index}.json",
-            lambda: walk_in_engine(chooser(model, weights), config.rank_episodes, f"policy {index}", size),  # noqa: B023
+            config.out / f"rank_engine_{name}.json",
+            lambda: walk_in_engine(choose(), config.rank_episodes, f"policy {name}", size),  # noqa: B023
         )
-        pairs.append([float(np.mean([one["return"] for one in told])) for told in (there, here)])
-    rho = float(spearmanr(*np.array(pairs).T).statistic)
-    print(f"Spearman rank correlation of {count} policies' returns, dream against engine: {rho:.2f} (goal >= 0.8)")
+        pairs[name] = [float(np.mean([one["return"] for one in told])) for told in (there, here)]
+        print(f"policy {name:<8} mean return {pairs[name][0]:6.2f} in the dream, {pairs[name][1]:6.2f} in the engine")
+    rho = float(spearmanr(*np.array(list(pairs.values())).T).statistic)
+    print(f"Spearman rank correlation of {len(pairs)} policies' returns, dream against engine: {rho:.2f} (goal >= 0.8)")
     return {"returns_dream_engine": pairs, "spearman": rho}
 
 
@@ -373,10 +389,13 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     left.bar(names, values, yerr=reach, capsize=4, color=["0.7", "tab:blue", "tab:green"][: len(names)])
     left.set(ylabel="success in the engine", title="goal task; where each policy was trained")
     if "ranking" in found:
-        dream, engine = np.array(found["ranking"]["returns_dream_engine"]).T
+        pairs = found["ranking"]["returns_dream_engine"]
+        dream, engine = np.array(list(pairs.values())).T
         right.plot(dream, engine, "o")
+        for name, place in pairs.items():
+            right.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         right.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
-        right.set_title(f"policies during training, rank correlation {found['ranking']['spearman']:.2f}")
+        right.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
     else:
         right.set_axis_off()
     figure.savefig(path, dpi=130)

@@ -11,7 +11,16 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mosaic_gym import Start
 from mosaic_gym.envs.sb3 import make_sb3
-from mosaic_gym.evaluation.transfer import Config, RecordedGoalTask, evaluate, load_policy, make_policy, train
+from mosaic_gym.envs.tasks import Judgement, Scene
+from mosaic_gym.evaluation.transfer import (
+    Config,
+    RecordedGoalTask,
+    evaluate,
+    load_policy,
+    make_policy,
+    train,
+    walk_in_dream,
+)
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -54,7 +63,8 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
         rank_episodes=1, policies=2, places=3, rollout=2,
     )  # fmt: skip
     found = evaluate(config)
-    assert set(found["arms"]) == {"random", "dream", "engine"} and len(found["ranking"]["returns_dream_engine"]) == 2
+    assert set(found["arms"]) == {"random", "dream", "engine"}
+    assert set(found["ranking"]["returns_dream_engine"]) == {"0", "1", "random", "engine", "ahead"}
     assert json.loads((tmp_path / "out" / "transfer.json").read_text())["arms"] == found["arms"]
     assert (tmp_path / "out" / "transfer.png").stat().st_size > 5000
     capsys.readouterr()
@@ -63,6 +73,34 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="another checkpoint"):
         evaluate(config)
+
+
+class EndsAfter:
+    """Every second episode ends at once, successful; the others run out of time."""
+
+    draws_goal = True
+
+    def set_scenes(self, world, starts):
+        begun = [world.start(start) for start in starts]
+        return [Scene(state, view, view.frames[-1].copy(), (0.0, 0.0)) for state, view in begun]
+
+    def begin(self, scene):
+        return {"soon": bool(scene.state.seed % 2)}
+
+    def judge(self, progress, view):
+        return Judgement(progress, 1.0, progress["soon"])
+
+
+def test_slow_members_count_as_much_as_quick_ones(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "tiny")
+    faces = {"task": EndsAfter(), "observation": "dict", "max_episode_steps": 4}
+    envs = make_sb3(4, checkpoint=str(tmp_path / "tiny"), **faces)
+    told = walk_in_dream(envs, lambda seen: np.zeros(len(seen["image"]), int), 5)
+    envs.close()
+    assert len(told) == 8, "two of each member"
+    assert {(one["return"], one["success"]) for one in told} == {(1.0, 1.0), (4.0, 0.0)}
+    # The seeds of the first episodes are 7, 8, 9, 10: the quick ones do not crowd out the rest.
+    assert [one["success"] for one in told[::2]] == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_training_cut_off_goes_on_from_the_last_policy_kept(tmp_path):
