@@ -1,9 +1,9 @@
 """Does what was learned in the dream work in the engine?
 
 PPO is trained on the goal task in the dream alone: every episode begins at a recorded place whose surroundings
-memory knows, and its goal is a place that the recorded walk came to soon after. Then it walks in the engine, beside a
-random policy and beside PPO trained in the engine for as many frames as the recording has. And: do returns in the
-dream rank policies as the engine does?
+memory knows, and its goal is a place that the recorded walk came to soon after. Then it walks in the engine, beside
+chance, a body that only goes ahead, and PPO trained in the engine for as many frames as the recording has. And: do
+returns in the dream rank policies as the engine does?
 
 Everything lands in a folder as it is done, and a second run goes on from there.
 """
@@ -319,7 +319,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     if not (config.out / "dream" / f"{count - 1}.safetensors").is_file():
         train(model, config.steps, config.out / "dream", count)
     last = config.out / "dream" / f"{count - 1}.safetensors"
-    arms = {"random": lambda: at_random(config.seed), "dream": lambda: chooser(model, last)}
+    arms = {"random": lambda: at_random(config.seed), "ahead": ahead_only, "dream": lambda: chooser(model, last)}
 
     recorded = sum(len(store.load(index)) for index in range(len(store)))
     engine_steps = recorded if config.engine_steps is None else config.engine_steps
@@ -343,7 +343,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     if config.rank_episodes:
         # What is kept on the way to one policy differs little; the others widen the range of good and bad.
         ranked = {str(i): lambda i=i: chooser(model, config.out / "dream" / f"{i}.safetensors") for i in range(count)}
-        ranked |= {name: choose for name, choose in arms.items() if name != "dream"} | {"ahead": ahead_only}
+        ranked |= {name: choose for name, choose in arms.items() if name != "dream"}
         found["ranking"] = rank(config, dream, ranked, size)
     (config.out / "transfer.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(config.out / "transfer.png", found)
@@ -386,7 +386,7 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     rows = [found["arms"][name]["success"] for name in names]
     values = [row["value"] for row in rows]
     reach = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
-    left.bar(names, values, yerr=reach, capsize=4, color=["0.7", "tab:blue", "tab:green"][: len(names)])
+    left.bar(names, values, yerr=reach, capsize=4, color=["0.8", "0.6", "tab:blue", "tab:green"][: len(names)])
     left.set(ylabel="success in the engine", title="goal task; where each policy was trained")
     if "ranking" in found:
         pairs = found["ranking"]["returns_dream_engine"]

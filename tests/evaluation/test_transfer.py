@@ -63,7 +63,7 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
         rank_episodes=1, policies=2, places=3, rollout=2,
     )  # fmt: skip
     found = evaluate(config)
-    assert set(found["arms"]) == {"random", "dream", "engine"}
+    assert set(found["arms"]) == {"random", "ahead", "dream", "engine"}
     assert set(found["ranking"]["returns_dream_engine"]) == {"0", "1", "random", "engine", "ahead"}
     assert json.loads((tmp_path / "out" / "transfer.json").read_text())["arms"] == found["arms"]
     assert (tmp_path / "out" / "transfer.png").stat().st_size > 5000
