@@ -121,4 +121,5 @@ def make_sb3(
         render_mode: `rgb_array` or None.
         kwargs: as `make_dream` takes them.
     """
+    check_render_mode(render_mode)  # before a world is built, as `check_faces`
     return MosaicVecEnv(dream_members(num_envs, max_episode_steps=max_episode_steps, **kwargs), render_mode)

@@ -155,7 +155,7 @@ class WorldVectorEnv(VectorEnv):
 
 
 def dream_members(
-    num_envs: int = 1,
+    num_envs: int,
     checkpoint: str = "doom-tiny",
     device: str = "cpu",
     resolution: int | Sequence[int] | None = None,
@@ -194,4 +194,5 @@ def make_dreams(
     **kwargs: Any,
 ) -> WorldVectorEnv:
     """`num_envs` members of the learned world as a vector environment; kwargs as `dream_members` takes them."""
+    check_render_mode(render_mode)  # before a world is built, as `check_faces`
     return WorldVectorEnv(dream_members(num_envs, **kwargs), autoreset_mode, render_mode)

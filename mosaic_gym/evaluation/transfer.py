@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ def chooser(model: Any, weights: Path) -> Choose:
 def at_random(seed: int) -> Choose:
     """Every action as likely."""
     rng = np.random.default_rng(seed)
-    return lambda seen: rng.integers(9, size=len(seen["image"]))
+    return lambda seen: rng.integers(len(ACTIONS), size=len(seen["image"]))
 
 
 def ahead_only() -> Choose:
@@ -316,10 +317,11 @@ def evaluate(config: Config) -> dict[str, Any]:
     size = dream.observation_space["image"].shape[1:]
     model = make_policy(dream, config)
     count = config.policies
-    if not (config.out / "dream" / f"{count - 1}.safetensors").is_file():
+    policies = [config.out / "dream" / f"{index}.safetensors" for index in range(count)]
+    if not policies[-1].is_file():
         train(model, config.steps, config.out / "dream", count)
-    last = config.out / "dream" / f"{count - 1}.safetensors"
-    arms = {"random": lambda: at_random(config.seed), "ahead": ahead_only, "dream": lambda: chooser(model, last)}
+    arms = {"random": partial(at_random, config.seed), "ahead": ahead_only}
+    arms["dream"] = partial(chooser, model, policies[-1])
 
     recorded = sum(len(store.load(index)) for index in range(len(store)))
     engine_steps = recorded if config.engine_steps is None else config.engine_steps
@@ -328,7 +330,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             engines = VecTransposeImage(DummyVecEnv([lambda: open_engine(size)] * 4))
             train(make_policy(engines, config), engine_steps, config.out / "engine", 2)
             engines.close()
-        arms["engine"] = lambda: chooser(model, config.out / "engine" / "1.safetensors")
+        arms["engine"] = partial(chooser, model, config.out / "engine" / "1.safetensors")
 
     found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
     for name, choose in arms.items():
@@ -342,7 +344,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
     if config.rank_episodes:
         # What is kept on the way to one policy differs little; the others widen the range of good and bad.
-        ranked = {str(i): lambda i=i: chooser(model, config.out / "dream" / f"{i}.safetensors") for i in range(count)}
+        ranked = {weights.stem: partial(chooser, model, weights) for weights in policies}
         ranked |= {name: choose for name, choose in arms.items() if name != "dream"}
         found["ranking"] = rank(config, dream, ranked, size)
     (config.out / "transfer.json").write_text(json.dumps(found, indent=2) + "\n")

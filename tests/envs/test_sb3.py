@@ -9,6 +9,7 @@ from mosaic_gym import ACTIONS
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.sb3 import MosaicVecEnv, make_sb3
+from mosaic_gym.envs.vector_env import make_dreams
 
 from .counting_world import CountingWorld
 
@@ -114,3 +115,9 @@ def test_ppo_beats_random_where_the_best_policy_is_known():
     trained = episode_returns(env, lambda seen: model.predict(seen, deterministic=True)[0], 24)
     random = episode_returns(env, lambda seen: rng.uniform(-1, 1, (8, 3)), 24)
     assert trained.mean() > random.mean() + 2 * (trained.std() + random.std()) / np.sqrt(24)
+
+
+@pytest.mark.parametrize("make", [make_sb3, make_dreams])
+def test_a_render_mode_there_is_not_is_refused_before_a_world_is_loaded(make):
+    with pytest.raises(ValueError, match="render_mode of many members"):
+        make(2, checkpoint="no such checkpoint", render_mode="human")

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mosaic_gym import Start
 from mosaic_gym.envs.sb3 import make_sb3
-from mosaic_gym.envs.tasks import Judgement, Scene
+from mosaic_gym.envs.tasks import EngineTask, Judgement
 from mosaic_gym.evaluation.transfer import (
     Config,
     RecordedGoalTask,
@@ -75,14 +75,8 @@ def test_the_whole_way_and_on_again(tmp_path, capsys):
         evaluate(config)
 
 
-class EndsAfter:
+class EverySecondEndsAtOnce(EngineTask):
     """Every second episode ends at once, successful; the others run out of time."""
-
-    draws_goal = True
-
-    def set_scenes(self, world, starts):
-        begun = [world.start(start) for start in starts]
-        return [Scene(state, view, view.frames[-1].copy(), (0.0, 0.0)) for state, view in begun]
 
     def begin(self, scene):
         return {"soon": bool(scene.state.seed % 2)}
@@ -93,9 +87,8 @@ class EndsAfter:
 
 def test_slow_members_count_as_much_as_quick_ones(tmp_path):
     tiny_model().save_pretrained(tmp_path / "tiny")
-    faces = {"task": EndsAfter(), "observation": "dict", "max_episode_steps": 4}
-    envs = make_sb3(4, checkpoint=str(tmp_path / "tiny"), **faces)
-    told = walk_in_dream(envs, lambda seen: np.zeros(len(seen["image"]), int), 5)
+    envs = make_sb3(4, checkpoint=str(tmp_path / "tiny"), task=EverySecondEndsAtOnce(), max_episode_steps=4)
+    told = walk_in_dream(envs, lambda seen: np.zeros(len(seen), int), 5)
     envs.close()
     assert len(told) == 8, "two of each member"
     assert {(one["return"], one["success"]) for one in told} == {(1.0, 1.0), (4.0, 0.0)}
