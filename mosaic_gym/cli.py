@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
     "train student": Command("mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
     "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),
-    "evaluate transfer": Command("mosaic_gym.evaluation.transfer", "Config", "evaluate", "from dream to engine"),
+    "evaluate transfer": Command("mosaic_gym.evaluation.transfer.benchmark", "Config", "evaluate", "dream to engine"),
     "evaluate wan": Command("mosaic_gym.evaluation.wan", "Config", "evaluate", "a full-size Wan step, stage by stage"),
     "evaluate speed": Command("mosaic_gym.evaluation.speed", "Config", "evaluate", "environment steps per second"),
 }

@@ -162,7 +162,7 @@ class Reach:
             going = [i for i in range(len(starts)) if self._goes_on(step, steps[i], walks[i])]
             if not going:
                 break
-            thrusts = np.stack([walk_thrust(walks[i][-1], rngs[i]) for i in going])
+            thrusts = np.stack([thrust_towards_depth(walks[i][-1].depth_m, rngs[i]) for i in going])
             states, views = world.step([present[i] for i in going], thrusts)
             for i, state, view in zip(going, states, views, strict=True):
                 present[i] = state
@@ -202,10 +202,10 @@ class ReturnTask(Reach):
         ]
 
 
-def walk_thrust(view: View, rng: np.random.Generator) -> np.ndarray:
-    """The next thrust `[3]` of a scripted walker: ahead where the view is deep, round where it is not."""
-    height, width = view.depth_m.shape
-    columns = view.depth_m[height * 15 // 32 : height * 17 // 32].mean(0)
+def thrust_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The next thrust `[3]` of a scripted walker that sees `[H, W]`: ahead where it is deep, round where it is not."""
+    height, width = depth_m.shape
+    columns = depth_m[height * 15 // 32 : height * 17 // 32].mean(0)
     if columns[3 * width // 8 : 5 * width // 8].min() < 1.2:
         deeper = "turn_left" if columns[: width // 2].mean() > columns[width // 2 :].mean() else "turn_right"
         return np.array(ACTIONS[deeper])

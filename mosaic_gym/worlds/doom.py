@@ -15,12 +15,14 @@ import numpy as np
 import vizdoom
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, yaw_of
-from mosaic_gym.worlds.doom_engine import UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
+from mosaic_gym.worlds.doom_engine import UNITS_PER_M, Eye, Surfaces, can_stand, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
 _DEAF_TICS = 16  # the engine ignores input in the first 14 tics of some scenarios
 _STRONGEST_THRUST = 50  # the engine's cap on a movement button, in 1/32 map units per tic
 _BRAKING = 1.0  # map units per tic squared that the body can surely brake by
+_LANDING_TICS = 2  # a body that was put somewhere stands on its feet after so many
+_PUT_M = 0.02  # how near a given camera counts as reached
 _BLOCKED_M = 0.01  # further than this from the foreseen pose, something stood in the way
 
 
@@ -88,10 +90,15 @@ class DoomWorld:
         self._ended = True
 
     def start(self, start: Start) -> tuple[DoomState, View]:
-        """A new episode drawn from `start.seed`: four frames from a body at rest."""
-        for name in ("image", "prompt", "memory", "world_from_camera"):
+        """A new episode drawn from `start.seed`, or from the given camera: four frames from a body at rest.
+
+        Raises:
+            ValueError: an image, prompt or memory is given, or a camera where no body can stand, or not at the height
+                of its eyes; another start may follow.
+        """
+        for name in ("image", "prompt", "memory"):
             if getattr(start, name) is not None:
-                raise ValueError(f"the engine cannot start from a given {name}: its episodes are drawn by seed alone")
+                raise ValueError(f"the engine cannot start from a given {name}: it shows its own map")
         game = self._open_game()
         game.set_seed(start.seed % 2**31)
         game.new_episode()
@@ -101,6 +108,8 @@ class DoomWorld:
         self._surfaces = Surfaces.of(game.get_state())
         self._sight = None
         self._ended = False
+        if start.world_from_camera is not None:
+            self._put(np.asarray(start.world_from_camera, dtype=np.float64))
         rest = [Pose(pose_of(game.get_state()).world_from_camera)] * FRAMES_PER_STEP
         return self._drive(rest, step_index=0, seed=start.seed)
 
@@ -150,6 +159,29 @@ class DoomWorld:
         if self._game is None:
             raise RuntimeError("this DoomWorld is closed; make a new one")
         return self._game
+
+    def _put(self, world_from_camera: np.ndarray) -> None:
+        """Puts the body behind a camera, at rest."""
+        game = self._open_game()
+        x, height_m, y = world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
+        place = f"x {x / UNITS_PER_M:.2f}, z {y / UNITS_PER_M:.2f} m"
+        self._ended = True  # until the body stands there
+        if not can_stand(game.get_state(), self._surfaces, x, y):
+            raise ValueError(f"no body can stand at {place} of {self.scenario}: it is off the map, or in a wall")
+        game.send_game_command(f"warp {round(x)} {round(y)}")  # it takes whole units only
+        for _ in range(_LANDING_TICS):
+            game.make_action([0, 0, 0])
+        for _ in range(2):
+            self._drive([Pose(world_from_camera)] * FRAMES_PER_STEP, step_index=0, seed=0)
+        if self._ended:
+            raise ValueError(f"an episode of {self.scenario} ends at once at {place}")
+        self._ended = True
+        stood = pose_of(game.get_state()).world_from_camera
+        missed_m = np.abs(stood - world_from_camera)[:3, 3].max()
+        if missed_m > _PUT_M:
+            eye = f"; the eyes are at y = {stood[1, 3]:.3f} m there, not {height_m:.3f}"
+            raise ValueError(f"the body came to stand {missed_m:.3f} m from {place} of {self.scenario}{eye}")
+        self._ended = False
 
     def _check_present(self, state: DoomState) -> DoomState:
         self._open_game()

@@ -35,6 +35,7 @@ _VARIABLES = (
 )
 _ENGINE_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
 _PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, whatever the resolution
+_BODY_RADIUS = 15.0  # map units; the engine's is 16, and a body that touches a wall is at most a unit inside that
 _LEAST_OVERSAMPLING = 2  # one engine pixel a picture pixel would alias
 
 
@@ -139,7 +140,7 @@ def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.Do
     game.set_available_game_variables([getattr(vizdoom.GameVariable, variable) for variable in _VARIABLES])
     if timeout_tics is not None:
         game.set_episode_timeout(timeout_tics)
-    game.add_game_args("+movebob 0")
+    game.add_game_args("+movebob 0 +sv_cheats 1")  # `warp`, which puts the body somewhere, counts as a cheat
     game.init()
     return game
 
@@ -190,6 +191,28 @@ class Surfaces:
             depth = ahead[:, 0] + along * run_ahead
             hit = (along >= -1e-6) & (along <= 1 + 1e-6) & (depth > 1)
         return np.where(hit, depth, np.inf).min(axis=1, initial=np.inf)
+
+
+def can_stand(state: vizdoom.GameState, surfaces: Surfaces, x: float, y: float) -> bool:
+    """Whether a body fits at a place (map units): inside a sector of the map, and clear of what blocks.
+
+    The engine itself puts a body anywhere, into walls and beyond the map, where it is then stuck.
+    """
+    # A body is a square box. A line misses it if all of it lies beyond one side, or all four corners on one side of it.
+    (x1, y1), (x2, y2) = (surfaces.walls - (x, y)).transpose(1, 2, 0)
+    beyond = np.minimum(np.abs(x1), np.abs(x2)) * (np.sign(x1) == np.sign(x2)) >= _BODY_RADIUS
+    beyond |= np.minimum(np.abs(y1), np.abs(y2)) * (np.sign(y1) == np.sign(y2)) >= _BODY_RADIUS
+    run_x, run_y = x2 - x1, y2 - y1
+    aside = np.abs(run_x * y1 - run_y * x1) >= _BODY_RADIUS * (np.abs(run_x) + np.abs(run_y))
+    if not (beyond | aside).all():
+        return False
+    for sector in state.sectors:
+        x1, y1, x2, y2 = np.array([(line.x1, line.y1, line.x2, line.y2) for line in sector.lines]).T
+        crossed = (y1 > y) != (y2 > y)
+        where = x1[crossed] + (y - y1[crossed]) / (y2 - y1)[crossed] * (x2 - x1)[crossed]
+        if np.count_nonzero(where > x) % 2:  # a ray from inside leaves its outline once more than it enters
+            return True
+    return False
 
 
 # Fitted on analytic distances of 15,600 wall and 100,000 floor pixels: walls and floors are

@@ -1,7 +1,6 @@
 """From dream to engine, the whole way at tiny size."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,63 +11,88 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from mosaic_gym import Start
 from mosaic_gym.envs.sb3 import make_sb3
 from mosaic_gym.envs.tasks import EngineTask, Judgement
-from mosaic_gym.evaluation.transfer import (
-    Config,
-    RecordedGoalTask,
-    evaluate,
-    load_policy,
-    make_policy,
-    train,
-    walk_in_dream,
-)
+from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
+from mosaic_gym.evaluation.transfer.policies import WayFromStart, load_policy, make_policy, scripted, train
+from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording
+from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import SIZE, tiny_model
 
 
-def line(count: int = 8, size: tuple[int, int] = SIZE) -> tuple:
-    """A recording of a straight walk, a metre a step."""
+def line(count: int = 12, size: tuple[int, int] = SIZE, turned: int = 0) -> Recording:
+    """A recording of a straight walk, a metre a step, but for the step `turned`, which goes sideways."""
     cameras = np.tile(np.eye(4), (count, 1, 1))
     cameras[:, 2, 3] = np.arange(count)
     frames = np.zeros((count, *size, 3), np.uint8)
     frames[..., 0] = np.arange(count)[:, None, None]
-    return MosaicMemory(), frames, cameras
+    actions = np.tile([1.0, 0.0, 0.3], (count, 1))
+    actions[turned] = (0.0, 1.0, 0.0)
+    return Recording(frames, cameras, actions, MosaicMemory())
 
 
-def test_goals_are_later_places_of_the_same_recording():
-    task = RecordedGoalTask([line()], near_m=2.0, far_m=3.0)
+def test_goals_are_where_a_recorded_walk_went_on_to():
+    task = RecordedGoalTask([line(turned=4)], far_m=2.0, steps=(1, 3))
     world = MosaicWorld(tiny_model())
-    scenes = task.set_scenes(world, [Start(seed=seed) for seed in range(12)])
+    scenes = task.set_scenes(world, [Start(seed=seed) for seed in range(24)])
+    met = set()
     for scene in scenes:
         here, there = int(scene.view.frames[-1, 0, 0, 0]), int(scene.goal[0, 0, 0])
-        assert 2 <= there - here <= 3 and scene.goal_m == (0.0, float(there))
+        met.add((here, there))
+        assert scene.goal_m == (0.0, float(there))
         assert task.begin(scene)["left_m"] == pytest.approx(there - here)
-    assert len({int(scene.goal[0, 0, 0]) for scene in scenes}) > 2
+        assert len(scene.state.memory.keyframes) >= 1
+    ways = {(0, 2), (0, 3), (1, 3), *((i, i + n) for i in range(4, 10) for n in (2, 3) if i + n < 12)}
+    assert met <= ways, "two metres or more, one to three steps, never through the sidestep"
+    assert {(here, goal) for _, here, goals in task.ways for goal in goals} == ways
 
 
-def test_recordings_of_one_place_are_refused():
+def test_the_same_seed_is_the_same_episode_in_the_engine():
+    engine = DoomWorld("my_way_home", 48, 64)
+    state, view = engine.start(Start(seed=3))
+    views = [view]
+    for _ in range(9):
+        (state,), (view,) = engine.step([state], np.array([[1.0, 0.0, 0.2]]))
+        views.append(view)
+    cameras = np.stack([view.world_from_camera[-1] for view in views])
+    frames = np.stack([view.frames[-1] for view in views])
+    recording = Recording(frames, cameras, np.tile([1.0, 0.0, 0.2], (10, 1)))
+    task = RecordedGoalTask([recording], far_m=0.5, steps=(1, 3))
+    (scene,) = task.set_scenes(engine, [Start(seed=1)])
+    (dreamt,) = RecordedGoalTask([line(10, (48, 64))], far_m=0.5, steps=(1, 3)).set_scenes(
+        MosaicWorld(tiny_model(size=(48, 64))), [Start(seed=1)]
+    )
+    engine.close()
+    here, there = int(dreamt.view.frames[-1, 0, 0, 0]), int(dreamt.goal[0, 0, 0])
+    np.testing.assert_allclose(scene.view.world_from_camera[-1], cameras[here], atol=0.01)
+    assert scene.goal_m == (cameras[there, 0, 3], cameras[there, 2, 3]) and (scene.goal == frames[there]).all()
+    assert np.abs(scene.view.frames[-1].astype(float) - frames[here]).mean() < 3.0
+
+
+def test_recordings_without_a_walk_are_refused():
     with pytest.raises(ValueError, match="record longer episodes"):
-        RecordedGoalTask([line(2)])
+        RecordedGoalTask([line(5)])
 
 
 def test_the_whole_way_and_on_again(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     height, width = 48, 64
     data = tmp_path / "data"
-    record(RecordConfig(out=data, episodes=3, steps_per_episode=16, height=height, width=width, workers=1))
+    record(RecordConfig(out=data, episodes=12, steps_per_episode=40, height=height, width=width, workers=1))
     tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
-        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=8, episodes=2,
-        rank_episodes=1, policies=2, places=3, rollout=2,
+        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=256, engine_steps=128, episodes=2,
+        rank_episodes=1, policies=2, places=12, rollout=8,
     )  # fmt: skip
     found = evaluate(config)
-    assert set(found["arms"]) == {"random", "ahead", "dream", "engine"}
-    assert set(found["ranking"]["returns_dream_engine"]) == {"0", "1", "random", "engine", "ahead"}
+    assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
+    assert set(found["ranking"]["returns_dream_engine"]) == {"0", "1", "random", "engine", "ahead", "scripted"}
     assert json.loads((tmp_path / "out" / "transfer.json").read_text())["arms"] == found["arms"]
     assert (tmp_path / "out" / "transfer.png").stat().st_size > 5000
     capsys.readouterr()
-    again = evaluate(replace(config, steps=64))
+    again = evaluate(config)
     assert again["arms"] == found["arms"] and "in the engine:" not in capsys.readouterr().err, "nothing is done twice"
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="another checkpoint"):
@@ -85,33 +109,66 @@ class EverySecondEndsAtOnce(EngineTask):
         return Judgement(progress, 1.0, progress["soon"])
 
 
-def test_slow_members_count_as_much_as_quick_ones(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "tiny")
-    envs = make_sb3(4, checkpoint=str(tmp_path / "tiny"), task=EverySecondEndsAtOnce(), max_episode_steps=4)
-    told = walk_in_dream(envs, lambda seen: np.zeros(len(seen), int), 5)
+def open_tiny(folder, task, members, steps, size=SIZE):
+    tiny_model(size=size).save_pretrained(folder / "tiny")
+    faces = {"task": task, "observation": "dict", "max_episode_steps": steps}
+    return WayFromStart(VecTransposeImage(make_sb3(members, checkpoint=str(folder / "tiny"), **faces)))
+
+
+def test_every_seed_is_walked_once_and_slow_ones_count_as_much_as_quick_ones(tmp_path):
+    envs = open_tiny(tmp_path, EverySecondEndsAtOnce(), 4, 4)
+    told = walk(envs, lambda seen: np.zeros(len(seen["image"]), int), range(7, 13), "test")
     envs.close()
-    assert len(told) == 8, "two of each member"
-    assert {(one["return"], one["success"]) for one in told} == {(1.0, 1.0), (4.0, 0.0)}
-    # The seeds of the first episodes are 7, 8, 9, 10: the quick ones do not crowd out the rest.
-    assert [one["success"] for one in told[::2]] == [1.0, 0.0, 1.0, 0.0]
+    quick, slow = {"return": 1.0, "success": 1.0}, {"return": 4.0, "success": 0.0}
+    assert told == [quick, slow, quick, slow, quick, slow], "seeds 7 to 12, the odd ones quick"
+
+
+def test_the_way_from_the_start_forgets_where_that_was_and_begins_anew_with_every_episode(tmp_path):
+    envs = open_tiny(tmp_path, EngineTask(), 2, 3)
+    envs.seed(0)
+    seen = envs.reset()
+    np.testing.assert_allclose(seen["pose"], np.tile([0, 0, 0, 1, 0], (2, 1)), atol=1e-6)
+    names = list(ACTIONS)
+    first, _, _, _ = envs.step(np.array([names.index("forward"), names.index("turn_right")]))
+    right, ahead, sine, cosine, moved_m = first["pose"].T
+    assert ahead[0] > 0 and moved_m[0] == pytest.approx(5 * np.hypot(right[0], ahead[0]), abs=1e-5)
+    assert moved_m[1] == pytest.approx(0, abs=1e-6) and sine[1] > 0
+    np.testing.assert_allclose(sine**2 + cosine**2, 1, atol=1e-5)
+    forward = np.full(2, names.index("forward"))
+    envs.step(forward)
+    begun, _, dones, infos = envs.step(forward)
+    assert dones.all()
+    np.testing.assert_allclose(begun["pose"], np.tile([0, 0, 0, 1, 0], (2, 1)), atol=1e-6)
+    last = infos[0]["terminal_observation"]["pose"]
+    assert last.shape == (5,) and last[1] > ahead[0] and last[4] > 0
+    envs.close()
+
+
+def test_the_scripted_walker_goes_where_it_is_deep():
+    names, depth_m = list(ACTIONS), np.full((3, 64, 64), 2.0)
+    depth_m[0, :, 30:34] = 9.0  # before it
+    depth_m[1] = 0.5  # a wall, but for some room to the right
+    depth_m[1, :, 60:] = 9.0
+    depth_m[2, :, :3] = 9.0  # to the left
+    chosen = [scripted(seed)({"depth": depth_m}) for seed in range(20)]
+    assert names[np.bincount([each[0] for each in chosen]).argmax()] == "forward"
+    assert {names[each[1]] for each in chosen} == {"turn_right"}
+    assert names[np.bincount([each[2] for each in chosen]).argmax()] == "forward_turn_left"
 
 
 def test_training_cut_off_goes_on_from_the_last_policy_kept(tmp_path):
     size = (48, 64)
-    tiny_model(size=size).save_pretrained(tmp_path / "tiny")
-    faces = {"task": RecordedGoalTask([line(size=size)]), "observation": "dict", "max_episode_steps": 4}
-    envs = VecTransposeImage(make_sb3(2, checkpoint=str(tmp_path / "tiny"), **faces))
-    config = Config(rollout=2)
-    train(make_policy(envs, config), 8, tmp_path, 3)
+    envs = open_tiny(tmp_path, RecordedGoalTask([line(size=size)]), 2, 4, size)
+    train(make_policy(envs, 2, 0), 16, tmp_path, 3)
     whole = load_file(tmp_path / "2.safetensors")
     (tmp_path / "2.safetensors").unlink()
-    model = make_policy(envs, replace(config, seed=5))
-    assert load_policy(model, tmp_path / "1.safetensors") == 4
+    model = make_policy(envs, 2, 5)
+    assert load_policy(model, tmp_path / "1.safetensors") == 4, "a quarter of the way: closer early on"
     middle = {name: value.clone() for name, value in model.policy.state_dict().items()}
     steps = {int(state["step"]) for state in model.policy.optimizer.state_dict()["state"].values()}
-    assert steps == {4}, "the optimiser's count of updates: four epochs of one rollout"
-    train(model, 8, tmp_path, 3)
-    assert model.num_timesteps == 8
+    assert steps == {10}, "the optimiser's count of updates: ten epochs of one rollout"
+    train(model, 16, tmp_path, 3)
+    assert model.num_timesteps == 16
     again = load_file(tmp_path / "2.safetensors")
     assert again.keys() == whole.keys()
     assert any(not torch.equal(again[name], value) for name, value in middle.items())

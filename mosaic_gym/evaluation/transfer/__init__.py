@@ -1,0 +1,1 @@
+"""Does what was learned in the dream work in the engine?"""

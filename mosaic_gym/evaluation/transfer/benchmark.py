@@ -1,0 +1,252 @@
+"""Does what was learned in the dream work in the engine?
+
+PPO is trained on the goal task in the dream alone: every episode begins at a recorded place whose surroundings
+memory knows, and its goal is where the recorded walk went on to. Then it walks in the engine, beside chance, a body
+that only goes ahead, a scripted walker, and PPO trained in the engine for as many frames as the recording has. And: do
+returns in the dream rank policies as the engine does, over the same episodes at held-out recorded places?
+
+Everything lands in a folder as it is done, and a second run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mosaic_gym.envs.tasks import GoalTask, Task
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from mosaic_gym.evaluation.transfer.policies import Choose
+
+MEMBERS = 16
+EPISODE_STEPS = 32
+"""Steps an episode may take, in dream and engine."""
+FIRST_TEST_SEED = 2_000_009
+"""Of the engine's episodes; tests are on seeds ending in 9, held out from the recording."""
+FIRST_RANK_SEED = 7
+"""Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `mosaic-gym evaluate transfer` takes."""
+
+    checkpoint: str = "doom-tiny"
+    """A shipped checkpoint, or a folder."""
+    data: Path = Path("data/my_way_home")
+    """Recorded episodes: where the dream's episodes begin."""
+    out: Path = Path("out/transfer")
+    """Policies and results; what is already there is kept."""
+    steps: int = 60_000
+    """Steps of PPO in the dream."""
+    engine_steps: int | None = None
+    """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
+    episodes: int = 200
+    """Engine episodes for each arm."""
+    rank_episodes: int = 96
+    """Episodes, in dream and in engine, for each policy that is ranked; 0 to leave the ranking out."""
+    policies: int = 8
+    """Kept during training in the dream, from the first to the last, which is the one tested; all are ranked, with the
+    other arms."""
+    places: int = 96
+    """Recorded episodes that the dream's begin in."""
+    rollout: int = 32
+    """Steps of every member between PPO's updates."""
+    seed: int = 0
+    """Of PPO and chance."""
+
+
+def open_engine(size: tuple[int, int], task: Task | None = None, members: int = 1) -> VecEnv:
+    """The goal task in as many engines, `size` (height, width); or another task."""
+    import gymnasium as gym
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+
+    import mosaic_gym  # noqa: F401, registers the ids
+    from mosaic_gym.evaluation.transfer.policies import WayFromStart
+
+    faces = {"task": task or GoalTask(), "observation": "dict", "resolution": list(size)}
+    engines = [lambda: gym.make("MosaicWorldReal-v0", max_episode_steps=EPISODE_STEPS, **faces)] * members
+    return WayFromStart(VecTransposeImage(DummyVecEnv(engines)))
+
+
+def walk(env: VecEnv, choose: Choose, seeds: range, label: str) -> list[dict[str, float]]:
+    """Return and success of one episode for each seed, as many at once as there are members."""
+    from tqdm import tqdm
+
+    told: list[dict[str, float]] = []
+    with tqdm(total=len(seeds), desc=label, unit="episode", mininterval=2.0) as bar:
+        while len(told) < len(seeds):
+            # Members take consecutive seeds; steps between seeds are for one member alone.
+            env.seed(seeds[len(told)])
+            seen, totals = env.reset(), np.zeros(env.num_envs)
+            ends: list[dict[str, float] | None] = [None] * env.num_envs
+            while None in ends:
+                seen, rewards, dones, infos = env.step(choose(seen))
+                totals += rewards
+                for i in np.flatnonzero(dones):
+                    success = float(not infos[i]["TimeLimit.truncated"])
+                    ends[i] = ends[i] or {"return": float(totals[i]), "success": success}
+            told += ends
+            bar.update(len(ends))
+    return told[: len(seeds)]
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What a JSON file holds, made first if it is not there."""
+    if not path.is_file():
+        path.write_text(json.dumps(make(), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Trains what is missing, tests it, prints the table, and writes `transfer.json` and `transfer.png`.
+
+    Raises:
+        ValueError: a count below its least, or results of another checkpoint. FileNotFoundError: nothing is recorded.
+    """
+    from mosaic_gym.data.episodes import EpisodeStore
+    from mosaic_gym.evaluation.metrics import interval
+    from mosaic_gym.evaluation.transfer import policies as known
+    from mosaic_gym.evaluation.transfer.recorded import dream_task, engine_task
+    from mosaic_gym.model.checkpoints import WorldModel
+
+    if min(config.episodes, config.policies) < 2 or min(config.steps, config.places) < 1:
+        raise ValueError("give at least 2 episodes, 2 policies, 1 step and 1 place")
+    store = EpisodeStore(config.data, "train")
+    config.out.mkdir(parents=True, exist_ok=True)
+    world = WorldModel.from_pretrained(config.checkpoint)
+    told = kept(config.out / "checkpoint.json", lambda: {"fingerprint": world.fingerprint})
+    if told["fingerprint"] != world.fingerprint:
+        raise ValueError(f"{config.out} holds what was found with another checkpoint; give another --out, or empty it")
+    size = (world.settings.height, world.settings.width)
+
+    engine = open_engine(size)
+    model = known.make_policy(engine, config.rollout, config.seed)
+    policies = [config.out / "dream" / f"{index}.safetensors" for index in range(config.policies)]
+    if not policies[-1].is_file():
+        dream = open_dream(config, dream_task(store, world, config.places))
+        in_dream = known.make_policy(dream, config.rollout, config.seed)
+        known.train(in_dream, config.steps, config.out / "dream", config.policies)
+        dream.close()
+    arms: dict[str, Callable[[], Choose]] = {
+        "random": partial(known.at_random, config.seed),
+        "ahead": known.ahead_only,
+        "scripted": partial(known.scripted, config.seed),
+        "dream": partial(known.learnt, model, policies[-1]),
+    }
+    recorded = sum(len(store.load(index)) for index in range(len(store)))
+    engine_steps = recorded if config.engine_steps is None else config.engine_steps
+    if engine_steps:
+        if not (config.out / "engine" / "1.safetensors").is_file():
+            engines = open_engine(size, members=4)
+            # As many samples between updates as the dream's many members give.
+            in_engine = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed)
+            known.train(in_engine, engine_steps, config.out / "engine", 2)
+            engines.close()
+        arms["engine"] = partial(known.learnt, model, config.out / "engine" / "1.safetensors")
+
+    found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
+    seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
+    for name, choose in arms.items():
+        path = config.out / f"engine_{name}.json"
+        told = kept(path, lambda: walk(engine, choose(), seeds, f"{name} in the engine"))  # noqa: B023
+        found["arms"][name] = {key: interval([one[key] for one in told]) for key in ("success", "return")}
+        figure = found["arms"][name]["success"]
+        print(f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
+    engine.close()
+    ratio = found["arms"]["dream"]["success"]["value"] / max(found["arms"]["random"]["success"]["value"], 1e-9)
+    found["success_over_random"] = ratio
+    print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
+    if config.rank_episodes:
+        # What is kept on the way to one policy differs little; the others widen the range of good and bad.
+        ranked = {weights.stem: partial(known.learnt, model, weights) for weights in policies}
+        ranked |= {name: choose for name, choose in arms.items() if name != "dream"}
+        heldout = EpisodeStore(config.data, "heldout")
+        places = {
+            "dream": lambda: open_dream(config, dream_task(heldout, world)),
+            "engine": lambda: open_engine(size, engine_task(heldout)),
+        }
+        found["ranking"] = rank(config, places, ranked)
+    (config.out / "transfer.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw(config.out / "transfer.png", found)
+    return found
+
+
+def open_dream(config: Config, task: Task) -> VecEnv:
+    """A task in the dream, many members at once."""
+    from stable_baselines3.common.vec_env import VecTransposeImage
+
+    from mosaic_gym.envs.sb3 import make_sb3
+    from mosaic_gym.evaluation.transfer.policies import WayFromStart
+
+    faces = {"observation": "dict", "max_episode_steps": EPISODE_STEPS, "checkpoint": config.checkpoint}
+    return WayFromStart(VecTransposeImage(make_sb3(MEMBERS, task=task, **faces)))
+
+
+def rank(
+    config: Config, places: Mapping[str, Callable[[], VecEnv]], policies: Mapping[str, Callable[[], Choose]]
+) -> dict[str, Any]:
+    """Mean returns of policies in dream and engine, over the same episodes, and their rank correlation.
+
+    Its interval is of a bootstrap over episodes; policies stay as they are.
+    """
+    from scipy.stats import spearmanr
+
+    seeds = range(FIRST_RANK_SEED, FIRST_RANK_SEED + config.rank_episodes)
+    returns = {}
+    for place, open_env in places.items():
+        paths = {name: config.out / f"rank_{place}_{name}.json" for name in policies}
+        if not all(path.is_file() for path in paths.values()):
+            env = open_env()
+            for name, choose in policies.items():
+                kept(paths[name], lambda: walk(env, choose(), seeds, f"{name} in the {place}"))  # noqa: B023
+            env.close()
+        returns[place] = np.array([[one["return"] for one in json.loads(path.read_text())] for path in paths.values()])
+    means = np.stack([returns[place].mean(1) for place in places])
+    rng = np.random.default_rng(config.seed)
+    drawn = rng.integers(config.rank_episodes, size=(1000, config.rank_episodes))
+    again = [spearmanr(*(returns[place][:, rows].mean(1) for place in places)).statistic for rows in drawn]
+    low, high = np.nanpercentile(again, [2.5, 97.5])
+    rho = float(spearmanr(*means).statistic)
+    for name, (there, here) in zip(policies, means.T, strict=True):
+        print(f"policy {name:<8} mean return {there:6.2f} in the dream, {here:6.2f} in the engine")
+    told = f"{rho:.2f} [{low:.2f}, {high:.2f}] (goal >= 0.8)"
+    print(f"Spearman rank correlation of {len(policies)} policies' returns, dream against engine: {told}")
+    pairs = {name: pair.tolist() for name, pair in zip(policies, means.T, strict=True)}
+    return {"returns_dream_engine": pairs, "spearman": rho, "low": float(low), "high": float(high)}
+
+
+def draw(path: Path, found: dict[str, Any]) -> None:
+    """Successes with their intervals, and the ranking."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    names = list(found["arms"])
+    rows = [found["arms"][name]["success"] for name in names]
+    values = [row["value"] for row in rows]
+    reach = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
+    left.bar(names, values, yerr=reach, capsize=4, color=["0.85", "0.7", "0.55", "tab:blue", "tab:green"][: len(names)])
+    left.set(ylabel="success in the engine", title="goal task; where each policy was trained")
+    if "ranking" in found:
+        pairs = found["ranking"]["returns_dream_engine"]
+        dream, engine = np.array(list(pairs.values())).T
+        right.plot(dream, engine, "o")
+        for name, place in pairs.items():
+            right.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        right.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
+        right.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
+    else:
+        right.set_axis_off()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

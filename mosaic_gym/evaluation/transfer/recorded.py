@@ -1,0 +1,121 @@
+"""The goal task at recorded places: the same episodes in the dream, whose memory holds the recording, and the engine.
+
+Every episode begins somewhere on a recorded walk, and its goal is where that walk came to by going on, as the
+engine's own goal task draws it: by a walk from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mosaic_gym.envs.tasks import Reach, Scene
+from mosaic_gym.worlds.protocol import Start, World
+
+if TYPE_CHECKING:
+    from mosaic_gym.data.episodes import EpisodeStore
+    from mosaic_gym.model.checkpoints import WorldModel
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What an episode needs of a recorded one; S steps.
+
+    Attributes:
+        frames: uint8 `[S, H, W, 3]`, the last of every step.
+        cameras: `[S, 4, 4]`, world_from_camera, metres, the last of every step.
+        actions: `[S, 3]`, which led to each step.
+        memory: of a dream that remembers the recording; None for the engine, which needs none.
+    """
+
+    frames: np.ndarray
+    cameras: np.ndarray
+    actions: np.ndarray
+    memory: Any = None
+
+
+class RecordedGoalTask(Reach):
+    """Reach the place that a recorded walk came to, from a place on its way.
+
+    The body of the recording only went ahead and turned in between, for some steps and until it was `far_m` away.
+
+    Args:
+        recordings: at least one with such a walk.
+        reach_m, far_m, steps: as `GoalTask` takes them.
+
+    Raises:
+        ValueError: no recording has such a walk.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        reach_m: float = 1.0,
+        far_m: float = 5.0,
+        steps: tuple[int, int] = (8, 14),
+    ) -> None:
+        super().__init__(reach_m, far_m, steps)
+        self.recordings = recordings
+        self.ways = [  # (recording, step, the steps that may be its goal)
+            (index, here, goals)
+            for index, recording in enumerate(recordings)
+            for here in range(len(recording.frames))
+            if (goals := self._goals(recording, here))
+        ]
+        if not self.ways:
+            raise ValueError(f"no recording has a walk of {steps[0]} steps to {far_m} m away; record longer episodes")
+
+    def _goals(self, recording: Recording, here: int) -> list[int]:
+        """Where walks of as many steps as may be drawn, and as many more as they need to be far away, end."""
+        forward, strafe, turn = recording.actions[here + 1 : here + 1 + 3 * self.steps[1]].T
+        walked = (forward >= 0.99) | ((forward == 0) & (strafe == 0) & (np.abs(turn) == 1))
+        length = 1 + (len(walked) if walked.all() else int(walked.argmin()))
+        places_m = recording.cameras[here : here + length, [0, 2], 3]
+        far = np.hypot(*(places_m - places_m[0]).T) >= self.far_m
+        drawn = range(self.steps[0], self.steps[1] + 1)
+        ends = {int(far[steps:].argmax()) + steps for steps in drawn if far[steps:].any()}
+        return sorted(here + end for end in ends)
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`. The same seed is the same scene, in the dream and in the engine."""
+        return [self._scene(world, start) for start in starts]
+
+    def _scene(self, world: World, start: Start) -> Scene:
+        rng = np.random.default_rng([start.seed, 2])
+        index, here, goals = self.ways[int(rng.integers(len(self.ways)))]
+        goal, recording = int(rng.choice(goals)), self.recordings[index]
+        start = replace(start, world_from_camera=recording.cameras[here])
+        if recording.memory is not None:
+            start = replace(start, image=recording.frames[here], memory=recording.memory)
+        state, view = world.start(start)
+        x, z = recording.cameras[goal, [0, 2], 3]
+        return Scene(state, view, recording.frames[goal].copy(), (float(x), float(z)))
+
+
+def engine_task(store: EpisodeStore) -> RecordedGoalTask:
+    """The task at the places of recorded episodes, for the engine."""
+    return RecordedGoalTask([_recording(store, index) for index in range(len(store))])
+
+
+def dream_task(store: EpisodeStore, model: WorldModel, places: int | None = None) -> RecordedGoalTask:
+    """The task at the places of the first `places` recorded episodes (None for all), for the dream.
+
+    Memories hold them with estimated depth, as in play.
+    """
+    from mosaic_gym.memory.mosaic import MosaicMemory
+    from mosaic_gym.training.samples import remember_all
+
+    recordings = []
+    for index, remembered in enumerate(remember_all(store, model.codec, model.depth, places)):
+        memory = MosaicMemory(tuple(remembered.keyframes), model.settings.capacity)
+        recordings.append(replace(_recording(store, index), memory=memory))
+    return RecordedGoalTask(recordings)
+
+
+def _recording(store: EpisodeStore, index: int) -> Recording:
+    episode = store.load(index)
+    cameras = episode["world_from_camera"][:, -1].double().numpy()
+    return Recording(episode["frames"][:, -1].numpy(), cameras, episode["action"].numpy())
