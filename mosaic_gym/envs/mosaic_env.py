@@ -310,7 +310,7 @@ def make_real(
         action_space=action_space,
         observation=observation,
         task=task,
-        options=("goal",),
+        options=("goal", "pose"),
         render_mode=render_mode,
     )
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_gym.geometry.control import check_pose
+
 OPTIONS = ("goal", "image", "memory", "pose", "prompt")
 """All the keys. Which of them a world can honour, its environment says."""
 
@@ -31,7 +33,7 @@ def check_options(options: Mapping[str, Any], allowed: Collection[str], height: 
         if key in checked:
             checked[key] = _check_image(key, checked[key], height, width)
     if "pose" in checked:
-        checked["pose"] = _check_pose(checked["pose"])
+        checked["pose"] = check_pose(checked["pose"]).world_from_camera
     if "prompt" in checked and not isinstance(checked["prompt"], str):
         raise ValueError(f"options['prompt'] is text; got {type(checked['prompt']).__name__}")
     if "memory" in checked and isinstance(checked["memory"], str | Path):
@@ -45,23 +47,6 @@ def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"options[{key!r}] is a uint8 array of shape {shape}; got {got}")
     return image.copy()
-
-
-def _check_pose(pose: Any) -> np.ndarray:
-    expected = "options['pose'] is world_from_camera, [4, 4] in metres"
-    try:
-        pose = np.array(pose, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{expected}; got {type(pose).__name__} that is no array of numbers") from error
-    if pose.shape != (4, 4) or not np.isfinite(pose).all():
-        raise ValueError(f"{expected} and finite; got shape {pose.shape}: {pose.tolist()}")
-    rotation = pose[:3, :3]
-    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) and np.linalg.det(rotation) > 0
-    if not rigid or not np.allclose(pose[3], (0, 0, 0, 1)):
-        raise ValueError(f"{expected}, a rotation and a place over a last row 0 0 0 1; got {pose.tolist()}")
-    if not np.allclose(rotation[1], (0, 1, 0), atol=1e-3):
-        raise ValueError(f"{expected} and level, for a body walks upright (y down); got {pose.tolist()}")
-    return pose
 
 
 def _load_memory(path: Path) -> Any:

@@ -145,3 +145,21 @@ def check_action(action: np.ndarray) -> np.ndarray:
     if not np.isfinite(action).all() or np.abs(action).max() > 1 + 1e-6:
         raise ValueError(f"an action's numbers are finite and in [-1, 1]; got {action.tolist()}")
     return np.clip(action, -1.0, 1.0)
+
+
+def check_pose(world_from_camera: np.ndarray) -> Pose:
+    """A body at rest behind a level camera `[4, 4]`, metres; ValueError saying what is wrong with it otherwise."""
+    expected = "a pose is a finite world_from_camera of shape [4, 4], metres"
+    try:
+        matrix = np.array(world_from_camera, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}; got {type(world_from_camera).__name__} that is no array of numbers") from error
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise ValueError(f"{expected}; got shape {matrix.shape}: {matrix.tolist()}")
+    rotation = matrix[:3, :3]
+    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) and np.linalg.det(rotation) > 0
+    if not rigid or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise ValueError(f"{expected}, a rotation and a place over a last row 0 0 0 1; got {matrix.tolist()}")
+    if not np.allclose(rotation, yaw_matrix(yaw_of(matrix)), atol=1e-3):
+        raise ValueError(f"{expected} and level, a turn about the y axis alone; got {matrix.tolist()}")
+    return Pose(matrix)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import vizdoom
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, yaw_of
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, yaw_of
 from mosaic_gym.worlds.doom_engine import UNITS_PER_M, Eye, Surfaces, can_stand, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
@@ -99,6 +99,7 @@ class DoomWorld:
         for name in ("image", "prompt", "memory"):
             if getattr(start, name) is not None:
                 raise ValueError(f"the engine cannot start from a given {name}: it shows its own map")
+        asked = None if start.world_from_camera is None else check_pose(start.world_from_camera)
         game = self._open_game()
         game.set_seed(start.seed % 2**31)
         game.new_episode()
@@ -108,8 +109,8 @@ class DoomWorld:
         self._surfaces = Surfaces.of(game.get_state())
         self._sight = None
         self._ended = False
-        if start.world_from_camera is not None:
-            self._put(np.asarray(start.world_from_camera, dtype=np.float64))
+        if asked is not None:
+            self._put(asked)
         rest = [Pose(pose_of(game.get_state()).world_from_camera)] * FRAMES_PER_STEP
         return self._drive(rest, step_index=0, seed=start.seed)
 
@@ -160,10 +161,10 @@ class DoomWorld:
             raise RuntimeError("this DoomWorld is closed; make a new one")
         return self._game
 
-    def _put(self, world_from_camera: np.ndarray) -> None:
-        """Puts the body behind a camera, at rest."""
+    def _put(self, pose: Pose) -> None:
+        """Puts the body at a pose, at rest."""
         game = self._open_game()
-        x, height_m, y = world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
+        x, height_m, y = pose.world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
         place = f"x {x / UNITS_PER_M:.2f}, z {y / UNITS_PER_M:.2f} m"
         self._ended = True  # until the body stands there
         if not can_stand(game.get_state(), self._surfaces, x, y):
@@ -172,12 +173,12 @@ class DoomWorld:
         for _ in range(_LANDING_TICS):
             game.make_action([0, 0, 0])
         for _ in range(2):
-            self._drive([Pose(world_from_camera)] * FRAMES_PER_STEP, step_index=0, seed=0)
+            self._drive([pose] * FRAMES_PER_STEP, step_index=0, seed=0)
         if self._ended:
             raise ValueError(f"an episode of {self.scenario} ends at once at {place}")
         self._ended = True
         stood = pose_of(game.get_state()).world_from_camera
-        missed_m = np.abs(stood - world_from_camera)[:3, 3].max()
+        missed_m = np.abs(stood - pose.world_from_camera)[:3, 3].max()
         if missed_m > _PUT_M:
             eye = f"; the eyes are at y = {stood[1, 3]:.3f} m there, not {height_m:.3f}"
             raise ValueError(f"the body came to stand {missed_m:.3f} m from {place} of {self.scenario}{eye}")

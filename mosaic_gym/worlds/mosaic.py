@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, pose_at, yaw_matrix, yaw_of
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, pose_at
 from mosaic_gym.memory.keyframe import Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
@@ -360,7 +360,8 @@ class MosaicWorld:
             TypeError: a memory that is not a MosaicMemory.
         """
         image, prompt = self._first_sight(start)
-        pose = self._checked_pose(start.world_from_camera)
+        asked = start.world_from_camera
+        pose = pose_at(0.0, 0.0, 0.0, 0.0) if asked is None else check_pose(asked)
         poses = [pose] * FRAMES_PER_STEP
         frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
         depth_m = self._estimate(frames)
@@ -519,13 +520,3 @@ class MosaicWorld:
         if image.dtype != np.uint8 or image.shape != expected:
             raise ValueError(f"a start image is uint8 of shape {expected}; got {image.dtype} of shape {image.shape}")
         return image
-
-    def _checked_pose(self, world_from_camera: np.ndarray | None) -> Pose:
-        if world_from_camera is None:
-            return pose_at(0.0, 0.0, 0.0, 0.0)
-        matrix = np.asarray(world_from_camera, dtype=np.float64)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-            raise ValueError(f"a start pose is a finite [4, 4] world_from_camera; got shape {matrix.shape}")
-        if not np.allclose(matrix[:3, :3], yaw_matrix(yaw_of(matrix)), atol=1e-5):
-            raise ValueError("a start pose's rotation must be a turn about the y axis alone: cameras are level")
-        return Pose(matrix)

@@ -89,6 +89,37 @@ def test_depth_and_k_carry_one_view_into_the_next(world):
     assert error(1.0) < error(1.15) and error(1.0) < error(0.87)
 
 
+def test_the_body_can_be_put_behind_a_camera(world):
+    state, _ = world.start(Start(seed=OPEN_SEED))
+    for action in (FORWARD, FORWARD, RIGHT, *[REST] * 6):
+        (state,), (there,) = world.step([state], action)
+    camera = there.world_from_camera[-1]
+    state, view = world.start(Start(seed=OPEN_SEED + 1, world_from_camera=camera))
+    assert state.step_index == 0 and not view.terminated
+    assert np.abs(view.world_from_camera - camera).max() < 2e-3, "all four frames, at rest"
+    assert np.abs(view.frames - there.frames[-1].astype(float)).mean() < 3.0
+    assert np.median(np.abs(view.depth_m / there.depth_m - 1)) < 0.01
+    (_,), (after,) = world.step([state], FORWARD)
+    foreseen = Control().advance(Pose(camera), FORWARD[0])[-1].world_from_camera
+    assert np.abs(after.world_from_camera[-1] - foreseen).max() < 5e-3, "it walks on from there"
+
+
+def test_a_camera_where_no_body_can_be_is_refused(world):
+    _, view = world.start(Start(seed=OPEN_SEED))
+    camera = view.world_from_camera[-1]
+    wall_m = float(view.depth_m[24, 32])
+    for ahead_m in (wall_m, 500.0):
+        lost = camera.copy()
+        lost[:3, 3] += camera[:3, 2] * ahead_m
+        with pytest.raises(ValueError, match="no body can stand at x .* off the map, or in a wall"):
+            world.start(Start(seed=0, world_from_camera=lost))
+    high = camera.copy()
+    high[1, 3] -= 1.0
+    with pytest.raises(ValueError, match=r"the eyes are at y = -1.281 m there, not -2.281"):
+        world.start(Start(seed=0, world_from_camera=high))
+    world.start(Start(seed=0))
+
+
 def test_what_cannot_be_done_is_said(world):
     state, view = world.start(Start(seed=1))
     world.step([state], REST)
