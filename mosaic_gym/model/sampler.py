@@ -61,10 +61,11 @@ def denoise(
         guidance: classifier-free guidance, 1 for none.
     """
     where = recalled, cameras, image_from_camera, size
-    context = transformer.read(history, history_cameras, *where, text)
+    once = steps == len(noise) == 1  # one member's tokens are too few to keep a processor busy: fewer, larger calls
+    context = transformer.read(history, history_cameras, *where, text, once=once)
     away = None
     if unwanted is not None and guidance != 1.0:
-        away = transformer.read(history, history_cameras, *where, unwanted)
+        away = transformer.read(history, history_cameras, *where, unwanted, once=once)
     if transformer.config.causal:  # trained for few steps, at levels spread evenly
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)
     else:

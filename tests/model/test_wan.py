@@ -47,10 +47,12 @@ def nothing_recalled(cameras: torch.Tensor) -> Recall:
     return recall([()] * len(views), views, K, WanCodec(tiny_vae()), (CHANNELS, *GRID), 0, 0, 2)
 
 
-def context_for(ours: MosaicTransformer3DModel, history: torch.Tensor, frames: int, text: torch.Tensor) -> Context:
+def context_for(
+    ours: MosaicTransformer3DModel, history: torch.Tensor, frames: int, text: torch.Tensor, once: bool = False
+) -> Context:
     cameras = torch.eye(4, dtype=history.dtype).expand(len(history), frames, 4, 4, 4)
     k = K.to(history.dtype).expand(len(history), 3, 3)
-    return ours.read(history, cameras[:, :1], nothing_recalled(cameras), cameras, k, SIZE, text)
+    return ours.read(history, cameras[:, :1], nothing_recalled(cameras), cameras, k, SIZE, text, once)
 
 
 @pytest.fixture
@@ -113,6 +115,15 @@ def test_a_causal_student_reads_once_and_never_sees_ahead(sequence):
     assert (one - other).abs().max() > 1e-6
     for kept, same in zip(context.keys_values, again.keys_values, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(kept, same, strict=True))
+
+
+def test_a_context_for_one_look_gives_what_one_that_is_kept_gives(sequence):
+    latents, text = sequence
+    ours = in_ours(tiny_transformer().double(), causal=True)
+    time = torch.tensor([500.0, 900.0], dtype=torch.float64)
+    contexts = [context_for(ours, latents[:, :1], 2, text, once) for once in (False, True)]
+    kept, once = (ours(latents[:, 1:3], time, context) for context in contexts)
+    assert (once - kept).abs().max() <= 1e-12 * kept.abs().max()
 
 
 def test_a_clip_decoded_piece_by_piece_equals_the_clip_decoded_at_once():

@@ -72,6 +72,25 @@ def test_a_members_frames_do_not_depend_on_who_shares_its_batch(world):
         assert np.abs(alone.frames.astype(int) - view.frames).max() <= 1
 
 
+def test_a_context_for_one_look_gives_what_one_that_is_kept_gives(world):
+    states = [world.start(Start(seed=seed))[0] for seed in (1, 2)]
+    for actions in ([[1, 0, 0.5], [0, 0, 0]], [[1, 0, 1], [0, 0, -1]]):
+        states, _ = world.step(states, np.array(actions, dtype=float))
+    cameras = torch.stack([state.history_cameras for state in states])
+    cameras[1] = cameras[1] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # looks the other way
+    recalled = world.recall(states, cameras)
+    assert recalled.patch_exists.any() and not recalled.patch_exists.all(), "some rows are padding"
+    history, text = (torch.stack([getattr(state, name) for state in states]) for name in ("history", "text"))
+    where = history, cameras, recalled, cameras, world.k.expand(2, 3, 3), (world.height, world.width), text
+    transformer = world.model.transformer
+    noise, time = torch.randn_like(history), torch.tensor([1000.0, 400.0])
+    with torch.no_grad():
+        kept, once = (transformer(noise, time, transformer.read(*where, each)) for each in (False, True))
+        forgetful = transformer(noise, time, transformer.read(torch.zeros_like(history), *where[1:], True))
+    assert (once - kept).abs().max() <= 1e-4 * kept.abs().max()
+    assert (once - forgetful).abs().max() > 1e-3 * kept.abs().max(), "what is read matters"
+
+
 def test_without_the_network_what_is_seen_is_the_warp(world):
     bare = MosaicWorld(world.model, network=False)
     state, view = bare.start(Start(seed=4))
