@@ -1,7 +1,7 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
 Open this file first. `MosaicWorld.see_chunk` is the method in one reading: recall, denoise, decode, estimate
-depth, remember. `step` puts control in front of it. Everything else here begins, saves and checks states.
+depth, remember. `step` puts control in front of it. How an episode begins is told in `beginning.py`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,20 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, pose_at
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
 from mosaic_gym.memory.keyframe import Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
+from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.sampler import denoise, step_noise
-from mosaic_gym.worlds.protocol import Start, View
+from mosaic_gym.worlds.beginning import Beginning
+from mosaic_gym.worlds.protocol import View
 from mosaic_gym.worlds.state import Glimpse, WorldState, load_state, pack_state, save_state, unpack_state
 
-DEFAULT_PROMPT = "a photograph of a furnished room, seen at eye level"
-"""What a world without start views begins with when nobody asks for anything."""
-BEFORE = 2**32 - 1
-"""The step whose noise makes a first frame: one that no episode comes to."""
 
-
-class MosaicWorld:
+class MosaicWorld(Beginning):
     """The World protocol over a `WorldModel`; batched over states, one network call for all.
 
     Args:
@@ -352,69 +348,6 @@ class MosaicWorld:
             stream=stream,
         )
 
-    def start(self, start: Start) -> tuple[WorldState, View]:
-        """A body at rest in front of a start image: the given one, or one of the checkpoint's, by seed.
-
-        Raises:
-            ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long.
-            TypeError: a memory that is not a MosaicMemory.
-        """
-        image, prompt = self._first_sight(start)
-        asked = start.world_from_camera
-        pose = pose_at(0.0, 0.0, 0.0, 0.0) if asked is None else check_pose(asked)
-        poses = [pose] * FRAMES_PER_STEP
-        frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
-        depth_m = self._estimate(frames)
-        state = self._begin(frames, depth_m, poses, start.seed, prompt, start.memory)
-        return state, self._view(state.memory, poses, frames, depth_m, 1.0)
-
-    def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
-        """The first image, uint8 `[H, W, 3]`, and the prompt."""
-        count = len(self.model.start_images)
-        drawn = int(np.random.default_rng(start.seed).integers(count)) if count else None
-        if start.prompt is not None:
-            prompt = start.prompt
-        else:
-            prompt = DEFAULT_PROMPT if drawn is None else self.model.start_prompts[drawn]
-        if start.image is not None:
-            return self._checked_image(start.image), prompt
-        if drawn is not None:
-            return self.model.start_images[drawn].numpy(), prompt
-        return self._pictured(prompt, start.seed), prompt
-
-    @torch.no_grad()
-    def _pictured(self, prompt: str, seed: int) -> np.ndarray:
-        """A first frame made from the prompt alone, uint8 `[H, W, 3]`: a clip of one latent with nothing before it."""
-        cameras = self._cameras([[pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP])
-        nothing = recall([()], cameras[0], self.k, self.model.codec, self._latent_shape, 0, 0, self._patch)
-        empty = torch.zeros(1, 0, *self._latent_shape, device=self.device)
-        text = self.model.text_encoder.encode([prompt])
-        latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
-        (stream,) = self.model.codec.begin(latents[:, 0])
-        return frames_to_uint8(self.model.codec.present(latents[0, 0], stream)).cpu().numpy()
-
-    @torch.no_grad()
-    def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
-        """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would."""
-        cameras = self._cameras([poses])
-        before = self.model.codec.present(state.history[-1], state.stream)[None]
-        seen = self._float(frames)
-        latents = self.model.codec.encode(seen, before)[None]  # [1, 1, c, h, w]
-        _, streams = self.model.codec.decode_next(latents[0], [state.stream])
-        depth_m = self._estimate(frames)
-        if len(state.memory):
-            depth_m = align_scale(depth_m[None], self.recall([state], cameras).depth_m)[0]
-        true = torch.zeros(self.patch_grid, device=self.device)
-        keyframe = self.lift(latents[0, 0], depth_m, cameras[0, 0], true, state.step_index + 1)
-        carried = self._carried_on(latents, seen[None], cameras, streams)
-        future = self._moved_on(state, poses, *(each[0] for each in carried))
-        return replace(future, memory=state.memory.remember(keyframe))
-
-    @torch.no_grad()
-    def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
-        """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
-        return self._begin(frames, self._estimate(frames), poses, seed, prompt, None)
-
     @torch.no_grad()
     def prompted(self, state: WorldState, prompt: str) -> WorldState:
         """The same state, its future conditioned on another prompt.
@@ -447,52 +380,6 @@ class MosaicWorld:
     def close(self) -> None:
         """Nothing is held outside Python; here for the protocol."""
 
-    @torch.no_grad()
-    def _begin(
-        self,
-        frames: np.ndarray,
-        depth_m: Tensor,
-        poses: Sequence[Pose],
-        seed: int,
-        prompt: str,
-        memory: MosaicMemory | None,
-    ) -> WorldState:
-        if memory is None:
-            memory = MosaicMemory(capacity=self.capacity)
-        elif not isinstance(memory, MosaicMemory):
-            kind = type(memory).__name__
-            raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
-        latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
-        if len(memory) and memory.keyframes[0].latent.shape != latents.shape[1:]:
-            shape = tuple(memory.keyframes[0].latent.shape)
-            mine = tuple(latents.shape[1:])
-            raise ValueError(f"the memory has latents {shape}, this checkpoint {mine}: it is another's")
-        cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
-        true = torch.zeros(self.patch_grid, device=self.device)
-        keyframe = self.lift(latents[0], depth_m, cameras[0], true, 0)
-        history = self.model.settings.history
-        return WorldState(
-            pose=poses[-1],
-            history=latents.expand(history, -1, -1, -1).clone(),
-            history_cameras=cameras.expand(history, -1, -1, -1).clone(),
-            memory=memory.remember(keyframe),
-            prompt=prompt,
-            text=self.model.text_encoder.encode([prompt])[0],
-            seed=int(seed),
-            step_index=0,
-            stream=self.model.codec.begin(latents)[0],
-        )
-
-    def _float(self, frames: np.ndarray) -> Tensor:
-        """Frames uint8 `[4, H, W, 3]` as `[1, 4, 3, H, W]` in [-1, 1]."""
-        return frames_to_float(torch.tensor(frames, device=self.device))[None]
-
-    @torch.no_grad()
-    def _estimate(self, frames: np.ndarray) -> Tensor:
-        """Depth `[H, W]` of the last of four frames, metres."""
-        last = frames_to_float(torch.tensor(frames[-1:], device=self.device)[None])[:, 0]
-        return self.model.depth.estimate(last, self.k[None])[0]
-
     def _cameras(self, poses: Sequence[Sequence[Pose]]) -> Tensor:
         """`[b, t, 4, 4, 4]`."""
         if len({len(each) for each in poses}) != 1 or len(poses[0]) % FRAMES_PER_STEP or not poses[0]:
@@ -513,10 +400,3 @@ class MosaicWorld:
             coverage=float(coverage),
             keyframes=len(memory),
         )
-
-    def _checked_image(self, image: np.ndarray) -> np.ndarray:
-        expected = (self.height, self.width, 3)
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.shape != expected:
-            raise ValueError(f"a start image is uint8 of shape {expected}; got {image.dtype} of shape {image.shape}")
-        return image
