@@ -195,4 +195,5 @@ def make_dreams(
 ) -> WorldVectorEnv:
     """`num_envs` members of the learned world as a vector environment; kwargs as `dream_members` takes them."""
     check_render_mode(render_mode)  # before a world is built, as `check_faces`
+    autoreset_mode = AutoresetMode(autoreset_mode)
     return WorldVectorEnv(dream_members(num_envs, **kwargs), autoreset_mode, render_mode)

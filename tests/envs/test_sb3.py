@@ -121,3 +121,8 @@ def test_ppo_beats_random_where_the_best_policy_is_known():
 def test_a_render_mode_there_is_not_is_refused_before_a_world_is_loaded(make):
     with pytest.raises(ValueError, match="render_mode of many members"):
         make(2, checkpoint="no such checkpoint", render_mode="human")
+
+
+def test_an_autoreset_mode_there_is_not_is_refused_before_a_world_is_loaded():
+    with pytest.raises(ValueError, match="never is not a valid AutoresetMode|'never'"):
+        make_dreams(2, checkpoint="no such checkpoint", autoreset_mode="never")

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from mosaic_gym import Start
 from mosaic_gym.envs.sb3 import make_sb3
 from mosaic_gym.envs.tasks import EngineTask, Judgement
+from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
 from mosaic_gym.evaluation.transfer.policies import WayFromStart, load_policy, make_policy, scripted, train
 from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording
@@ -76,14 +77,16 @@ def test_recordings_without_a_walk_are_refused():
         RecordedGoalTask([line(5)])
 
 
-def test_the_whole_way_and_on_again(tmp_path, capsys):
+def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(benchmark, "EPISODE_STEPS", 6)
+    monkeypatch.setattr(benchmark, "MEMBERS", 4)
     height, width = 48, 64
     data = tmp_path / "data"
     record(RecordConfig(out=data, episodes=12, steps_per_episode=40, height=height, width=width, workers=1))
     tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
-        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=256, engine_steps=128, episodes=2,
+        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=32, episodes=2,
         rank_episodes=1, policies=2, places=12, rollout=8,
     )  # fmt: skip
     found = evaluate(config)

@@ -90,8 +90,9 @@ def make_policy(env: VecEnv, rollout: int, seed: int) -> PPO:
     # Metres and bonus together make values of ten: unscaled, the critic's gradient drowns the actor's.
     scaled = VecNormalize(env, norm_obs=False, gamma=DISCOUNT)
     kwargs = {"features_extractor_class": Eyes, "share_features_extractor": False, "net_arch": [64]}
+    batch = min(128, rollout * env.num_envs)
     return PPO(
-        "MultiInputPolicy", scaled, n_steps=rollout, batch_size=128, n_epochs=10, learning_rate=7e-4, ent_coef=0.003,
+        "MultiInputPolicy", scaled, n_steps=rollout, batch_size=batch, n_epochs=10, learning_rate=7e-4, ent_coef=0.003,
         gamma=DISCOUNT, gae_lambda=0.9, seed=seed, device="cpu", policy_kwargs=kwargs,
     )  # fmt: skip
 
