@@ -140,7 +140,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         "random": partial(known.at_random, config.seed),
         "ahead": known.ahead_only,
         "scripted": partial(known.scripted, config.seed),
-        "dream": partial(known.learnt, model, policies[-1]),
+        "dream": partial(known.learnt, model, policies[-1], config.seed),
     }
     recorded = sum(len(store.load(index)) for index in range(len(store)))
     engine_steps = recorded if config.engine_steps is None else config.engine_steps
@@ -151,7 +151,7 @@ def evaluate(config: Config) -> dict[str, Any]:
             in_engine = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed)
             known.train(in_engine, engine_steps, config.out / "engine", 2)
             engines.close()
-        arms["engine"] = partial(known.learnt, model, config.out / "engine" / "1.safetensors")
+        arms["engine"] = partial(known.learnt, model, config.out / "engine" / "1.safetensors", config.seed)
 
     found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
@@ -167,7 +167,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
     if config.rank_episodes:
         # What is kept on the way to one policy differs little; the others widen the range of good and bad.
-        ranked = {weights.stem: partial(known.learnt, model, weights) for weights in policies}
+        ranked = {weights.stem: partial(known.learnt, model, weights, config.seed) for weights in policies}
         ranked |= {name: choose for name, choose in arms.items() if name != "dream"}
         heldout = EpisodeStore(config.data, "heldout")
         places = {

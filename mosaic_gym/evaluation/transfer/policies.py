@@ -158,9 +158,10 @@ def load_policy(model: PPO, path: Path) -> int:
     return int(told.get("num_timesteps", 0))
 
 
-def learnt(model: PPO, weights: Path) -> Choose:
+def learnt(model: PPO, weights: Path, seed: int) -> Choose:
     """Draws actions from the policy in a file."""
     load_policy(model, weights)
+    torch.manual_seed(seed)  # policies draw from the global generator
     return lambda seen: model.predict(seen, deterministic=False)[0]
 
 
