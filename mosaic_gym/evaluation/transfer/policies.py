@@ -22,6 +22,8 @@ from mosaic_gym.envs.tasks import thrust_towards_depth
 from mosaic_gym.geometry.control import ACTIONS
 
 DISCOUNT = 0.95
+SCAN = 16
+"""Directions in which a policy is told how near things are."""
 OPTIMIZER = "optimizer."
 """Before the names of the optimiser's tensors in a policy's file."""
 Choose = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -65,10 +67,14 @@ class WayFromStart(VecEnvWrapper):
 
 
 class Eyes(BaseFeaturesExtractor):
-    """Image, goal and depth, one above the other in one small network; the way from the start beside it."""
+    """Image, goal and depth, one above the other in one small network.
+
+    Beside it, so that they need not be dug out of a convolution first: how near things are around the horizon, `SCAN`
+    numbers from left to right, as a range scanner would tell it, and the way from the start.
+    """
 
     def __init__(self, space: spaces.Dict, features: int = 128) -> None:
-        super().__init__(space, features + space["pose"].shape[0])
+        super().__init__(space, features + SCAN + space["pose"].shape[0])
         self.see = nn.Sequential(
             nn.Conv2d(7, 16, 6, stride=3), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2), nn.ReLU(),
             nn.Conv2d(32, 32, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(features), nn.ReLU(),
@@ -78,7 +84,10 @@ class Eyes(BaseFeaturesExtractor):
     def forward(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
         # Stable-Baselines3 has already put channels first and scaled to [0, 1].
         near = torch.exp(-seen["depth"][:, None] / 3.0)  # 1 at the eye, 0 far away
-        return torch.cat([self.see(torch.cat([seen["image"], seen["goal"], near], dim=1)), seen["pose"]], dim=1)
+        height = near.shape[2]
+        scan = nn.functional.adaptive_max_pool2d(near[:, :, height * 15 // 32 : height * 17 // 32], (1, SCAN))
+        seen_all = self.see(torch.cat([seen["image"], seen["goal"], near], dim=1))
+        return torch.cat([seen_all, scan.flatten(1), seen["pose"]], dim=1)
 
 
 def make_policy(env: VecEnv, rollout: int, seed: int) -> PPO:
