@@ -39,7 +39,7 @@ class Config:
 
 
 def draw(episodes: list[TensorDict], intrinsics: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random frames `[b, 3, H, W]` in [-1, 1], K `[b, 3, 3]` and depth `[b, H, W]` in metres; half are mirrored."""
+    """Random frames `[b, 3, H, W]` in [-1, 1], K `[b, 3, 3]` and depth `[b, H, W]` in metres."""
     frames, depths = [], []
     for _ in range(batch):
         episode = episodes[int(torch.randint(len(episodes), (), generator=generator))]
