@@ -26,6 +26,7 @@ train: $(DEV)
 	$(BIN)/mosaic-gym train codec
 	$(BIN)/mosaic-gym train depth
 	$(BIN)/mosaic-gym train outcome
+	$(BIN)/mosaic-gym train atlas
 	$(BIN)/mosaic-gym train world
 
 evaluate: $(CORE)

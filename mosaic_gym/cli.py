@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, dream beside engine"),
     "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the dream with the keyboard"),
     "record": Command("mosaic_gym.worlds.recording", "RecordConfig", "record", "record episodes of the engine"),
+    "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "learn the recorded map by heart"),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
     "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end"),

@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mosaic_gym.geometry.control import Control
+from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth
@@ -60,6 +61,7 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
         ByteTextEncoder(width=16, length=96, outputs=2),
         ConvDepth(widths=(8, 8, 16)),
         tiny_outcome(),
+        tiny_atlas(size),
         FlowMatchEulerDiscreteScheduler(),
         torch.randint(0, 256, (3, *size, 3), dtype=torch.uint8),
         ("a room", "a hall", "a wall close ahead"),
@@ -73,6 +75,11 @@ def tiny_outcome() -> OutcomeHeads:
     torch.nn.init.zeros_(heads.tell.weight)
     heads.tell.bias.data.copy_(torch.tensor([6.0, 0.0, 0.0, -12.0]))
     return heads
+
+
+def tiny_atlas(size: tuple[int, int] = SIZE) -> Atlas:
+    """An atlas of a map that it has not learnt."""
+    return Atlas(*size, side_m=16.0, coarse=8, fine=16, features=4, samples=6, hidden=16, cells=4, headings=8)
 
 
 def record_few(root: Path) -> Path:

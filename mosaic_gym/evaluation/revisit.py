@@ -2,8 +2,8 @@
 
 Two suites along held-out paths of the engine, with estimated depth. *Ahead*: one step from a true history, at
 random places. *Return*: a true history looks around; then the dream runs freely, leaves all of it for at least
-64 frames, and comes back over the same poses. Four arms: memory on, memory off, last frame only, and the warped
-memory alone without the network.
+64 frames, and comes back over the same poses. Five arms: memory on, memory off, last frame only, what transformer and
+detail network are given (warped memory, its holes filled by the atlas), and the warped memory alone.
 """
 
 from __future__ import annotations
@@ -36,10 +36,16 @@ GOALS = {
 AT_MOST = {"depth_median_relative_error"}
 UNGRADED = {
     "gain_ahead_uncovered_over_warp": "gain ahead where memory covers nothing, dB",
+    "gain_ahead_over_expected": "gain ahead over memory and atlas, dB",
+    "gain_return_engine_over_expected": "gain of the return over memory and atlas, dB",
+    "psnr_way_engine": "all of the way out and back, dB",
+    "gain_way_engine_over_warp": "the same, gain over the warp alone, dB",
+    "gain_way_engine_over_expected": "the same, gain over memory and atlas, dB",
     "bound_ahead_realigned": "what realigning the warp could gain, dB",
 }
 """Figures without a goal: the gain over those pixels that memory does not cover, which only a network can know (the
-warp continues its edges into them); and what the warp would gain if covered pixels took the best shifts."""
+warp continues its edges into them); what transformer and detail network add to what they are given; all pixels of the
+way out and back, most of which no memory covers; and what the best shifts of covered pixels would gain."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,11 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
         "depth_median_relative_error": interval(told["depth"]),
     }
     found = {name: {**figure, "goal": GOALS[name][0]} for name, figure in found.items()}
+    found["psnr_way_engine"] = {**over(back, "way", "memory"), "goal": None}
+    found["gain_way_engine_over_warp"] = {**over(back, "way", "memory", "warp"), "goal": None}
+    measures = ("ahead", ahead, "psnr"), ("return_engine", back, "engine"), ("way_engine", back, "way")
+    for name, rows, figure in measures:
+        found[f"gain_{name}_over_expected"] = {**over(rows, figure, "memory", "expected"), "goal": None}
     bound = interval([row["warp"]["realigned"] - row["warp"]["psnr"] for row in ahead])
     found["bound_ahead_realigned"] = {**bound, "goal": None}
     partly = [row for row in ahead if "uncovered" in row["memory"]]
@@ -177,7 +188,7 @@ def arm_table(told: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     table = {}
     for arm in ARMS:
         table[arm] = {"ahead": interval([row[arm]["psnr"] for row in told["ahead"]])}
-        for name in ("engine", "self", "ssim"):
+        for name in ("engine", "self", "ssim", "way"):
             table[arm][f"return_{name}"] = interval([row[arm][name] for row in told["return"]])
     return table
 
@@ -202,12 +213,11 @@ def print_arms(table: dict[str, dict[str, dict[str, float]]]) -> None:
     """One line an arm."""
     from mosaic_gym.evaluation.rollout import ARMS
 
-    print(f"{'arm':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}")
+    print(f"{'arm':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}{'way dB':>8}")
     for arm, row in table.items():
-        ahead, engine, own, ssim = (
-            row[name]["value"] for name in ("ahead", "return_engine", "return_self", "return_ssim")
-        )
-        numbers = f"{ahead:10.2f}{engine:11.2f}{own:9.2f}{ssim:7.3f}"
+        names = ("ahead", "return_engine", "return_self", "return_ssim", "return_way")
+        ahead, engine, own, ssim, way = (row[name]["value"] for name in names)
+        numbers = f"{ahead:10.2f}{engine:11.2f}{own:9.2f}{ssim:7.3f}{way:8.2f}"
         print(f"{ARMS[arm]:<28}{numbers}")
 
 

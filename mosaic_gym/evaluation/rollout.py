@@ -1,4 +1,4 @@
-"""The four arms, let loose along the engine's paths."""
+"""The arms, let loose along the engine's paths."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ARMS = {
     "memory": "memory on",
     "off": "memory off",
     "last": "last frame only",
+    "expected": "memory and atlas alone",
     "warp": "the warp alone, no network",
 }
 LEAST_UNCOVERED = 0.01
@@ -28,7 +29,7 @@ LEAST_SHARE = 0.05
 
 
 class Arms:
-    """One checkpoint, four ways.
+    """One checkpoint, with more and less of it.
 
     Args:
         model: the checkpoint.
@@ -37,7 +38,8 @@ class Arms:
 
     def __init__(self, model: WorldModel, denoising_steps: int | None = None):
         self.world = MosaicWorld(model, denoising_steps=denoising_steps)
-        self.bare = MosaicWorld(model, denoising_steps=denoising_steps, network=False)
+        less = {"expected": True, "warp": False}
+        self._others = {arm: MosaicWorld(model, network=False, atlas=atlas) for arm, atlas in less.items()}
 
     def after_history(self, path: Path) -> WorldState:
         """The state that has truly seen the path's history, with all of its memory."""
@@ -48,7 +50,7 @@ class Arms:
 
     def dream(self, arm: str, states: Sequence[WorldState], paths: Sequence[Path]) -> list[np.ndarray]:
         """Frames uint8 `[steps, 4, H, W, 3]` of each path's way, free-running from the states after its history."""
-        world = self.bare if arm == "warp" else self.world
+        world = self._others.get(arm, self.world)
         states = [self._limited(arm, state) for state in states]
         shown: list[list[np.ndarray]] = [[] for _ in paths]
         for step in range(max(len(path.views) - path.history for path in paths)):
@@ -84,7 +86,8 @@ def measure_ahead(path: Path, frames: np.ndarray, covered: np.ndarray) -> dict[s
 
 
 def measure_return(path: Path, frames: np.ndarray) -> dict[str, float]:
-    """The way back against the engine, where the history saw, and against the arm's own way out at the same poses."""
+    """The way back against the engine, where the history saw, and against the arm's own way out at the same poses; and
+    all of the way, out and back, against the engine, which for the most part nobody has seen."""
     seen = Seen(list(path.views[: path.history]))
     back = frames[path.out :]
     errors, similar, own = [], [], []
@@ -104,4 +107,5 @@ def measure_return(path: Path, frames: np.ndarray) -> dict[str, float]:
         "engine": decibels(np.concatenate(errors).mean()),
         "ssim": float(np.concatenate(similar).mean()),
         "self": decibels(float(np.mean(own))),
+        "way": decibels(squared_error(frames, np.stack([view.frames for view in path.views[path.history :]])).mean()),
     }

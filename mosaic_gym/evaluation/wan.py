@@ -145,7 +145,7 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
     prompts = _NoPrompts(transformer.config.text_dim, dtype, config.device)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
     model = WorldModel(
-        settings, transformer, None, codec, prompts, _Depth(dtype, config.device), None, scheduler,
+        settings, transformer, None, codec, prompts, _Depth(dtype, config.device), None, None, scheduler,
         torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8), ("",),
     )  # fmt: skip
     return MosaicWorld(model, device=config.device)

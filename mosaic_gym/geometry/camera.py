@@ -89,3 +89,20 @@ def project(
     centre = image_from_camera[..., :2, 2]
     uv = points_m[..., :2] / safe * focal[..., None, :] + centre[..., None, :]
     return uv, depth_m
+
+
+def place_of(world_from_camera: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 3"]:
+    """Places of level cameras `[..., 4, 4]`: (x, z, heading) `[..., 3]`, metres and radians; heading as yaw."""
+    heading = torch.atan2(world_from_camera[..., 0, 2], world_from_camera[..., 2, 2])
+    return torch.stack([world_from_camera[..., 0, 3], world_from_camera[..., 2, 3], heading], -1)
+
+
+def carried(
+    places: Float[Tensor, "... 3"], here: Float[Tensor, "... 3"], there: Float[Tensor, "... 3"]
+) -> Float[Tensor, "... 3"]:
+    """Places `[..., 3]` moved by the level motion that takes `here` to `there`."""
+    turn = there[..., 2] - here[..., 2]
+    x, z = (places[..., :2] - here[..., :2]).unbind(-1)
+    sine, cosine = turn.sin(), turn.cos()
+    moved = torch.stack([cosine * x + sine * z, cosine * z - sine * x], -1) + there[..., :2]
+    return torch.cat([moved, (places[..., 2] + turn)[..., None]], -1)

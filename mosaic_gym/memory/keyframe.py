@@ -24,6 +24,8 @@ class Keyframe:
         alive: bool `[v, u]`: patches an edit took away are not.
         step: the environment step that made it.
         points_m: `[v, u, 3]` patch centres in the world, metres: derived, kept because every recall needs it.
+        place: `[4]`, (x, z, heading, trust): where on the map that the model knows the still was recognised to be
+            taken, and how much that is to be trusted, see `whereabouts.py`; zeros if it was not recognised.
     """
 
     latent: Tensor
@@ -33,6 +35,7 @@ class Keyframe:
     alive: Tensor
     step: int
     points_m: Tensor
+    place: Tensor
 
     @property
     def world_from_still(self) -> Tensor:
@@ -42,12 +45,14 @@ class Keyframe:
     def moved(self, edit: Tensor) -> Keyframe:
         """The same patches elsewhere: composes the edit transform E `[4, 4]` (world from world) into the warp.
 
-        Poses and points move together, so culling, occlusion, coordinates and values all follow.
+        Poses and points move together, so culling, occlusion, coordinates and values all follow. Moved patches are no
+        longer where the map has them, so they say nothing of it.
         """
         return replace(
             self,
             world_from_camera=edit @ self.world_from_camera,
             points_m=transform(edit, self.points_m.flatten(0, 1)).view_as(self.points_m),
+            place=torch.zeros_like(self.place),
         )
 
     def keeping(self, chosen: Tensor) -> Keyframe:
@@ -72,6 +77,7 @@ def lift(
     image_from_camera: Float[Tensor, "3 3"],
     generation: Float[Tensor, "v u"],
     step: int,
+    place: Float[Tensor, " 4"] | None = None,
 ) -> Keyframe:
     """Lifts one latent frame into patches in the world (MosaicMem, the lifting of Sec. 3).
 
@@ -82,6 +88,7 @@ def lift(
         image_from_camera: `[3, 3]`, K in cells of the depth's grid.
         generation: `[v, u]`, on the grid of patches.
         step: the environment step.
+        place: `[4]`, where in the map the still was recognised to be taken; None if it was not.
 
     Raises:
         ValueError: the depth has NaN or values that are not positive.
@@ -94,7 +101,8 @@ def lift(
     points = unproject(centre_m, intrinsics)
     points_m = transform(world_from_camera[-1], points.flatten(0, 1)).view_as(points)
     alive = torch.ones(grid, dtype=torch.bool, device=latent.device)
-    return Keyframe(latent, depth_m, world_from_camera, generation, alive, step, points_m)
+    place = points_m.new_zeros(4) if place is None else place
+    return Keyframe(latent, depth_m, world_from_camera, generation, alive, step, points_m, place)
 
 
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")

@@ -26,7 +26,7 @@ from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe
 from mosaic_gym.memory.recall import Selection, select
 from mosaic_gym.memory.warp import WARPED_FIELDS, Warped, fill_holes, warp_stills
 
-FORMAT = "mosaic-memory-1"
+FORMAT = "mosaic-memory-2"
 
 
 class StillCodec(Protocol):
@@ -67,7 +67,7 @@ class MosaicMemory:
         return replace(self, keyframes=keyframes)
 
     def edited(self, chosen: dict[int, Tensor], transform: Tensor | None, keep_original: bool = False) -> MosaicMemory:
-        """Moves, duplicates or removes patches.
+        """Moves, duplicates or removes patches. An edited scene is no longer the map's: its places are forgotten.
 
         Args:
             chosen: bool `[v, u]` masks of the patches meant, by keyframe index.
@@ -77,7 +77,7 @@ class MosaicMemory:
         Raises:
             IndexError: an index is not that of a keyframe.
         """
-        keyframes = list(self.keyframes)
+        keyframes = [replace(keyframe, place=torch.zeros_like(keyframe.place)) for keyframe in self.keyframes]
         copies = []
         for index, mask in chosen.items():
             if not 0 <= index < len(keyframes):
@@ -197,6 +197,24 @@ class Recall:
     pixels_covered: Tensor
     stills: Tensor
     doubt: Tensor
+
+    def filled(self, views: Sequence[int], pictures: Tensor, drawn: Tensor, codec: StillCodec) -> Recall:
+        """The same recall, the holes of some views filled with pictures; what memory covers stays as it is.
+
+        By what memory and picture differ at the edges of a hole, the picture is corrected into the hole, smoothly.
+
+        Args:
+            views: which of the `b`.
+            pictures: `[v, 4, c, H, W]`, theirs, in [-1, 1], on the grid of the stills.
+            drawn: bool `[v, W]`, columns of the pictures that are drawn: all that have holes.
+        """
+        shown, covered = self.stills[views], self.pixels_covered[views]
+        compared = covered & drawn[:, None, None]
+        corrected = (pictures + fill_holes(shown - pictures, compared)).clamp(-1.0, 1.0)
+        stills, warped = self.stills.clone(), self.warped.clone()
+        stills[views] = torch.where(covered[:, :, None], shown, corrected)
+        warped[views] = codec.from_stills(stills[views])
+        return replace(self, stills=stills, warped=warped)
 
 
 @torch.no_grad()

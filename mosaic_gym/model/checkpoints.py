@@ -2,13 +2,14 @@
 
     NAME/
       world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps
-      transformer/ detail/ codec/ text_encoder/ depth/ outcome/ scheduler/    each as diffusers saves it
+      transformer/ detail/ codec/ text_encoder/ depth/ outcome/ atlas/ scheduler/    each as diffusers saves it
       starts.safetensors    start images, and their prompts in its metadata
       README.md             the card
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
 from mosaic_gym.model.detail import DetailNet
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from mosaic_gym.model.wan import WanCodec, WanPrompts
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-FORMAT = "mosaic-world-3"
+FORMAT = "mosaic-world-4"
 WAN_SIZE = (352, 640)
 """Height and width of a Wan world's frames when no resolution is asked for, pixels."""
 
@@ -80,6 +82,7 @@ class WorldModel:
     text_encoder: ByteTextEncoder | WanPrompts
     depth: DepthEstimator
     outcome: OutcomeHeads | None
+    atlas: Atlas | None
     scheduler: SchedulerMixin
     start_images: Tensor
     """uint8 `[n, H, W, 3]`; where there are none, a first frame is generated from the prompt."""
@@ -102,7 +105,8 @@ class WorldModel:
             self.codec.mean, self.codec.deviation = self.codec.mean.to(device), self.codec.deviation.to(device)
             self.depth.to(device)
             return self
-        for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.depth, self.outcome):
+        networks = self.transformer, self.detail, self.codec, self.text_encoder, self.depth, self.outcome, self.atlas
+        for network in networks:
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
         return self
@@ -111,7 +115,7 @@ class WorldModel:
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
-        for network in (self.transformer, self.detail, self.codec, self.text_encoder):
+        for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.atlas):
             if isinstance(network, torch.nn.Module):
                 for name, value in sorted(network.state_dict().items()):
                     digest.update(name.encode())
@@ -128,8 +132,8 @@ class WorldModel:
             raise ValueError("a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder)")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("transformer", "detail", "codec", "text_encoder", "depth", "outcome", "scheduler"):
-            getattr(self, name).save_pretrained(folder / name)
+        for name in ("transformer", "detail", "codec", "text_encoder", "depth", "outcome", "atlas", "scheduler"):
+            save_part(getattr(self, name), folder / name)
         for path in folder.glob("*/config.json"):  # diffusers notes where each part came from
             told = json.loads(path.read_text())
             told.pop("_name_or_path", None)
@@ -167,8 +171,9 @@ class WorldModel:
             "text_encoder": ByteTextEncoder,
             "depth": ConvDepth,
             "outcome": OutcomeHeads,
+            "atlas": Atlas,
         }
-        loaded = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
+        loaded: dict[str, Any] = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
         images, prompts = _load_starts(folder / "starts.safetensors")
         told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
         return WorldModel(
@@ -214,6 +219,7 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
         WanPrompts(pipeline),
         load_depth(options),
         None,
+        None,
         pipeline.scheduler,
         torch.empty(0, *size, 3, dtype=torch.uint8),
         (),
@@ -247,6 +253,22 @@ def resolve(checkpoint: Path | str) -> Path:
     )
 
 
+@torch.no_grad()
+def round_to_half(network: torch.nn.Module) -> None:
+    """Rounds weights, in place, to what float16 can hold: saved, they then take half the room and lose nothing."""
+    for value in network.state_dict().values():
+        value.copy_(value.half())
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Saves a network as diffusers does, in float16 if that is exact."""
+    if isinstance(part, torch.nn.Module):
+        values = part.state_dict().values()
+        if all(value.dtype == torch.float32 and torch.equal(value.half().float(), value) for value in values):
+            part = copy.deepcopy(part).half()
+    part.save_pretrained(folder)
+
+
 def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     weights = folder / name / "diffusion_pytorch_model.safetensors"
     if not weights.is_file() or not (folder / name / "config.json").is_file():
@@ -256,7 +278,9 @@ def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
             present = set(file.keys())
         # Without fast initialisation the few buffers that are computed, not saved, would stay empty.
         lean = kind is MosaicTransformer3DModel
-        network = kind.from_pretrained(folder / name, use_safetensors=True, low_cpu_mem_usage=lean)
+        network = kind.from_pretrained(
+            folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
+        )
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"the weights of {name!r} in {folder} are damaged or cut short; copy the folder again"

@@ -18,6 +18,7 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.model.depth import DepthEstimator
 from mosaic_gym.worlds.mosaic import WorldState
@@ -38,9 +39,13 @@ class Remembered:
 
 @torch.no_grad()
 def remember_all(
-    store: EpisodeStore, codec: LinearCodec, depth: DepthEstimator, limit: int | None = None
+    store: EpisodeStore, codec: LinearCodec, depth: DepthEstimator, atlas: Atlas, limit: int | None = None
 ) -> list[Remembered]:
-    """Encodes and lifts every recorded step once; depth is estimated, because in play it will be."""
+    """Encodes and lifts every recorded step once; depth is estimated and places are found, as they will be in play.
+
+    Raises:
+        ValueError: the atlas is of another map, or of frames of another size.
+    """
     device = codec.mean.device
     k = torch.as_tensor(store.image_from_camera, dtype=torch.float32, device=device)
     remembered = []
@@ -52,11 +57,22 @@ def remember_all(
         depth_m = depth.estimate(codec.decode(latents)[:, -1].clamp(-1, 1), k.expand(len(frames), 3, 3))
         cameras = episode["world_from_camera"][:].float().to(device)
         true = torch.zeros(latents.shape[-2:], device=device)
+        _check_map(atlas, frames, cameras)
+        places = torch.cat([atlas.find(some, k) for some in frames[:, -1].split(20)])
         keyframes = [
-            lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i) for i in range(len(latents))
+            lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i, places[i]) for i in range(len(latents))
         ]
         remembered.append(Remembered(keyframes, store.captions(index)))
     return remembered
+
+
+def _check_map(atlas: Atlas, frames: Tensor, cameras: Tensor) -> None:
+    size, mine = tuple(frames.shape[-2:]), (atlas.config.height, atlas.config.width)
+    if size != mine:
+        raise ValueError(f"the atlas draws frames of {mine}, recorded are {size}; train one: mosaic-gym train atlas")
+    inside = (cameras[:, -1, [0, 2], 3] - cameras.new_tensor(atlas.config.corner_m)) / atlas.config.side_m
+    if not bool(((inside >= 0) & (inside <= 1)).all()):
+        raise ValueError("the recorded walk leaves the atlas's map; train one of it: mosaic-gym train atlas --data ...")
 
 
 @dataclass(frozen=True)

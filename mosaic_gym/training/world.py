@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Control, Pose
 from mosaic_gym.memory.mosaic import Recall
-from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
+from mosaic_gym.model.atlas import Atlas
+from mosaic_gym.model.checkpoints import WorldModel, WorldSettings, round_to_half
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.detail import DetailNet
@@ -45,6 +46,8 @@ class Config:
     """What `train depth` wrote."""
     outcome: Path = Path("runs/outcome/weights")
     """What `train outcome` wrote."""
+    atlas: Path = Path("runs/atlas/weights")
+    """What `train atlas` wrote."""
     begin: Path | None = None
     """A finished world to go on from, with a budget of its own; its parts are taken instead of those above."""
     out: Path = Path("runs/world")
@@ -167,6 +170,7 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
     codec = LinearCodec.from_pretrained(config.codec, low_cpu_mem_usage=False)
     depth = ConvDepth.from_pretrained(config.depth, low_cpu_mem_usage=False)
     outcome = OutcomeHeads.from_pretrained(config.outcome, low_cpu_mem_usage=False)
+    atlas = Atlas.from_pretrained(config.atlas, low_cpu_mem_usage=False)
     text_encoder = ByteTextEncoder()
     transformer = MosaicTransformer3DModel(
         patch_size=(1, 1, 1),
@@ -191,7 +195,7 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         control=asdict(Control()),
     )
     scheduler = FlowMatchEulerDiscreteScheduler()
-    parts = transformer, DetailNet(), codec, text_encoder, depth, outcome, scheduler
+    parts = transformer, DetailNet(), codec, text_encoder, depth, outcome, atlas, scheduler
     return WorldModel(settings, *parts, images, prompts)
 
 
@@ -233,7 +237,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
 
 
 def train(config: Config) -> WorldModel:
-    """Trains, validates as it goes, and writes the finished world with its averaged weights."""
+    """Trains, validates as it goes, and writes the finished world with its averaged weights, rounded to float16."""
     torch.manual_seed(0)
     # As errors shrink, some gradients fall below what a float32 can hold normally, and a CPU takes 2.5 times as long.
     torch.set_flush_denormal(True)
@@ -243,8 +247,10 @@ def train(config: Config) -> WorldModel:
     device = accelerator.device
     model.codec.to(device)
     model.depth.to(device).eval()
-    episodes = remember_all(store, model.codec, model.depth, config.episodes)
-    heldout = remember_all(EpisodeStore(config.data, "heldout"), model.codec, model.depth, config.episodes)
+    model.atlas.to(device).eval()
+    networks = model.codec, model.depth, model.atlas
+    episodes = remember_all(store, *networks, config.episodes)
+    heldout = remember_all(EpisodeStore(config.data, "heldout"), *networks, config.episodes)
     learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
     run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
@@ -259,7 +265,7 @@ def train(config: Config) -> WorldModel:
         generator = run.generator()
         # 1. A batch of states, and what their memories give for the next view.
         states, latents, cameras = draw_batch(world, episodes, config, run.seed)
-        recalled = world.recall(states, cameras[:, None])
+        recalled = world.expect(states, world.recall(states, cameras[:, None]), cameras[:, None])
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)
@@ -284,6 +290,8 @@ def train(config: Config) -> WorldModel:
         if run.step_index % 500 == 0:
             told = validate(world, heldout, run)
     run.close()
+    for network in (model.transformer, model.detail, model.text_encoder):
+        round_to_half(network)
     print("world: one step ahead on held-out episodes:", validate(world, heldout, run))
     model.save_pretrained(config.out / "weights")
     return model

@@ -1,4 +1,5 @@
-"""How episodes of the learned world begin: from an image, from the prompt alone, or from what was truly seen."""
+"""How episodes of the learned world begin: from an image, from the prompt alone, or from what was truly seen; and
+where on the map its atlas recognises them to be."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_pose, pose_at
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.memory.whereabouts import recognised
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.worlds.protocol import Start, View
@@ -78,7 +80,8 @@ class Beginning:
         if len(state.memory):
             depth_m = align_scale(depth_m[None], self.recall([state], cameras).depth_m)[0]
         true = torch.zeros(self.patch_grid, device=self.device)
-        keyframe = self.lift(latents[0, 0], depth_m, cameras[0, 0], true, state.step_index + 1)
+        place = self._recognise(frames, state.memory, cameras[0, 0, -1])
+        keyframe = self.lift(latents[0, 0], depth_m, cameras[0, 0], true, state.step_index + 1, place)
         carried = self._carried_on(latents, seen[None], cameras, streams)
         future = self._moved_on(state, poses, *(each[0] for each in carried))
         return replace(future, memory=state.memory.remember(keyframe))
@@ -110,7 +113,8 @@ class Beginning:
             raise ValueError(f"the memory has latents {shape}, this checkpoint {mine}: it is another's")
         cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
         true = torch.zeros(self.patch_grid, device=self.device)
-        keyframe = self.lift(latents[0], depth_m, cameras[0], true, 0)
+        place = self._recognise(frames, memory, cameras[0, -1])
+        keyframe = self.lift(latents[0], depth_m, cameras[0], true, 0, place)
         history = self.model.settings.history
         return WorldState(
             pose=poses[-1],
@@ -133,6 +137,16 @@ class Beginning:
         """Depth `[H, W]` of the last of four frames, metres."""
         last = frames_to_float(torch.tensor(frames[-1:], device=self.device)[None])[:, 0]
         return self.model.depth.estimate(last, self.k[None])[0]
+
+    def _recognise(self, frames: np.ndarray, memory: MosaicMemory, camera: Tensor) -> Tensor | None:
+        """Where on the map the last of four true frames, seen by `camera` `[4, 4]`, was taken, `[4]`.
+
+        None without an atlas, and for a memory that keeps nothing: knowing where one is, is remembering it.
+        """
+        if self.atlas is None or memory.capacity == 0:
+            return None
+        hint = recognised(memory.keyframes, camera[None])
+        return self.atlas.find(self._float(frames)[:, -1], self.k, None if hint is None else hint[None])[0]
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:
         expected = (self.height, self.width, 3)

@@ -1,6 +1,6 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
-Open this file first. `MosaicWorld.see_chunk` is the method in one reading: recall, denoise, decode, estimate
+Open this file first. `MosaicWorld.see_chunk` is the method in one reading: recall, expect, denoise, decode, estimate
 depth, remember. `step` puts control in front of it. How an episode begins is told in `beginning.py`.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
@@ -21,6 +22,7 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_ac
 from mosaic_gym.memory.keyframe import Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
+from mosaic_gym.memory.whereabouts import recognised
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.depth import align_scale
@@ -28,6 +30,9 @@ from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.beginning import Beginning
 from mosaic_gym.worlds.protocol import View
 from mosaic_gym.worlds.state import Glimpse, WorldState, load_state, pack_state, save_state, unpack_state
+
+EDGE_PX = 4
+"""What memory shows this near to a hole tells by how much the atlas is off there."""
 
 
 class MosaicWorld(Beginning):
@@ -38,7 +43,8 @@ class MosaicWorld(Beginning):
         device: where they run.
         denoising_steps: None for the number the checkpoint ships with.
         capacity: keyframes an episode keeps; None for the checkpoint's, 0 for no memory, 1 for the last frame only.
-        network: False shows the warped memory alone, without the network (the baseline to beat).
+        network: False shows what transformer and detail network are given, and leaves them out.
+        atlas: False leaves out the atlas; without both, what is seen is the warped memory alone (the baseline to beat).
         collision: whether the body stops at lifted geometry and slides along it.
         temperature: of the draw of rewards and ends; 0 takes the likelier.
 
@@ -59,6 +65,7 @@ class MosaicWorld(Beginning):
         denoising_steps: int | None = None,
         capacity: int | None = None,
         network: bool = True,
+        atlas: bool = True,
         collision: bool = True,
         temperature: float = 1.0,
     ):
@@ -75,6 +82,7 @@ class MosaicWorld(Beginning):
             raise ValueError(f"denoising_steps is at least 1; got {denoising_steps}")
         self.capacity = settings.capacity if capacity is None else capacity
         self.network = network
+        self.atlas = model.atlas if atlas else None
         self.collision = collision
         self.temperature = float(temperature)
         if not 0.0 <= self.temperature < np.inf:
@@ -152,7 +160,7 @@ class MosaicWorld(Beginning):
             ValueError: poses that are no whole number of steps, the same for all.
         """
         cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
-        recalled = self.recall(states, cameras)
+        recalled = self.expect(states, self.recall(states, cameras), cameras)
         latents = self.denoised(states, recalled, cameras)  # [b, t, c, h, w]
         latents, frames, streams = self._decode(states, latents, recalled)  # [b, t, 4, 3, H, W]
         depth_m = self._estimate_depth(frames, recalled)
@@ -188,7 +196,7 @@ class MosaicWorld(Beginning):
             )
         poses = [self.move(state, check_action(action)) for state, action in zip(states, actions, strict=True)]
         cameras = self._cameras(poses)
-        recalled = self.recall(states, cameras)
+        recalled = self.expect(states, self.recall(states, cameras), cameras)
         latents = self.denoised(states, recalled, cameras)
         streams = [state.stream for state in states]
         futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
@@ -211,6 +219,35 @@ class MosaicWorld(Beginning):
         memories = [state.memory.keyframes for state in states for _ in range(t)]
         budgets = settings.max_sources, settings.max_patches, self._patch
         return recall(memories, cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape, *budgets)
+
+    @torch.no_grad()
+    def expect(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Recall:
+        """The same recall, with what memory leaves open filled in as the atlas knows the map: by heart, and roughly.
+
+        Where no true frame in memory was recognised, holes stay filled from their edges.
+
+        Args:
+            cameras: `[b, t, 4, 4, 4]`, metres, of which `recalled` has the `b * t` views.
+        """
+        if self.atlas is None:
+            return recalled
+        t = cameras.shape[1]
+        views = (~recalled.pixels_covered).flatten(1).any(1).nonzero()[:, 0].tolist()
+        known = {}
+        for i in {view // t for view in views}:
+            known[i] = recognised(states[i].memory.keyframes, cameras[i].flatten(0, 1))  # [t * 4, 3] or None
+        views = [view for view in views if known[view // t] is not None]
+        if not views:
+            return recalled
+        places = torch.stack([known[view // t].unflatten(0, (t, FRAMES_PER_STEP))[view % t] for view in views])
+        # Only columns with holes are drawn, and some beside them, by which memory and picture are compared.
+        holes = (~recalled.pixels_covered[views]).any(1).any(1)  # [v, W]
+        drawn = F.max_pool1d(holes[:, None].float(), 2 * EDGE_PX + 1, 1, EDGE_PX)[:, 0] > 0
+        columns = drawn.any(0).nonzero()[:, 0]
+        pictures = torch.zeros_like(recalled.stills[views])
+        shown, _ = self.atlas.picture(places.flatten(0, 1), self.k, columns)
+        pictures[..., columns] = shown.clamp(-1.0, 1.0).unflatten(0, (-1, FRAMES_PER_STEP))
+        return recalled.filled(views, pictures, drawn, self.model.codec)
 
     @torch.no_grad()
     def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
@@ -302,13 +339,21 @@ class MosaicWorld(Beginning):
             remembered.append(memories[1:])
         return remembered
 
-    def lift(self, latent: Tensor, depth_m: Tensor, cameras: Tensor, generation: Tensor, step: int) -> Keyframe:
+    def lift(
+        self,
+        latent: Tensor,
+        depth_m: Tensor,
+        cameras: Tensor,
+        generation: Tensor,
+        step: int,
+        place: Tensor | None = None,
+    ) -> Keyframe:
         """A keyframe, its depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
         if self._still_cells == tuple(depth_m.shape):
-            return lift(latent, depth_m, cameras, self.k, generation, step)
+            return lift(latent, depth_m, cameras, self.k, generation, step, place)
         coarse_m = median_per_cell(depth_m, self._still_cells)
         still_k = rescale_intrinsics(self.k, tuple(depth_m.shape), self._still_cells)
-        return lift(latent, coarse_m, cameras, still_k, generation, step)
+        return lift(latent, coarse_m, cameras, still_k, generation, step, place)
 
     def _carried_on(
         self, latents: Tensor, frames: Tensor, cameras: Tensor, streams: list[tuple[Any, ...]]

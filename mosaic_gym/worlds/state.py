@@ -16,7 +16,7 @@ from torch import Tensor
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.mosaic import MosaicMemory, load_described
 
-FORMAT = "mosaic-state-2"
+FORMAT = "mosaic-state-3"
 _MEMORY = "memory."
 _STREAM = "stream."
 

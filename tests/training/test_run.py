@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.training import codec, depth, outcome, world
+from mosaic_gym.training import atlas, codec, depth, outcome, world
 from mosaic_gym.training.run import Run
 from tests.tiny import record_few
 
@@ -27,13 +27,14 @@ def parts(data, tmp_path_factory) -> Path:
     codec.train(codec.Config(data=data, out=folder / "codec", channels=24, steps=40))
     depth.train(depth.Config(data=data, out=folder / "depth", minutes=None, steps=2, batch=2, widths=(8, 8, 16, 16)))
     outcome.train(outcome.Config(data=data, out=folder / "outcome", minutes=None, steps=2, batch=8, widths=(8, 8)))
+    atlas.train(atlas.Config(data=data, out=folder / "atlas", minutes=None, steps=2, batch=4))
     return folder
 
 
 def world_config(data: Path, parts: Path, out: Path, steps: int) -> world.Config:
     return world.Config(
         data=data, codec=parts / "codec", depth=parts / "depth" / "weights",
-        outcome=parts / "outcome" / "weights", out=out, minutes=None, steps=steps,
+        outcome=parts / "outcome" / "weights", atlas=parts / "atlas" / "weights", out=out, minutes=None, steps=steps,
         batch=2, layers=1, heads=1, ffn=32, dream=0.5,
     )  # fmt: skip
 

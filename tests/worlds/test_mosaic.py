@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.memory.mosaic import recall
-from mosaic_gym.model.checkpoints import WorldModel, resolve
+from mosaic_gym.model.checkpoints import WorldModel, resolve, round_to_half
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start, World
@@ -92,7 +93,7 @@ def test_a_context_for_one_look_gives_what_one_that_is_kept_gives(world):
 
 
 def test_without_the_network_what_is_seen_is_the_warp(world):
-    bare = MosaicWorld(world.model, network=False)
+    bare = MosaicWorld(world.model, network=False, atlas=False)
     state, view = bare.start(Start(seed=4))
     (after,), (shown,) = bare.step([state], RIGHT[None])
     k = torch.tensor(world.model.settings.image_from_camera)
@@ -217,3 +218,15 @@ def test_a_saved_world_does_not_tell_where_its_parts_came_from(tmp_path):
     WorldModel.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
     told = "".join(path.read_text() for path in (tmp_path / "second").rglob("*.json"))
     assert str(tmp_path) not in told
+
+
+def test_weights_that_float16_holds_are_saved_in_it_and_nothing_is_lost(tmp_path):
+    model = tiny_model()
+    round_to_half(model.atlas)
+    model.save_pretrained(tmp_path)
+    weights = {name: load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("atlas", "detail")}
+    assert {value.dtype for value in weights["atlas"].values()} == {torch.float16}
+    assert {value.dtype for value in weights["detail"].values()} == {torch.float32}
+    again = WorldModel.from_pretrained(tmp_path)
+    assert again.fingerprint == model.fingerprint
+    assert next(again.atlas.parameters()).dtype == torch.float32

@@ -109,7 +109,7 @@ def dream_task(store: EpisodeStore, model: WorldModel, places: int | None = None
     from mosaic_gym.training.samples import remember_all
 
     recordings = []
-    for index, remembered in enumerate(remember_all(store, model.codec, model.depth, places)):
+    for index, remembered in enumerate(remember_all(store, model.codec, model.depth, model.atlas, places)):
         memory = MosaicMemory(tuple(remembered.keyframes), model.settings.capacity)
         recordings.append(replace(_recording(store, index), memory=memory))
     return RecordedGoalTask(recordings)

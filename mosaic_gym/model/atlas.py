@@ -1,0 +1,218 @@
+"""The atlas: the map a model was trained on, known by heart.
+
+It is a network with two halves. `locate` says where in the map a frame was taken, and `picture` what is seen from a
+place. Between them lies an ordinary place, metres and a heading, so each half learns from poses that recordings hold,
+without waiting for the other; a network without that joint needs a hundred times the samples.
+
+A picture is drawn column by column. A column's viewing ray feels its way through a plane of learned features, finds
+how deep it goes, looks the place where it ends up in a finer plane, and says the column's colours. That is a light
+field over a floor plan (Sitzmann et al., *Light Field Networks*, arXiv 2106.02634; the planes are those of Chan et
+al., EG3D, arXiv 2112.07945, one of their three): a level camera is assumed, K is not.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NEAR_M, FAR_M = 0.3, 28.0
+"""Between these a ray feels its way; depths beyond are none of the map's."""
+AROUND = (0.8, 0.9, 0.96, 1.0, 1.04)
+"""Where the finer plane is looked up, in shares of the depth that a ray found: depths are known to some percent."""
+SEARCH_COLUMNS = 16
+"""Columns of a frame that `find` compares."""
+SEARCH_ROUNDS, SEARCH_TRIES, SEARCH_NARROWS = 4, 24, 0.5
+"""How often it looks around, at how many places, and by what each round is narrower than the one before."""
+SEARCH_M, SEARCH_RAD = 0.5, 0.15
+"""How far around it looks at first (standard deviations): about as far as `locate` is mostly off."""
+UNEXPLAINED = 0.5
+"""A frame is recognised if its picture leaves at most this share of its variance unexplained."""
+GAIN = 8.0
+"""Features are so many times what their planes hold: a cell is seen by few samples, and learns so much faster."""
+
+
+@cache
+def _search_offsets(device: torch.device) -> Tensor:
+    """`[tries, 3]`, the same ones always."""
+    spread = torch.tensor([SEARCH_M, SEARCH_M, SEARCH_RAD])
+    return (torch.randn(SEARCH_TRIES, 3, generator=torch.Generator().manual_seed(0)) * spread).to(device)
+
+
+class Atlas(ModelMixin, ConfigMixin):
+    """Where a frame was taken, and what is seen from there.
+
+    A place is (x, z, heading): metres and radians in the map's frame, heading 0 along z and growing towards x.
+
+    Args:
+        height, width: of the frames, pixels, multiples of 16.
+        corner_m: (x, z), the least corner of the square that the map lies in; side_m: its side.
+        coarse, fine: cells along a side of the two planes of features; features: of each of their cells.
+        samples: depths at which a ray is asked on its way.
+        hidden: width of the networks along a ray.
+        cells: along a side of the board on which frames are located; headings: bins of a whole turn.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        height: int = 64,
+        width: int = 64,
+        corner_m: tuple[float, float] = (0.0, 0.0),
+        side_m: float = 32.0,
+        coarse: int = 64,
+        fine: int = 320,
+        features: int = 16,
+        samples: int = 24,
+        hidden: int = 320,
+        cells: int = 32,
+        headings: int = 24,
+    ):
+        super().__init__()
+        self.coarse_plane = nn.Parameter(torch.randn(1, features, coarse, coarse) * 0.1 / GAIN)
+        self.fine_plane = nn.Parameter(torch.randn(1, features, fine, fine) * 0.1 / GAIN)
+        self.feel = nn.Sequential(
+            nn.Linear(samples * features + 4, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+        )
+        self.depth = nn.Linear(hidden, 1)
+        self.draw = nn.Sequential(
+            nn.Linear(hidden + len(AROUND) * features + 5, hidden), nn.SiLU(),
+            nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, height * 3),
+        )  # fmt: skip
+        widths = (32, 64, 128, 192)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
+        for fewer, more in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.GroupNorm(8, fewer), nn.SiLU(), nn.Conv2d(fewer, more, 4, stride=2, padding=1)]
+        layers += [nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Flatten()]
+        self.recognise = nn.Sequential(
+            *layers, nn.Linear(widths[-1] * (height // 16) * (width // 16), 384), nn.SiLU(),
+            nn.Linear(384, 3 * cells * cells + 2 * headings),
+        )  # fmt: skip
+
+    def picture(
+        self, places: Float[Tensor, "b 3"], image_from_camera: Float[Tensor, "3 3"], columns: Tensor | None = None
+    ) -> tuple[Float[Tensor, "b 3 H w"], Float[Tensor, "b w"]]:
+        """What is seen from places: frames `[b, 3, H, w]`, nominally in [-1, 1], and each column's log depth `[b, w]`.
+
+        Args:
+            places: `[b, 3]`, (x, z, heading), metres and radians.
+            image_from_camera: `[3, 3]`, K in pixels; the camera is level.
+            columns: indices `[w]` of the columns to draw; None for all.
+        """
+        config = self.config
+        columns = torch.arange(config.width, device=places.device) if columns is None else columns
+        # Metres to the right at a depth of one.
+        aside = (columns + 0.5 - image_from_camera[0, 2]) / image_from_camera[0, 0]
+        b, w = len(places), len(aside)
+        sine, cosine = places[:, 2].sin(), places[:, 2].cos()
+        ahead, right = torch.stack([sine, cosine], -1), torch.stack([cosine, -sine], -1)
+        per_metre = ahead[:, None] + aside[None, :, None] * right[:, None]  # [b, w, 2]
+        reach = torch.linspace(math.log(NEAR_M), math.log(FAR_M), config.samples, device=places.device).exp()
+        on_the_way = places[:, None, None, :2] + per_metre[:, :, None] * reach[:, None]
+        turned = aside[None, :, None].expand(b, w, 1)
+        ray = torch.cat([F.normalize(per_metre, dim=-1), turned, turned.square()], -1)
+        felt = self.feel(torch.cat([self._look_up(self.coarse_plane, on_the_way), ray], -1))
+        log_depth = self.depth(felt)[..., 0].float() + 1.0
+        depth_m = log_depth.clamp(math.log(NEAR_M) - 1.0, math.log(FAR_M)).exp()
+        ends = depth_m[..., None] * depth_m.new_tensor(AROUND)
+        at_its_end = self._look_up(self.fine_plane, places[:, None, None, :2] + per_metre[:, :, None] * ends[..., None])
+        colours = self.draw(torch.cat([felt, at_its_end.type_as(felt), log_depth[..., None], ray], -1))
+        return colours.float().unflatten(-1, (3, config.height)).permute(0, 2, 3, 1), log_depth
+
+    def _look_up(self, plane: Tensor, points_m: Tensor) -> Tensor:
+        """Features of points `[b, w, k, 2]`, `[b, w, k * c]`, bilinear."""
+        corner = points_m.new_tensor(self.config.corner_m)
+        where = (points_m - corner) * (2.0 / self.config.side_m) - 1.0
+        b, w, k = points_m.shape[:3]
+        found = F.grid_sample(plane, where.view(1, b * w, k, 2), padding_mode="border", align_corners=False)
+        return GAIN * found[0].permute(1, 2, 0).reshape(b, w, -1)
+
+    def forward(self, frames: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What frames in [-1, 1] say of their place.
+
+        Returns:
+            Logits of the board's cells `[b, n]`, offsets from their centres `[b, n, 2]` in cells, logits of the
+            headings' bins `[b, m]`, and offsets from their middles `[b, m]` in bins.
+        """
+        said = self.recognise(frames.contiguous(memory_format=torch.channels_last)).float()
+        n, m = self.config.cells**2, self.config.headings
+        cell, offset, heading, turn = said.split((n, 2 * n, m, m), dim=1)
+        return cell, offset.unflatten(1, (n, 2)), heading, turn
+
+    @torch.no_grad()
+    def locate(self, frames: Float[Tensor, "b 3 H W"], count: int = 4) -> Float[Tensor, "b count 3"]:
+        """The likeliest places `[b, count, 3]` of frames in [-1, 1], best first: cells, each with the best heading."""
+        cell, offset, heading, turn = self(frames)
+        best = cell.topk(count, dim=1).indices  # [b, count]
+        centre = torch.stack([best % self.config.cells, best // self.config.cells], -1) + 0.5
+        shift = offset.gather(1, best[..., None].expand(-1, -1, 2))
+        cell_m = self.config.side_m / self.config.cells
+        xz = (centre + shift) * cell_m + frames.new_tensor(self.config.corner_m)
+        bin_index = heading.argmax(1, keepdim=True)
+        bin_rad = 2.0 * math.pi / self.config.headings
+        yaw = (bin_index + 0.5 + turn.gather(1, bin_index)) * bin_rad
+        return torch.cat([xz, yaw[:, None].expand(-1, count, 1)], -1)
+
+    @torch.no_grad()
+    def find(
+        self,
+        frames: Float[Tensor, "b 3 H W"],
+        image_from_camera: Float[Tensor, "3 3"],
+        hints: Float[Tensor, "b k 3"] | None = None,
+        rounds: int = SEARCH_ROUNDS,
+    ) -> Float[Tensor, "b 4"]:
+        """Where frames in [-1, 1] were taken, by comparing them with pictures: (x, z, heading, trust) `[b, 4]`.
+
+        The guesses of `locate`, and the hints, are drawn in some columns, and the likest goes on; each round tries
+        places around it, nearer ones every time.
+
+        Args:
+            image_from_camera: `[3, 3]`, K in pixels.
+            hints: `[b, k, 3]`, further guesses.
+            rounds: 0 takes the likest guess as it is.
+
+        Returns:
+            Trust is what the picture explains of the frame's variance, in squared units of [-1, 1]: much for a view of
+            many things, and 0 for a blank wall, which could be any, and for a frame that is not of this map.
+        """
+        tried = self.locate(frames)
+        if hints is not None:
+            tried = torch.cat([tried, hints], dim=1)
+        step = max(1, self.config.width // SEARCH_COLUMNS)
+        columns = torch.arange(step // 2, self.config.width, step, device=frames.device)
+        shown = frames[..., columns]
+        best, error = self._likest(tried, shown, image_from_camera, columns)
+        for index in range(rounds):
+            around = _search_offsets(frames.device) * (SEARCH_NARROWS**index)
+            tried = torch.cat([best[:, None], best[:, None] + around], 1)
+            best, error = self._likest(tried, shown, image_from_camera, columns)
+        variance = (shown - shown.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
+        trust = torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0)
+        return torch.cat([best, trust[:, None]], -1)
+
+    def _likest(
+        self, tried: Tensor, shown: Tensor, image_from_camera: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of places tried `[b, k, 3]` that whose picture is most like `[b, 3, H, w]`, and its mean squared error."""
+        b, k = tried.shape[:2]
+        pictures, _ = self.picture(tried.flatten(0, 1), image_from_camera, columns)
+        pictures = pictures.clamp(-1.0, 1.0).unflatten(0, (b, k))
+        error = (pictures - shown[:, None]).square().mean((2, 3, 4))
+        least = error.min(1)
+        return tried[torch.arange(b, device=tried.device), least.indices], least.values
+
+    def targets(self, places: Float[Tensor, "b 3"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `forward` should say of frames from these places: cell, offset `[b, 2]`, heading's bin, and offset."""
+        cells, headings = self.config.cells, self.config.headings
+        board = (places[:, :2] - places.new_tensor(self.config.corner_m)) * (cells / self.config.side_m)
+        corner = board.floor().clamp(0, cells - 1)
+        turns = places[:, 2].remainder(2.0 * math.pi) * (headings / (2.0 * math.pi))
+        bin_index = turns.floor().clamp(0, headings - 1)
+        cell = corner[:, 1] * cells + corner[:, 0]
+        return cell.long(), board - corner - 0.5, bin_index.long(), turns - bin_index - 0.5

@@ -1,0 +1,126 @@
+"""What the atlas adds to memory: holes filled as the map is known, and nothing else touched."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mosaic_gym.geometry.camera import carried, place_of
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.protocol import Start
+from mosaic_gym.worlds.state import WorldState
+from tests.tiny import SIZE, tiny_model
+
+ON_MAP = torch.tensor([7.0, 5.0, 2.1, 1.0])
+RIGHT = np.array([0, 0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def world() -> MosaicWorld:
+    model = tiny_model()
+    # A contrast that a map would have; fresh weights draw next to one colour.
+    torch.nn.init.normal_(model.atlas.draw[-1].weight, std=0.5)
+    return MosaicWorld(model)
+
+
+def recognised_state(world: MosaicWorld, seed: int, place: torch.Tensor = ON_MAP) -> WorldState:
+    """A start whose one keyframe was recognised at `place`."""
+    state, _ = world.start(Start(seed=seed))
+    (keyframe,) = state.memory.keyframes
+    memory = dataclasses.replace(state.memory, keyframes=(dataclasses.replace(keyframe, place=place),))
+    return dataclasses.replace(state, memory=memory)
+
+
+def asked(world: MosaicWorld, state: WorldState, turns: int = 1) -> torch.Tensor:
+    pose = state.pose
+    for _ in range(turns):
+        *before, pose = world.control.advance(pose, RIGHT)
+    cameras = np.array([each.world_from_camera for each in (*before, pose)])
+    return torch.tensor(cameras, dtype=torch.float32)[None, None]
+
+
+def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
+    state = recognised_state(world, 1)
+    cameras = asked(world, state, turns=2)
+    plain = world.recall([state], cameras)
+    filled = world.expect([state], plain, cameras)
+    covered = plain.pixels_covered
+    assert 0.2 < covered.float().mean() < 1.0
+    shown = covered[:, :, None].expand_as(plain.stills)
+    assert torch.equal(filled.stills[shown], plain.stills[shown])
+    assert torch.equal(filled.warped, world.model.codec.from_stills(filled.stills))
+    for name in ("covered", "doubt", "coverage", "depth_m", "patches"):
+        assert getattr(filled, name) is getattr(plain, name)
+    # Far from what memory covers (in a view that is all hole, everywhere) it is the picture itself.
+    away = asked(world, state, turns=18)
+    nothing = world.recall([state], away)
+    assert not nothing.pixels_covered.any()
+    places = carried(place_of(away[0, 0]), place_of(state.history_cameras[-1, -1]), ON_MAP[:3])
+    pictures = world.model.atlas.picture(places, world.k)[0].clamp(-1, 1)
+    assert torch.allclose(world.expect([state], nothing, away).stills[0], pictures, atol=1e-5)
+
+
+def test_at_its_edges_a_picture_is_corrected_by_what_it_is_off(world):
+    state = recognised_state(world, 1)
+    cameras = asked(world, state)
+    plain = world.recall([state], cameras)
+    places = carried(place_of(cameras[0, 0]), place_of(state.history_cameras[-1, -1]), ON_MAP[:3])
+    pictures = world.model.atlas.picture(places, world.k)[0].clamp(-1, 1)[None]
+    # A memory that is the picture, darker by a tenth: then so is what fills the holes.
+    darker = torch.where(plain.pixels_covered[:, :, None], pictures * 0.5 - 0.1, 0.0)
+    halved = dataclasses.replace(plain, stills=darker)
+    drawn = torch.ones(1, SIZE[1], dtype=torch.bool)
+    filled = halved.filled([0], pictures * 0.5, drawn, world.model.codec)
+    assert torch.allclose(filled.stills, pictures * 0.5 - 0.1, atol=1e-5)
+
+
+def test_a_place_that_is_not_recognised_is_not_filled(world):
+    state = recognised_state(world, 2, torch.zeros(4))
+    cameras = asked(world, state, turns=2)
+    plain = world.recall([state], cameras)
+    assert world.expect([state], plain, cameras) is plain
+    without = MosaicWorld(world.model, atlas=False)
+    known = recognised_state(world, 2)
+    assert without.expect([known], plain, cameras) is plain
+
+
+def test_the_atlas_changes_what_is_dreamt_and_each_member_has_its_own_place(world):
+    states = [recognised_state(world, 1), recognised_state(world, 2, torch.tensor([3.0, 9.0, 0.3, 1.0]))]
+    _, together = world.step(states, np.stack([RIGHT, -RIGHT]))
+    for state, action, view in zip(states, (RIGHT, -RIGHT), together, strict=True):
+        _, (alone,) = world.step([state], action[None])
+        assert np.abs(alone.frames.astype(int) - view.frames).max() <= 1
+        _, (blind,) = MosaicWorld(world.model, atlas=False).step([state], action[None])
+        assert not np.array_equal(blind.frames, alone.frames)
+
+
+def test_a_clip_and_a_saved_state_know_their_place(world, tmp_path):
+    states = [recognised_state(world, 1), recognised_state(world, 2, torch.tensor([3.0, 9.0, 0.3, 1.0]))]
+    clips = [torch.cat([asked(world, state, turns=turns)[0] for turns in (2, 3)]) for state in states]
+    cameras = torch.stack(clips)  # [2, 2, 4, 4, 4]
+    together = world.expect(states, world.recall(states, cameras), cameras)
+    for i, state in enumerate(states):
+        for k in range(2):
+            one = cameras[i : i + 1, k : k + 1]
+            alone = world.expect([state], world.recall([state], one), one)
+            assert torch.allclose(together.stills[2 * i + k], alone.stills[0], atol=1e-5)
+    world.save_state(states[0], tmp_path / "state.safetensors")
+    again = world.load_state(tmp_path / "state.safetensors")
+    (_,), (first,) = world.step([states[0]], RIGHT[None])
+    (_,), (second,) = world.step([again], RIGHT[None])
+    assert np.array_equal(first.frames, second.frames)
+
+
+def test_a_world_that_forgets_does_not_know_its_place(world):
+    forgetful = MosaicWorld(world.model, capacity=0)
+    state, _ = forgetful.start(Start(seed=1))
+    cameras = asked(forgetful, state)
+    plain = forgetful.recall([state], cameras)
+    assert forgetful.expect([state], plain, cameras) is plain
+
+
+def test_dreamt_frames_are_not_believed_about_where_they_are(world):
+    state = recognised_state(world, 1)
+    (after,), _ = world.step([state], RIGHT[None])
+    assert [float(keyframe.place[3]) for keyframe in after.memory.keyframes] == [1.0, 0.0]
