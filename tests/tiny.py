@@ -79,7 +79,10 @@ def tiny_outcome() -> OutcomeHeads:
 
 def tiny_atlas(size: tuple[int, int] = SIZE) -> Atlas:
     """An atlas of a map that it has not learnt."""
-    return Atlas(*size, side_m=16.0, coarse=8, fine=16, features=4, samples=6, hidden=16, cells=4, headings=8)
+    return Atlas(
+        *size, corner_m=(0.0, -32.0), side_m=48.0, coarse=8, fine=16, features=4, samples=6, hidden=16, cells=4,
+        headings=8,
+    )  # fmt: skip
 
 
 def record_few(root: Path) -> Path:
