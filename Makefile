@@ -30,6 +30,7 @@ train: $(DEV)
 	$(BIN)/mosaic-gym train world
 
 evaluate: $(CORE)
+	$(BIN)/mosaic-gym evaluate atlas
 	$(BIN)/mosaic-gym evaluate depth
 	$(BIN)/mosaic-gym evaluate speed
 	$(BIN)/mosaic-gym evaluate revisit

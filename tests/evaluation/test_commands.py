@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mosaic_gym.evaluation import demo, depth, speed, wan
+from mosaic_gym.evaluation import atlas, demo, depth, speed, wan
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
@@ -42,6 +42,18 @@ def test_depth_command(checkpoint, capsys):
     figure = depth.evaluate(depth.Config(checkpoint, paths=2))
     assert 0 < figure["low"] <= figure["value"] <= figure["high"]
     assert "depth_median_relative_error" in capsys.readouterr().out
+
+
+def test_atlas_command(checkpoint, capsys):
+    figures = atlas.evaluate(atlas.Config("doom-tiny", paths=2))
+    said = capsys.readouterr().out
+    assert all(name in said for name in figures)
+    assert figures["picture from the true place, dB"]["value"] > 25
+    assert figures["walks recognised, share"]["value"] == 1.0
+    unlearnt = atlas.evaluate(atlas.Config(checkpoint, paths=2))
+    assert unlearnt["picture from the true place, dB"]["value"] < 20
+    with pytest.raises(ValueError, match="at least 2 paths"):
+        atlas.evaluate(atlas.Config(paths=1))
 
 
 def test_speed_is_measured_with_a_memory_that_fills(checkpoint):
