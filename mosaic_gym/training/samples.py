@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.memory.mosaic import MosaicMemory
@@ -39,9 +40,19 @@ class Remembered:
 
 @torch.no_grad()
 def remember_all(
-    store: EpisodeStore, codec: LinearCodec, depth: DepthEstimator, atlas: Atlas, limit: int | None = None
+    store: EpisodeStore,
+    codec: LinearCodec,
+    depth: DepthEstimator,
+    atlas: Atlas,
+    limit: int | None = None,
+    hinted: bool = False,
 ) -> list[Remembered]:
     """Encodes and lifts every recorded step once; depth is estimated and places are found, as they will be in play.
+
+    Args:
+        limit: episodes to take; None for all.
+        hinted: whether the recording's own places are among those tried, for training: a sixth of the search, and the
+            atlas still says which frames are recognised.
 
     Raises:
         ValueError: the atlas is of another map, or of frames of another size.
@@ -58,7 +69,12 @@ def remember_all(
         cameras = episode["world_from_camera"][:].float().to(device)
         true = torch.zeros(latents.shape[-2:], device=device)
         _check_map(atlas, frames, cameras)
-        places = torch.cat([atlas.find(some, k) for some in frames[:, -1].split(20)])
+        seen = frames[:, -1].split(20)
+        if hinted:
+            hints = place_of(cameras[:, -1:]).split(20)
+            places = torch.cat([atlas.find(some, k, hint, rounds=0) for some, hint in zip(seen, hints, strict=True)])
+        else:
+            places = torch.cat([atlas.find(some, k) for some in seen])
         keyframes = [
             lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i, places[i]) for i in range(len(latents))
         ]

@@ -249,8 +249,8 @@ def train(config: Config) -> WorldModel:
     model.depth.to(device).eval()
     model.atlas.to(device).eval()
     networks = model.codec, model.depth, model.atlas
-    episodes = remember_all(store, *networks, config.episodes)
-    heldout = remember_all(EpisodeStore(config.data, "heldout"), *networks, config.episodes)
+    episodes = remember_all(store, *networks, config.episodes, hinted=True)
+    heldout = remember_all(EpisodeStore(config.data, "heldout"), *networks, config.episodes, hinted=True)
     learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
     run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.

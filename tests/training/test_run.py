@@ -10,10 +10,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
+from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.training import atlas, codec, depth, outcome, world
 from mosaic_gym.training.run import Run
-from tests.tiny import record_few
+from mosaic_gym.training.samples import remember_all
+from tests.tiny import record_few, tiny_atlas
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,17 @@ def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     moved = world.train(begun)
     assert not torch.equal(moved.transformer.proj_out.weight, first.transformer.proj_out.weight)
     assert torch.equal(moved.codec.components, first.codec.components)
+
+
+def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
+    store = EpisodeStore(data, "heldout")
+    fitted = LinearCodec.from_pretrained(parts / "codec"), depth.ConvDepth(widths=(8, 8, 16))
+    with pytest.raises(ValueError, match="draws frames of .32, 48., recorded are .48, 64."):
+        remember_all(store, *fitted, tiny_atlas((32, 48)))
+    with pytest.raises(ValueError, match="leaves the atlas's map"):
+        remember_all(store, *fitted, Atlas(48, 64, corner_m=(-90.0, 0.0), side_m=8.0))
+    (found,), (hinted,) = (remember_all(store, *fitted, tiny_atlas((48, 64)), hinted=hint) for hint in (False, True))
+    assert len(found.keyframes) == len(found.captions) == len(hinted.keyframes) == 6
 
 
 def test_the_world_trains_in_bf16(data, parts, tmp_path):
