@@ -2,7 +2,7 @@
 
 It is a network with two halves. `locate` says where in the map a frame was taken, and `picture` what is seen from a
 place. Between them lies an ordinary place, metres and a heading, so each half learns from poses that recordings hold,
-without waiting for the other; a network without that joint needs a hundred times the samples.
+without waiting for the other: inpainting networks, without that joint, learnt next to nothing from as many samples.
 
 A picture is drawn column by column. A column's viewing ray feels its way through a plane of learned features, finds
 how deep it goes, looks the place where it ends up in a finer plane, and says the column's colours. That is a light

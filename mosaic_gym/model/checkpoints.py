@@ -173,7 +173,7 @@ class WorldModel:
             "outcome": OutcomeHeads,
             "atlas": Atlas,
         }
-        loaded: dict[str, Any] = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
+        loaded = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
         images, prompts = _load_starts(folder / "starts.safetensors")
         told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
         return WorldModel(
