@@ -4,6 +4,7 @@ square of cells where the network's tokens are larger."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,16 @@ class Keyframe:
     step: int
     points_m: Tensor
     place: Tensor
+
+    @cached_property
+    def is_true(self) -> bool:
+        """Whether nothing in it was dreamt."""
+        return not bool(self.generation.any())
+
+    @cached_property
+    def is_recognised(self) -> bool:
+        """Whether its place on the map is known."""
+        return float(self.place[3]) > 0
 
     @property
     def world_from_still(self) -> Tensor:

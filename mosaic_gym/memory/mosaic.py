@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from mosaic_gym.memory.warp import WARPED_FIELDS, Warped, fill_holes, warp_still
 FORMAT = "mosaic-memory-2"
 
 
+@runtime_checkable
 class StillCodec(Protocol):
     """What memory needs of a codec: see `model/codec.py`."""
 

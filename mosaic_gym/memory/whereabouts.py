@@ -1,16 +1,16 @@
-"""Where an episode is on the map that its model knows: what true frames were recognised as, agreed upon.
+"""Where an episode is on the map that its model knows: what true frames were recognised as, all together.
 
 An episode has a frame of its own; the map has another. Every keyframe of a true frame may hold where in the map it was
-taken, and so holds what leads from one frame to the other. A view may be mistaken (rooms look alike), so the many are
-asked and the largest party is believed.
+taken, and so holds what leads from one frame to the other. A view may be mistaken (rooms look alike), so a new one is
+recognised together with those before it, and what most was recognised by is believed.
 
 A place is (x, z, heading), see `geometry.camera.place_of`. A fourth number is how much it is to be trusted, 0 for none.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,16 +18,23 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import carried, place_of
 from mosaic_gym.memory.keyframe import Keyframe
+from mosaic_gym.memory.mosaic import StillCodec
 
-AGREE_M, AGREE_RAD = 0.5, 0.15
-"""Two keyframes agree if by them a camera stands at places no further apart, and looks no more differently."""
+WITNESSES = 7
+"""Remembered frames that a new one is recognised together with."""
+
+
+@runtime_checkable
+class Map(Protocol):
+    """What is asked of an atlas: see `model/atlas.py`."""
+
+    def find(self, frames: Tensor, image_from_camera: Tensor) -> Tensor: ...
+
+    def settle(self, frames: Tensor, here: Tensor, guesses: Tensor, image_from_camera: Tensor) -> Tensor: ...
 
 
 def recognised(keyframes: Sequence[Keyframe], cameras: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 3"] | None:
-    """Where on the map cameras of the episode stand, `[n, 3]`, by what its keyframes were recognised as.
-
-    The first stands where the most trusted party of keyframes agrees that it does, averaged over the party; the others
-    where they are from there.
+    """Where on the map cameras of the episode stand, `[n, 3]`, by the place of the most trusted of its keyframes.
 
     Args:
         keyframes: of the episode's memory.
@@ -38,19 +45,71 @@ def recognised(keyframes: Sequence[Keyframe], cameras: Float[Tensor, "n 4 4"]) -
     """
     if not keyframes:
         return None
-    there = torch.stack([keyframe.place for keyframe in keyframes])
-    known = (there[:, 3] > 0).nonzero()[:, 0].tolist()
-    if not known:
+    trust = torch.stack([keyframe.place[3] for keyframe in keyframes])
+    best = keyframes[int(trust.argmax())]
+    if not best.is_recognised:
         return None
-    places, trust = there[known, :3], there[known, 3]
-    here = place_of(torch.stack([keyframes[index].world_from_still for index in known]))
-    asked = place_of(cameras)
-    said = carried(asked[:1], here, places)  # [k, 3]
-    apart_m = torch.cdist(said[:, :2], said[:, :2])
-    turned = (said[:, None, 2] - said[None, :, 2]).cos()
-    party = (apart_m < AGREE_M) & (turned > math.cos(AGREE_RAD))
-    share = party[int((party * trust).sum(1).argmax())] * trust
-    share = share / share.sum()
-    heading = torch.atan2((share * said[:, 2].sin()).sum(), (share * said[:, 2].cos()).sum())
-    first = torch.cat([(share[:, None] * said[:, :2]).sum(0), heading[None]])
-    return carried(asked, asked[:1], first[None])
+    return carried(place_of(cameras), place_of(best.world_from_still)[None], best.place[None, :3])
+
+
+@torch.no_grad()
+def recognise(
+    atlas: Map,
+    codec: StillCodec,
+    keyframes: Sequence[Keyframe],
+    frame: Float[Tensor, "3 H W"],
+    camera: Float[Tensor, "4 4"],
+    image_from_camera: Float[Tensor, "3 3"],
+) -> Float[Tensor, " 4"]:
+    """Where on the map a true frame was taken: alone if nothing was recognised before it, else with some of what was.
+
+    Args:
+        keyframes: of the episode's memory; those with a place bear witness.
+        frame: `[3, H, W]` in [-1, 1]; camera: `[4, 4]`, world_from_camera, metres.
+        image_from_camera: `[3, 3]`, K in pixels.
+
+    Returns:
+        (x, z, heading, trust); a trust of 0 says that it was not recognised.
+    """
+    alone = atlas.find(frame[None], image_from_camera)[0]
+    known = [keyframe for keyframe in keyframes if keyframe.is_recognised]
+    if not known and not float(alone[3]) > 0:
+        return alone
+    there = place_of(torch.stack([*(keyframe.world_from_still for keyframe in known), camera]))
+    said = torch.stack([*(keyframe.place[:3] for keyframe in known), alone[:3]])
+    guesses = carried(there[-1:], there, said)
+    heard = _spread(len(known), WITNESSES)
+    frames = frame[None]
+    if heard:
+        frames = torch.cat([codec.still(torch.stack([known[index].latent for index in heard])), frames])
+    together = atlas.settle(frames, there[[*heard, -1]], guesses, image_from_camera)
+    # It may be those before that were mistaken, and then alone is better than together.
+    return together if float(together[3]) >= float(alone[3]) else alone
+
+
+@torch.no_grad()
+def recognise_walk(
+    atlas: Map, frames: Float[Tensor, "n 3 H W"], cameras: Float[Tensor, "n 4 4"], image_from_camera: Tensor
+) -> Float[Tensor, "n 4"]:
+    """Where on the map true frames in [-1, 1] of one walk were taken, found all together; as `recognise`, but at once.
+
+    Args:
+        cameras: `[n, 4, 4]`, world_from_camera, metres.
+    """
+    places = torch.cat([atlas.find(some, image_from_camera) for some in frames.split(20)])
+    known = (places[:, 3] > 0).nonzero()[:, 0].tolist()
+    if not known:
+        return places
+    there = place_of(cameras)
+    heard = [known[index] for index in _spread(len(known), WITNESSES + 1)]
+    last = there[heard[-1]][None]
+    guesses = carried(last, there[known], places[known, :3])
+    found = atlas.settle(frames[heard], there[heard], guesses, image_from_camera)
+    if not float(found[3]) > 0:
+        return places
+    return torch.cat([carried(there, last, found[None, :3]), found[3].expand(len(there), 1)], dim=1)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many indices, spread over the first `count`."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()

@@ -22,6 +22,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mosaic_gym.geometry.camera import carried
+
 NEAR_M, FAR_M = 0.3, 28.0
 """Between these a ray feels its way; depths beyond are none of the map's."""
 AROUND = (0.8, 0.9, 0.96, 1.0, 1.04)
@@ -34,15 +36,29 @@ SEARCH_M, SEARCH_RAD = 0.5, 0.15
 """How far around it looks at first (standard deviations): about as far as `locate` is mostly off."""
 UNEXPLAINED = 0.5
 """A frame is recognised if its picture leaves at most this share of its variance unexplained."""
+SETTLED = 0.03
+"""A guess that leaves at most this share of the frames' variance unexplained is not searched around, only sharpened."""
+SETTLE_FRAMES, SETTLE_TRIES, SETTLE_ROUNDS = 5, 48, 3
+"""How many of several frames a search compares, in every other of its columns, and how often and widely it looks."""
+SETTLE_M, SETTLE_RAD = 0.3, 0.08
+"""How far around a guess that search looks at first (standard deviations)."""
+SHARPEN_ROUNDS = 6
+"""Steps of Gauss and Newton after it."""
+SHARPEN_M, SHARPEN_RAD = 0.02, 0.004
+"""Moves by which derivatives are taken: about what a pixel shows."""
+FURTHEST_M, FURTHEST_RAD = 0.4, 0.12
+"""No such step is longer: further away, derivatives say nothing."""
+ODD = 0.1
+"""Errors beyond this, in [-1, 1], count for less and less: they are things that the atlas draws wrong."""
 GAIN = 8.0
 """Features are so many times what their planes hold: a cell is seen by few samples, and learns so much faster."""
 
 
 @cache
-def _search_offsets(device: torch.device) -> Tensor:
+def _offsets(tries: int, metres: float, radians: float, device: torch.device) -> Tensor:
     """`[tries, 3]`, the same ones always."""
-    spread = torch.tensor([SEARCH_M, SEARCH_M, SEARCH_RAD])
-    return (torch.randn(SEARCH_TRIES, 3, generator=torch.Generator().manual_seed(0)) * spread).to(device)
+    spread = torch.tensor([metres, metres, radians])
+    return (torch.randn(tries, 3, generator=torch.Generator().manual_seed(0)) * spread).to(device)
 
 
 class Atlas(ModelMixin, ConfigMixin):
@@ -184,12 +200,11 @@ class Atlas(ModelMixin, ConfigMixin):
         tried = self.locate(frames)
         if hints is not None:
             tried = torch.cat([tried, hints], dim=1)
-        step = max(1, self.config.width // SEARCH_COLUMNS)
-        columns = torch.arange(step // 2, self.config.width, step, device=frames.device)
+        columns = self._searched_columns(frames.device)
         shown = frames[..., columns]
         best, error = self._likest(tried, shown, image_from_camera, columns)
         for index in range(rounds):
-            around = _search_offsets(frames.device) * (SEARCH_NARROWS**index)
+            around = _offsets(SEARCH_TRIES, SEARCH_M, SEARCH_RAD, frames.device) * (SEARCH_NARROWS**index)
             tried = torch.cat([best[:, None], best[:, None] + around], 1)
             best, error = self._likest(tried, shown, image_from_camera, columns)
         variance = (shown - shown.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
@@ -206,6 +221,71 @@ class Atlas(ModelMixin, ConfigMixin):
         error = (pictures - shown[:, None]).square().mean((2, 3, 4))
         least = error.min(1)
         return tried[torch.arange(b, device=tried.device), least.indices], least.values
+
+    def _searched_columns(self, device: torch.device) -> Tensor:
+        step = max(1, self.config.width // SEARCH_COLUMNS)
+        return torch.arange(step // 2, self.config.width, step, device=device)
+
+    @torch.no_grad()
+    def settle(
+        self,
+        frames: Float[Tensor, "n 3 H W"],
+        here: Float[Tensor, "n 3"],
+        guesses: Float[Tensor, "m 3"],
+        image_from_camera: Float[Tensor, "3 3"],
+    ) -> Float[Tensor, " 4"]:
+        """Where the last of several frames was taken, by all of them at once: (x, z, heading, trust) `[4]`.
+
+        How they were taken from one another is known, so one level motion leads from there to the map. Many frames
+        leave little doubt where one leaves much, and tell the motion far more finely. The likest guess is searched
+        around, unless it is good already, and sharpened by Gauss and Newton's method, damped (Levenberg 1944).
+
+        Args:
+            frames: `[n, 3, H, W]` in [-1, 1].
+            here: `[n, 3]`, their places in a frame of their own.
+            guesses: `[m, 3]`, places of the last on the map, at least one.
+            image_from_camera: `[3, 3]`, K in pixels.
+
+        Returns:
+            Trust is the sum of what `find` would say of each frame there, so the more of them agree, the more it is.
+        """
+        columns = self._searched_columns(frames.device)
+        shown = frames[..., columns]
+
+        def misfit(tried: Tensor, frames_at: slice | Tensor, columns_at: slice) -> Tensor:
+            """Pictures from `[t, 3]` places of the last frame, less what was seen: `[t, f, 3, H, w]`."""
+            places = carried(here[frames_at][None], here[-1].expand(len(tried), 1, 3), tried[:, None])
+            pictures, _ = self.picture(places.flatten(0, 1), image_from_camera, columns[columns_at])
+            return pictures.clamp(-1.0, 1.0).unflatten(0, places.shape[:2]) - shown[frames_at][..., columns_at]
+
+        def likest(tried: Tensor) -> Tensor:
+            error = misfit(tried, some, slice(None, None, 2)).square().mean((2, 3, 4))
+            return tried[int(error.clamp_max(0.25).mean(1).argmin())]  # one frame that fits nowhere decides nothing
+
+        variance = (shown - shown.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
+        some = torch.linspace(0, len(frames) - 1, min(len(frames), SETTLE_FRAMES), device=frames.device).round().long()
+        best, every = likest(guesses), slice(None)
+        if float(misfit(best[None], every, every).square().mean()) > SETTLED * float(variance.mean()):
+            for index in range(SETTLE_ROUNDS):
+                around = _offsets(SETTLE_TRIES, SETTLE_M, SETTLE_RAD, frames.device) * SEARCH_NARROWS**index
+                best = likest(torch.cat([best[None], best + around]))
+        moves = best.new_tensor([SHARPEN_M, SHARPEN_M, SHARPEN_RAD])
+        furthest = best.new_tensor([FURTHEST_M, FURTHEST_M, FURTHEST_RAD])
+        damping = 0.01
+        for _ in range(SHARPEN_ROUNDS):
+            errors = misfit(torch.cat([best[None], best + moves.diag()]), every, every).flatten(1).double()
+            slopes = (errors[1:] - errors[0]) / moves[:, None]
+            weighed = slopes / (1.0 + (errors[0] / ODD).square())
+            normal = weighed @ slopes.T
+            normal = normal + damping * normal.diagonal().diag() + 1e-9 * torch.eye(3).to(normal)
+            step = torch.linalg.solve(normal, -weighed @ errors[0]).to(best.dtype).clamp(-furthest, furthest)
+            tried = torch.stack([best, best + step, best + 0.3 * step])
+            taken = int(misfit(tried, every, every).square().clamp_max(0.25).flatten(1).mean(1).argmin())
+            damping = damping * 10.0 if taken == 0 else damping * 0.3
+            best = tried[taken]
+        error = misfit(best[None], every, every)[0].square().mean((1, 2, 3))
+        trust = torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0).sum()
+        return torch.cat([best, trust[None]])
 
     def targets(self, places: Float[Tensor, "b 3"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `forward` should say of frames from these places: cell, offset `[b, 2]`, heading's bin, and offset."""

@@ -19,6 +19,7 @@ from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.memory.whereabouts import recognise_walk
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.model.depth import DepthEstimator
@@ -69,12 +70,11 @@ def remember_all(
         cameras = episode["world_from_camera"][:].float().to(device)
         true = torch.zeros(latents.shape[-2:], device=device)
         _check_map(atlas, frames, cameras)
-        seen = frames[:, -1].split(20)
         if hinted:
-            hints = place_of(cameras[:, -1:]).split(20)
+            seen, hints = frames[:, -1].split(20), place_of(cameras[:, -1:]).split(20)
             places = torch.cat([atlas.find(some, k, hint, rounds=0) for some, hint in zip(seen, hints, strict=True)])
         else:
-            places = torch.cat([atlas.find(some, k) for some in seen])
+            places = recognise_walk(atlas, frames[:, -1], cameras[:, -1], k)
         keyframes = [
             lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i, places[i]) for i in range(len(latents))
         ]
@@ -100,6 +100,8 @@ class MemoryMix:
         most: keyframes drawn from the past at most.
         worn: share of samples whose sources are degraded as generated ones are, against drift.
         wedge: share of samples for which memory ends somewhere across the view, as it does for a body that turns.
+        away: share of samples that remember nothing of the last steps, as a body that has walked into its own dream.
+        longest_away: so many steps at most.
     """
 
     forget: float = 0.1
@@ -107,10 +109,14 @@ class MemoryMix:
     most: int = 24
     worn: float = 0.3
     wedge: float = 0.3
+    away: float = 0.3
+    longest_away: int = 24
 
 
 def choose_past(past: Sequence[Keyframe], mix: MemoryMix, rng: np.random.Generator) -> list[Keyframe]:
     """What a sample remembers of its past, oldest first."""
+    if len(past) > 1 and rng.random() < mix.away:
+        past = past[: -int(rng.integers(1, min(mix.longest_away, len(past) - 1) + 1))]
     kind = rng.random()
     if kind < mix.forget:
         return []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_pose, pose_at
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
-from mosaic_gym.memory.whereabouts import recognised
+from mosaic_gym.memory.whereabouts import recognise
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.worlds.protocol import Start, View
@@ -145,8 +145,8 @@ class Beginning:
         """
         if self.atlas is None or memory.capacity == 0:
             return None
-        hint = recognised(memory.keyframes, camera[None])
-        return self.atlas.find(self._float(frames)[:, -1], self.k, None if hint is None else hint[None])[0]
+        frame = self._float(frames)[0, -1]
+        return recognise(self.atlas, self.model.codec, memory.keyframes, frame, camera, self.k)
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:
         expected = (self.height, self.width, 3)

@@ -10,7 +10,10 @@ from mosaic_gym.geometry.camera import carried, place_of
 from mosaic_gym.geometry.control import pose_at
 from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.memory.mosaic import MosaicMemory
-from mosaic_gym.memory.whereabouts import recognised
+from mosaic_gym.memory.whereabouts import recognise, recognise_walk, recognised
+from mosaic_gym.model.atlas import Atlas
+from mosaic_gym.model.codec import LinearCodec
+from tests import room
 
 K = torch.tensor([[32.0, 0.0, 16.0], [0.0, 32.0, 16.0], [0.0, 0.0, 1.0]])
 ORIGIN, ON_MAP = torch.tensor([1.0, -2.0, 0.4]), torch.tensor([7.0, 5.0, 2.1])
@@ -49,15 +52,14 @@ def test_one_true_view_tells_where_every_other_camera_stands():
     assert torch.allclose(places[0, 2].cos(), on_map(at)[2].cos(), atol=1e-5)
 
 
-def test_the_most_trusted_party_is_believed_and_averaged():
-    truly = [(0.0, 0.0, 0.0), (1.0, 0.5, 0.7), (0.2, 2.0, -2.0)]
-    shifts = torch.tensor([[0.1, 0.0, 0.0], [-0.1, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    honest = tuple(keyframe(at, on_map(at) + shift, 0.4) for at, shift in zip(truly, shifts, strict=True))
-    mistaken = tuple(keyframe(at, on_map(at) + torch.tensor([9.0, 0.0, 0.0]), 0.5) for at in truly[:2])
-    (place,) = recognised(honest + mistaken, camera(1.0, 1.0, 0.0)[None])
-    assert torch.allclose(place, on_map((1.0, 1.0, 0.0)), atol=0.02)
-    louder = tuple(dataclasses.replace(each, place=each.place * torch.tensor([1, 1, 1, 3.0])) for each in mistaken)
-    (other,) = recognised(honest + louder, camera(1.0, 1.0, 0.0)[None])
+def test_the_most_trusted_view_speaks_for_all():
+    truly = [(0.0, 0.0, 0.0), (1.0, 0.5, 0.7)]
+    sure = keyframe(truly[0], on_map(truly[0]), 0.9)
+    mistaken = keyframe(truly[1], on_map(truly[1]) + torch.tensor([9.0, 0.0, 0.0]), 0.5)
+    (place,) = recognised((mistaken, sure), camera(1.0, 1.0, 0.0)[None])
+    assert torch.allclose(place, on_map((1.0, 1.0, 0.0)), atol=1e-5)
+    louder = dataclasses.replace(mistaken, place=mistaken.place * torch.tensor([1, 1, 1, 2.0]))
+    (other,) = recognised((louder, sure), camera(1.0, 1.0, 0.0)[None])
     assert float(other[0] - place[0]) == pytest.approx(9.0, abs=0.1)
 
 
@@ -78,3 +80,88 @@ def test_a_saved_memory_keeps_its_places(tmp_path):
     memory.save(tmp_path / "memory.safetensors")
     again = MosaicMemory.load(tmp_path / "memory.safetensors")
     assert torch.equal(again.keyframes[0].place, memory.keyframes[0].place)
+
+
+@pytest.fixture(scope="module")
+def codec() -> LinearCodec:
+    """One that loses nothing."""
+    codec = LinearCodec(channels=4 * 3 * 8 * 8, stride=8)
+    codec.fit(torch.rand(60, 4, 3, *room.SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    return codec
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Atlas:
+    return room.learnt_atlas()
+
+
+LEVEL = torch.tensor([0.4, -1.0, 0.7]), torch.tensor([0.0, 0.0, 0.0])
+"""A place of a walk's own frame, and where in the room it is."""
+
+
+def walked(there: torch.Tensor) -> torch.Tensor:
+    """Cameras of a walk, in its own frame, whose places in the room are `[n, 3]`."""
+    return torch.stack([camera(*place) for place in carried(there, LEVEL[1], LEVEL[0]).tolist()])
+
+
+def seen(codec: LinearCodec, frame: torch.Tensor, at: torch.Tensor, place: torch.Tensor) -> Keyframe:
+    """A true keyframe of a frame of the room."""
+    latent = codec.encode(frame.expand(1, 4, -1, -1, -1))[0]
+    true = torch.zeros(latent.shape[-2:])
+    return lift(latent, torch.full(room.SIZE, 2.0), at.expand(4, 4, 4), room.K, true, 0, place)
+
+
+def places_in_the_room(atlas: Atlas, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Five places, what is seen there as the atlas would have it (how well it knows the room is no matter), cameras."""
+    there = room.draw_places(5, torch.Generator().manual_seed(seed))
+    return there, atlas.picture(there, room.K)[0].clamp(-1, 1), walked(there)
+
+
+def off_m(place: torch.Tensor, there: torch.Tensor) -> float:
+    return float((place[:2] - there[:2]).norm())
+
+
+def test_true_frames_are_recognised_one_after_the_other_and_trusted_more_and_more(atlas, codec):
+    for seed in range(4):
+        there, frames, cameras = places_in_the_room(atlas, seed)
+        keyframes, trust = [], []
+        for frame, at, truly in zip(frames, cameras, there, strict=True):
+            place = recognise(atlas, codec, keyframes, frame, at, room.K)
+            keyframes.append(seen(codec, frame, at, place))
+            trust.append(float(place[3]))
+            assert off_m(place, truly) < 0.02
+        assert trust == sorted(trust) and trust[-1] > 2 * trust[0]
+
+
+def test_what_looks_like_nothing_stands_where_those_before_it_say(atlas, codec):
+    there, frames, cameras = places_in_the_room(atlas, 5)
+    sure = [float(trust) for trust in atlas.find(frames[:4], room.K)[:, 3]]
+    keyframes = [
+        seen(codec, frame, at, torch.cat([place, torch.tensor([trust])]))
+        for frame, at, place, trust in zip(frames, cameras, there, sure, strict=False)
+    ]
+    blank = torch.full_like(frames[-1], 0.3)
+    assert not recognise(atlas, codec, [], blank, cameras[-1], room.K)[3] > 0
+    place = recognise(atlas, codec, keyframes, blank, cameras[-1], room.K)
+    assert place[3] > 0 and off_m(place, there[-1]) < 0.02
+
+
+def test_one_mistaken_keyframe_is_corrected_by_the_next_true_frames(atlas, codec):
+    there, frames, cameras = places_in_the_room(atlas, 6)
+    mistaken = torch.cat([there[0] + torch.tensor([2.0, -2.0, 1.0]), torch.tensor([0.01])])
+    keyframes = [seen(codec, frames[0], cameras[0], mistaken)]
+    for frame, at in zip(frames[1:], cameras[1:], strict=True):
+        keyframes.append(seen(codec, frame, at, recognise(atlas, codec, keyframes, frame, at, room.K)))
+    (place,) = recognised(keyframes, cameras[:1])
+    assert off_m(place, there[0]) < 0.02
+
+
+def test_a_whole_walk_is_recognised_at_once_its_blank_views_too(atlas):
+    there, frames, cameras = places_in_the_room(atlas, 7)
+    frames[1] = 0.3
+    assert not atlas.find(frames[1:2], room.K)[0, 3] > 0
+    places = recognise_walk(atlas, frames, cameras, room.K)
+    assert max(off_m(place, at) for place, at in zip(places, there, strict=True)) < 0.02
+    assert bool((places[:, 3] > 0).all())
+    nowhere = recognise_walk(atlas, torch.full_like(frames, 0.3), cameras, room.K)
+    assert not bool((nowhere[:, 3] > 0).any())

@@ -5,54 +5,15 @@ import math
 import pytest
 import torch
 
+from mosaic_gym.geometry.camera import carried
 from mosaic_gym.model.atlas import Atlas
-from mosaic_gym.training.atlas import LOCATING, Learner, Sights, locating_loss, report
-
-SIZE = (32, 48)
-K = torch.tensor([[24.0, 0.0, 24.0], [0.0, 24.0, 16.0], [0.0, 0.0, 1.0]])
-HALF_M = 4.0
-"""Of the side of a square room around the map's middle; a wall a colour."""
-COLOURS = torch.tensor([[0.8, -0.6, -0.6], [-0.6, 0.8, -0.6], [-0.6, -0.6, 0.8], [0.8, 0.8, -0.6]])
-
-
-def rendered(places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The room from places: frames and the log depth of their columns, by plain geometry."""
-    height, width = SIZE
-    aside = (torch.arange(width) + 0.5 - K[0, 2]) / K[0, 0]
-    sine, cosine = places[:, 2].sin(), places[:, 2].cos()
-    x = sine[:, None] + aside * cosine[:, None]
-    z = cosine[:, None] - aside * sine[:, None]
-    reach = torch.stack([(HALF_M - places[:, :1]) / x, (-HALF_M - places[:, :1]) / x,
-                         (HALF_M - places[:, 1:2]) / z, (-HALF_M - places[:, 1:2]) / z])  # fmt: skip
-    depth_m, wall = torch.where(reach > 1e-3, reach, torch.inf).min(0)
-    rows = (torch.arange(height) + 0.5 - K[1, 2])[:, None] / K[1, 1] * depth_m[:, None]  # metres below the eye
-    frames = torch.where((rows.abs() < 1.0)[:, None], COLOURS[wall].permute(0, 2, 1)[:, :, None], -0.2)
-    return frames, depth_m.log()
-
-
-def draw_places(count: int, generator: torch.Generator) -> torch.Tensor:
-    drawn = torch.rand(count, 3, generator=generator)
-    return torch.cat([(drawn[:, :2] - 0.5) * 5.0, drawn[:, 2:] * 2 * math.pi], -1)
+from mosaic_gym.training.atlas import Sights, report
+from tests.room import SIZE, K, draw_places, learnt_atlas, rendered
 
 
 @pytest.fixture(scope="module")
 def learnt() -> Atlas:
-    """An atlas of the room after some seconds of training."""
-    torch.manual_seed(0)
-    atlas = Atlas(*SIZE, corner_m=(-5.0, -5.0), side_m=10.0, coarse=12, fine=24, features=8, samples=10, hidden=64,
-                  cells=5, headings=8)  # fmt: skip
-    learner, generator = Learner(atlas, K), torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
-    for _ in range(350):
-        places = draw_places(16, generator)
-        frames, log_depth = rendered(places)
-        pictures, believed, said = learner(frames, places, torch.zeros(16, dtype=torch.bool))
-        drawing = ((pictures - frames).square().mean((1, 2, 3)) + 1e-4).sqrt().mean()
-        loss = drawing + 0.2 * (believed - log_depth).abs().mean() + LOCATING * locating_loss(atlas, said, places)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return atlas.eval().requires_grad_(False)
+    return learnt_atlas()
 
 
 def test_it_draws_a_room_from_places_it_was_never_at(learnt):
@@ -81,6 +42,39 @@ def test_a_hint_is_tried_too(learnt):
     frames = learnt.picture(places, K)[0].clamp(-1, 1)
     found = learnt.find(frames, K, hints=places[:, None], rounds=0)
     assert torch.allclose(found[:, :3], places)
+
+
+def test_several_frames_settle_where_they_are_far_more_finely_than_one(learnt):
+    generator = torch.Generator().manual_seed(8)
+    alone, together = [], []
+    for _ in range(6):
+        there = draw_places(6, generator)
+        frames = rendered(there)[0]
+        # The walk as its own frame tells it, and a guess that is off as `locate` is.
+        here = carried(there, torch.tensor([0.3, -1.0, 0.5]), torch.tensor([5.0, 2.0, 2.1]))
+        found = learnt.settle(frames, here, there[-1:] + torch.tensor([[0.25, -0.2, 0.08]]), K)
+        together.append((found[:2] - there[-1, :2]).norm())
+        alone.append((learnt.find(frames[-1:], K)[0, :2] - there[-1, :2]).norm())
+        assert float((found[2] - there[-1, 2]).cos()) > 0.999
+        assert float(found[3]) > float(learnt.find(frames[-1:], K)[0, 3])
+    assert torch.stack(together).mean() < 0.5 * torch.stack(alone).mean()
+    assert max(together) < 0.15
+
+
+def test_where_pictures_are_exact_settling_is_too(learnt):
+    there = draw_places(5, torch.Generator().manual_seed(9))
+    frames = learnt.picture(there, K)[0].clamp(-1, 1)
+    guesses = there[-1] + torch.tensor([[2.0, 1.0, 1.0], [0.2, 0.2, -0.06]])
+    found = learnt.settle(frames, there, guesses, K)
+    assert torch.allclose(found[:3], there[-1], atol=2e-3)
+
+
+def test_a_frame_of_something_else_is_outvoted(learnt):
+    there = draw_places(6, torch.Generator().manual_seed(10))
+    frames = rendered(there)[0]
+    frames[2] = rendered(there[2:3] + torch.tensor([[0.0, 0.0, 2.5]]))[0][0]
+    found = learnt.settle(frames, there, there[-1:] + torch.tensor([[0.2, 0.1, -0.05]]), K)
+    assert torch.allclose(found[:2], there[-1, :2], atol=0.15)
 
 
 def test_what_is_not_of_the_map_is_not_trusted(learnt):

@@ -1,4 +1,4 @@
-"""Training samples: memory that ends somewhere across the view."""
+"""Training samples: memory that ends somewhere across the view, or some steps ago."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import lift
 from mosaic_gym.memory.mosaic import MosaicMemory
-from mosaic_gym.training.samples import forget_a_wedge
+from mosaic_gym.training.samples import MemoryMix, choose_past, forget_a_wedge
 from mosaic_gym.worlds.state import WorldState
 
 
@@ -26,3 +26,13 @@ def test_a_wedge_is_forgotten_on_one_side_only():
         shares.append(float(columns.mean()))
     assert min(shares) < 0.5 < max(shares)
     assert wall.alive.all()
+
+
+def test_who_is_away_remembers_nothing_of_the_last_steps():
+    past = list(range(30))
+    mix = MemoryMix(forget=0.0, away=1.0, longest_away=5)
+    latest = {choose_past(past, mix, np.random.default_rng(seed))[-1] for seed in range(200)}
+    assert max(latest) == 28 and latest >= set(range(24, 29))
+    assert [choose_past(past[:1], mix, np.random.default_rng(seed)) for seed in range(3)] == [past[:1]] * 3
+    there = MemoryMix(forget=0.0, away=0.0)
+    assert max(choose_past(past, there, np.random.default_rng(seed))[-1] for seed in range(50)) == 29

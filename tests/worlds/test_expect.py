@@ -124,3 +124,20 @@ def test_dreamt_frames_are_not_believed_about_where_they_are(world):
     state = recognised_state(world, 1)
     (after,), _ = world.step([state], RIGHT[None])
     assert [float(keyframe.place[3]) for keyframe in after.memory.keyframes] == [1.0, 0.0]
+
+
+def test_where_the_place_is_known_what_was_dreamt_is_drawn_anew(world):
+    dreamt_at = asked(world, recognised_state(world, 1))
+    for known, used in ((True, [0]), (False, [0, 1])):
+        state = recognised_state(world, 1, ON_MAP if known else torch.zeros(4))
+        (after,), _ = world.step([state], RIGHT[None])
+        assert [keyframe.is_true for keyframe in after.memory.keyframes] == [True, False]
+        recalled = world.recall([after], dreamt_at)
+        chosen = [after.memory.keyframes[index] for index in used]
+        by_hand = dataclasses.replace(after, memory=dataclasses.replace(after.memory, keyframes=tuple(chosen)))
+        blind = MosaicWorld(world.model, atlas=False)
+        assert torch.equal(recalled.stills, blind.recall([by_hand], dreamt_at).stills)
+        # Without an atlas there is nothing to draw from, and all is recalled.
+        everything = blind.recall([after], dreamt_at)
+        assert torch.equal(everything.stills, recalled.stills) != known
+        assert float(everything.coverage) > float(recalled.coverage) or not known
