@@ -141,7 +141,8 @@ def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Te
             told = json.loads((file.metadata() or {}).get("about", "{}"))
             if told.pop("format", None) != form:
                 raise ValueError(f"{path} is not a {kind} of format {form}; save it again with this version")
-            return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118
+            # Copied: see `worlds.state.unpack_state`.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error
 

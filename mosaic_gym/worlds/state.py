@@ -78,7 +78,8 @@ def pack_state(state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: torch.device) -> WorldState:
     """The state that `pack_state` described, bit for bit."""
-    moved = {name: value.to(device) for name, value in tensors.items()}
+    # Copied, for what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
+    moved = {name: value.to(device, copy=True) for name, value in tensors.items()}
     memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
     return WorldState(
         pose=Pose(tensors["world_from_camera"].cpu().numpy(), tensors["velocity_m"].cpu().numpy()),

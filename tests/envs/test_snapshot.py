@@ -24,10 +24,13 @@ def tiny_env(seed=0, **kwargs) -> WorldEnv:
 
 
 def walk(env) -> list[tuple]:
+    """As far as the episode goes: in a random world a body may be home at once."""
     told = []
     for action in WALK:
-        observation, reward, *_, info = env.step(action)
-        told.append((observation["image"].tolist(), observation["depth"].tolist(), reward, info))
+        observation, reward, terminated, _, info = env.step(action)
+        told.append((observation["image"].tolist(), observation["depth"].tolist(), reward, terminated, info))
+        if terminated:
+            break
     return told
 
 
