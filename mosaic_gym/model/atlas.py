@@ -13,6 +13,7 @@ al., EG3D, arXiv 2112.07945, one of their three): a level camera is assumed, K i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -39,16 +40,16 @@ UNEXPLAINED = 0.5
 SETTLED = 0.03
 """A guess that leaves at most this share of the frames' variance unexplained is not searched around, only sharpened."""
 SETTLE_FRAMES, SETTLE_TRIES, SETTLE_ROUNDS = 5, 48, 3
-"""How many of several frames a search compares, in every other of its columns, and how often and widely it looks."""
+"""How many of several frames a search compares, at how many places, and how often it looks around."""
 SETTLE_M, SETTLE_RAD = 0.3, 0.08
 """How far around a guess that search looks at first (standard deviations)."""
-SHARPEN_ROUNDS = 6
-"""Steps of Gauss and Newton after it."""
+SHARPEN_ROUNDS, SHARPEN_LAST = 5, 3
+"""Steps of Gauss and Newton after it, fewer if they get small; and how many more, with all columns of the frames."""
 SHARPEN_M, SHARPEN_RAD = 0.02, 0.004
-"""Moves by which derivatives are taken: about what a pixel shows."""
+"""Moves by which derivatives are taken: about what a pixel shows. A tenth of that is a small step."""
 FURTHEST_M, FURTHEST_RAD = 0.4, 0.12
 """No such step is longer: further away, derivatives say nothing."""
-ODD = 0.1
+ODD = 0.2
 """Errors beyond this, in [-1, 1], count for less and less: they are things that the atlas draws wrong."""
 GAIN = 8.0
 """Features are so many times what their planes hold: a cell is seen by few samples, and learns so much faster."""
@@ -249,43 +250,53 @@ class Atlas(ModelMixin, ConfigMixin):
         Returns:
             Trust is the sum of what `find` would say of each frame there, so the more of them agree, the more it is.
         """
-        columns = self._searched_columns(frames.device)
-        shown = frames[..., columns]
+        searched = self._searched_columns(frames.device)
 
-        def misfit(tried: Tensor, frames_at: slice | Tensor, columns_at: slice) -> Tensor:
+        def misfit(tried: Tensor, frames_at: slice | Tensor, columns: Tensor) -> Tensor:
             """Pictures from `[t, 3]` places of the last frame, less what was seen: `[t, f, 3, H, w]`."""
             places = carried(here[frames_at][None], here[-1].expand(len(tried), 1, 3), tried[:, None])
-            pictures, _ = self.picture(places.flatten(0, 1), image_from_camera, columns[columns_at])
-            return pictures.clamp(-1.0, 1.0).unflatten(0, places.shape[:2]) - shown[frames_at][..., columns_at]
+            pictures, _ = self.picture(places.flatten(0, 1), image_from_camera, columns)
+            return pictures.clamp(-1.0, 1.0).unflatten(0, places.shape[:2]) - frames[frames_at][..., columns]
 
         def likest(tried: Tensor) -> Tensor:
-            error = misfit(tried, some, slice(None, None, 2)).square().mean((2, 3, 4))
+            error = misfit(tried, some, searched).square().mean((2, 3, 4))
             return tried[int(error.clamp_max(0.25).mean(1).argmin())]  # one frame that fits nowhere decides nothing
 
+        shown = frames[..., searched]
         variance = (shown - shown.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
         some = torch.linspace(0, len(frames) - 1, min(len(frames), SETTLE_FRAMES), device=frames.device).round().long()
         best, every = likest(guesses), slice(None)
-        if float(misfit(best[None], every, every).square().mean()) > SETTLED * float(variance.mean()):
+        if float(misfit(best[None], every, searched).square().mean()) > SETTLED * float(variance.mean()):
             for index in range(SETTLE_ROUNDS):
                 around = _offsets(SETTLE_TRIES, SETTLE_M, SETTLE_RAD, frames.device) * SEARCH_NARROWS**index
                 best = likest(torch.cat([best[None], best + around]))
-        moves = best.new_tensor([SHARPEN_M, SHARPEN_M, SHARPEN_RAD])
-        furthest = best.new_tensor([FURTHEST_M, FURTHEST_M, FURTHEST_RAD])
+        best = self._sharpened(best, lambda tried: misfit(tried, every, searched), SHARPEN_ROUNDS)
+        whole = torch.arange(self.config.width, device=frames.device)
+        best = self._sharpened(best, lambda tried: misfit(tried, every, whole), SHARPEN_LAST)
+        error = misfit(best[None], every, searched)[0].square().mean((1, 2, 3))
+        trust = torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0).sum()
+        return torch.cat([best, trust[None]])
+
+    @staticmethod
+    def _sharpened(place: Tensor, misfit: Callable[[Tensor], Tensor], rounds: int) -> Tensor:
+        """A place `[3]` after at most so many damped steps of Gauss and Newton that lessen the misfit of `[t, 3]`."""
+        moves = place.new_tensor([SHARPEN_M, SHARPEN_M, SHARPEN_RAD])
+        furthest = place.new_tensor([FURTHEST_M, FURTHEST_M, FURTHEST_RAD])
         damping = 0.01
-        for _ in range(SHARPEN_ROUNDS):
-            errors = misfit(torch.cat([best[None], best + moves.diag()]), every, every).flatten(1).double()
+        for _ in range(rounds):
+            errors = misfit(torch.cat([place[None], place + moves.diag()])).flatten(1).double()
             slopes = (errors[1:] - errors[0]) / moves[:, None]
             weighed = slopes / (1.0 + (errors[0] / ODD).square())
             normal = weighed @ slopes.T
             normal = normal + damping * normal.diagonal().diag() + 1e-9 * torch.eye(3).to(normal)
-            step = torch.linalg.solve(normal, -weighed @ errors[0]).to(best.dtype).clamp(-furthest, furthest)
-            tried = torch.stack([best, best + step, best + 0.3 * step])
-            taken = int(misfit(tried, every, every).square().clamp_max(0.25).flatten(1).mean(1).argmin())
+            step = torch.linalg.solve(normal, -weighed @ errors[0]).to(place.dtype).clamp(-furthest, furthest)
+            tried = torch.stack([place, place + step, place + 0.3 * step])
+            taken = int(misfit(tried).square().clamp_max(0.25).flatten(1).mean(1).argmin())
             damping = damping * 10.0 if taken == 0 else damping * 0.3
-            best = tried[taken]
-        error = misfit(best[None], every, every)[0].square().mean((1, 2, 3))
-        trust = torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0).sum()
-        return torch.cat([best, trust[None]])
+            place = tried[taken]
+            if taken == 1 and bool((step.abs() < 0.1 * moves).all()):
+                break
+        return place
 
     def targets(self, places: Float[Tensor, "b 3"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `forward` should say of frames from these places: cell, offset `[b, 2]`, heading's bin, and offset."""
