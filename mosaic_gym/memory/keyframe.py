@@ -12,6 +12,9 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
 
+BY_HEART = -1.0
+"""The trust of a place that a still was dreamt from, not recognised at."""
+
 
 @dataclass(frozen=True)
 class Keyframe:
@@ -26,7 +29,8 @@ class Keyframe:
         step: the environment step that made it.
         points_m: `[v, u, 3]` patch centres in the world, metres: derived, kept because every recall needs it.
         place: `[4]`, (x, z, heading, trust): where on the map that the model knows the still was recognised to be
-            taken, and how much that is to be trusted, see `whereabouts.py`; zeros if it was not recognised.
+            taken, and how much that is to be trusted, see `whereabouts.py`; a trust of `BY_HEART` for a still that was
+            dreamt there; zeros if the place is not known.
     """
 
     latent: Tensor
@@ -39,14 +43,14 @@ class Keyframe:
     place: Tensor
 
     @cached_property
-    def is_true(self) -> bool:
-        """Whether nothing in it was dreamt."""
-        return not bool(self.generation.any())
+    def trust(self) -> float:
+        """How much its place on the map is to be trusted; above 0 if it was recognised."""
+        return float(self.place[3])
 
-    @cached_property
-    def is_recognised(self) -> bool:
-        """Whether its place on the map is known."""
-        return float(self.place[3]) > 0
+    @property
+    def is_by_heart(self) -> bool:
+        """Whether it was dreamt where the place on the map was known: then the map is asked again, rather than it."""
+        return self.trust == BY_HEART
 
     @property
     def world_from_still(self) -> Tensor:
@@ -99,7 +103,7 @@ def lift(
         image_from_camera: `[3, 3]`, K in cells of the depth's grid.
         generation: `[v, u]`, on the grid of patches.
         step: the environment step.
-        place: `[4]`, where in the map the still was recognised to be taken; None if it was not.
+        place: `[4]`, where in the map the still was taken or dreamt, see `Keyframe`; None if that is not known.
 
     Raises:
         ValueError: the depth has NaN or values that are not positive.

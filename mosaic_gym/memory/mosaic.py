@@ -150,8 +150,12 @@ def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Te
 def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
     """The index of the keyframe, never the newest, whose view is nearest to another's.
 
-    Of the two views that are most alike, the one with more generations behind it goes, then the older.
+    Of the two views that are most alike, the one with more generations behind it goes, then the older. Before any other
+    goes the oldest that was drawn by heart, which can be drawn again.
     """
+    for index, keyframe in enumerate(keyframes[:-1]):
+        if keyframe.is_by_heart:
+            return index
     still = torch.stack([keyframe.world_from_still for keyframe in keyframes])
     distance_m = torch.cdist(still[:, :3, 3], still[:, :3, 3])
     turned = 1.0 - (still[:, :3, 2] @ still[:, :3, 2].T)

@@ -22,6 +22,8 @@ from mosaic_gym.memory.mosaic import StillCodec
 
 WITNESSES = 7
 """Remembered frames that a new one is recognised together with."""
+GUESSES = 24
+"""Frames of a walk whose own places are tried for all of it."""
 
 
 @runtime_checkable
@@ -43,11 +45,8 @@ def recognised(keyframes: Sequence[Keyframe], cameras: Float[Tensor, "n 4 4"]) -
     Returns:
         (x, z, heading) of each; None if no keyframe was recognised.
     """
-    if not keyframes:
-        return None
-    trust = torch.stack([keyframe.place[3] for keyframe in keyframes])
-    best = keyframes[int(trust.argmax())]
-    if not best.is_recognised:
+    best = max(keyframes, key=lambda keyframe: keyframe.trust, default=None)
+    if best is None or best.trust <= 0:
         return None
     return carried(place_of(cameras), place_of(best.world_from_still)[None], best.place[None, :3])
 
@@ -72,19 +71,21 @@ def recognise(
         (x, z, heading, trust); a trust of 0 says that it was not recognised.
     """
     alone = atlas.find(frame[None], image_from_camera)[0]
-    known = [keyframe for keyframe in keyframes if keyframe.is_recognised]
+    known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
     if not known and not float(alone[3]) > 0:
         return alone
-    there = place_of(torch.stack([*(keyframe.world_from_still for keyframe in known), camera]))
-    said = torch.stack([*(keyframe.place[:3] for keyframe in known), alone[:3]])
-    guesses = carried(there[-1:], there, said)
-    heard = _spread(len(known), WITNESSES)
+    surest = sorted(known, key=lambda keyframe: -keyframe.trust)[:1]
+    heard = [known[index] for index in _spread(len(known), WITNESSES)]
+    here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in (*surest, *heard)), camera]))
+    said = torch.stack([*(keyframe.place[:3] for keyframe in (*surest, *heard)), alone[:3]])
     frames = frame[None]
     if heard:
-        frames = torch.cat([codec.still(torch.stack([known[index].latent for index in heard])), frames])
-    together = atlas.settle(frames, there[[*heard, -1]], guesses, image_from_camera)
-    # It may be those before that were mistaken, and then alone is better than together.
-    return together if float(together[3]) >= float(alone[3]) else alone
+        frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frames])
+    together = atlas.settle(frames, here[len(surest) :], carried(here[-1:], here, said), image_from_camera)
+    if float(together[3]) >= float(alone[3]):
+        return together
+    # It is those before that were mistaken.
+    return atlas.settle(frame[None], here[-1:], alone[None, :3], image_from_camera)
 
 
 @torch.no_grad()
@@ -103,7 +104,8 @@ def recognise_walk(
     there = place_of(cameras)
     heard = [known[index] for index in _spread(len(known), WITNESSES + 1)]
     last = there[heard[-1]][None]
-    guesses = carried(last, there[known], places[known, :3])
+    asked = [known[index] for index in _spread(len(known), GUESSES)]
+    guesses = carried(last, there[asked], places[asked, :3])
     found = atlas.settle(frames[heard], there[heard], guesses, image_from_camera)
     if not float(found[3]) > 0:
         return places

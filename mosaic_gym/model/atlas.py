@@ -30,7 +30,7 @@ NEAR_M, FAR_M = 0.3, 28.0
 AROUND = (0.8, 0.9, 0.96, 1.0, 1.04)
 """Where the finer plane is looked up, in shares of the depth that a ray found: depths are known to some percent."""
 SEARCH_COLUMNS = 16
-"""Columns of a frame that `find` compares."""
+"""Columns of a frame that searches compare."""
 SEARCH_ROUNDS, SEARCH_TRIES, SEARCH_NARROWS = 4, 24, 0.5
 """How often it looks around, at how many places, and by what each round is narrower than the one before."""
 SEARCH_M, SEARCH_RAD = 0.5, 0.15

@@ -67,7 +67,7 @@ class Config:
     """Share of samples whose prompt is empty."""
     shift: float = 5.0
     """Of the noise levels: above 1 leans towards noise."""
-    mix: MemoryMix = field(default_factory=lambda: MemoryMix(worn=0.0, wedge=0.0))
+    mix: MemoryMix = field(default_factory=lambda: MemoryMix(worn=0.0, wedge=0.0, away=0.0))
     """How much of the past a sample remembers."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""

@@ -96,7 +96,7 @@ class MemoryMix:
     """How much of the past a training sample may remember.
 
     Attributes:
-        forget: share of samples with no memory; last_only: with the last frame only.
+        forget: share of samples with no memory; last_only: with the last frame only (before those they are away from).
         most: keyframes drawn from the past at most.
         worn: share of samples whose sources are degraded as generated ones are, against drift.
         wedge: share of samples for which memory ends somewhere across the view, as it does for a body that turns.
@@ -176,7 +176,8 @@ def forget_a_wedge(state: WorldState, world_from_camera: Tensor, rng: np.random.
 def worn(keyframe: Keyframe, wear: float, rng: np.random.Generator) -> Keyframe:
     """The keyframe as generations leave it: fine components faded, at full wear to a smear, and some noise.
 
-    Components are sorted by loudness, so fading the later ones is a blur.
+    Components are sorted by loudness, so fading the later ones is a blur. In play, what was dreamt is recalled only
+    where the place on the map is not known; so it has none.
     """
     channels = keyframe.latent.shape[0]
     kept = channels ** (1.0 - 0.75 * wear)
@@ -185,4 +186,5 @@ def worn(keyframe: Keyframe, wear: float, rng: np.random.Generator) -> Keyframe:
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     noise = torch.randn(keyframe.latent.shape, generator=generator) * (0.15 * wear)
     latent = (keyframe.latent + noise.to(keyframe.latent.device)) * fade[:, None, None]
-    return replace(keyframe, latent=latent, generation=torch.full_like(keyframe.generation, float(rng.integers(1, 4))))
+    generation = torch.full_like(keyframe.generation, float(rng.integers(1, 4)))
+    return replace(keyframe, latent=latent, generation=generation, place=torch.zeros_like(keyframe.place))

@@ -29,8 +29,8 @@ class View:
         depth_m: float32 `[H, W]`, perpendicular depth of the last frame, metres.
         world_from_camera: float64 `[4, 4, 4]`, a camera for each frame, metres.
         image_from_camera: float64 `[3, 3]`, K in pixels of the frames.
-        coverage: share of the view's pixels that memory could recall, 0 to 1 (1 in a true world). A learned world
-            that knows its place on the map recalls true frames only, and counts those.
+        coverage: share of the view's pixels that memory could recall, 0 to 1 (1 in a true world). What a
+            learned world dreamt where it knew its place on the map is drawn anew, not recalled, and does not count.
         keyframes: keyframes held in memory (0 in a true world).
         labels: names of the objects in sight (true worlds only), sorted.
         reward: the world's own reward of this step (0 in a learned world).

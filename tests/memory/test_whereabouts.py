@@ -1,4 +1,4 @@
-"""Where an episode is on the map: level motions, the largest party, and what says nothing."""
+"""Where an episode is on the map: level motions, all true frames together, and what says nothing."""
 
 import dataclasses
 import math
@@ -165,3 +165,15 @@ def test_a_whole_walk_is_recognised_at_once_its_blank_views_too(atlas):
     assert bool((places[:, 3] > 0).all())
     nowhere = recognise_walk(atlas, torch.full_like(frames, 0.3), cameras, room.K)
     assert not bool((nowhere[:, 3] > 0).any())
+
+
+def test_a_frame_that_is_surer_alone_is_not_held_by_mistaken_ones(atlas, codec):
+    there, frames, cameras = places_in_the_room(atlas, 8)
+    wrong = carried(there, torch.zeros(3), torch.tensor([1.5, -1.5, 2.0]))
+    keyframes = [
+        seen(codec, torch.full_like(frame, 0.3), at, torch.cat([place, torch.tensor([0.01])]))
+        for frame, at, place in zip(frames[:-1], cameras[:-1], wrong, strict=False)
+    ]
+    held = recognise(atlas, codec, keyframes, frames[-1], cameras[-1], room.K)
+    assert torch.allclose(held, recognise(atlas, codec, [], frames[-1], cameras[-1], room.K), atol=1e-4)
+    assert off_m(recognised(keyframes, cameras[-1:])[0], held) > 1.0

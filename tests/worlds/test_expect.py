@@ -122,22 +122,49 @@ def test_a_world_that_forgets_does_not_know_its_place(world):
 
 def test_dreamt_frames_are_not_believed_about_where_they_are(world):
     state = recognised_state(world, 1)
-    (after,), _ = world.step([state], RIGHT[None])
-    assert [float(keyframe.place[3]) for keyframe in after.memory.keyframes] == [1.0, 0.0]
+    poses = [world.control.advance(state.pose, RIGHT)]
+    poses.append(world.control.advance(poses[0][-1], RIGHT))
+    (after,), _ = world.see_chunk([state], [[*poses[0], *poses[1]]])
+    first, *dreamt = after.memory.keyframes
+    assert first.trust == 1.0 and [keyframe.is_by_heart for keyframe in dreamt] == [True, True]
+    for keyframe in dreamt:
+        place = carried(place_of(keyframe.world_from_still), place_of(first.world_from_still), ON_MAP[:3])
+        assert torch.allclose(keyframe.place[:3], place, atol=1e-5)
+    lost, _ = world.step([recognised_state(world, 1, torch.zeros(4))], RIGHT[None])
+    assert not lost[0].memory.keyframes[-1].place.any()
 
 
-def test_where_the_place_is_known_what_was_dreamt_is_drawn_anew(world):
-    dreamt_at = asked(world, recognised_state(world, 1))
-    for known, used in ((True, [0]), (False, [0, 1])):
-        state = recognised_state(world, 1, ON_MAP if known else torch.zeros(4))
-        (after,), _ = world.step([state], RIGHT[None])
-        assert [keyframe.is_true for keyframe in after.memory.keyframes] == [True, False]
-        recalled = world.recall([after], dreamt_at)
-        chosen = [after.memory.keyframes[index] for index in used]
-        by_hand = dataclasses.replace(after, memory=dataclasses.replace(after.memory, keyframes=tuple(chosen)))
-        blind = MosaicWorld(world.model, atlas=False)
-        assert torch.equal(recalled.stills, blind.recall([by_hand], dreamt_at).stills)
-        # Without an atlas there is nothing to draw from, and all is recalled.
-        everything = blind.recall([after], dreamt_at)
-        assert torch.equal(everything.stills, recalled.stills) != known
-        assert float(everything.coverage) > float(recalled.coverage) or not known
+def recalled_from(world: MosaicWorld, state: WorldState, *indices: int) -> torch.Tensor:
+    """The stills that some of a state's keyframes give, without any regard to what they are."""
+    chosen = tuple(state.memory.keyframes[index] for index in indices)
+    some = dataclasses.replace(state, memory=dataclasses.replace(state.memory, keyframes=chosen))
+    return MosaicWorld(world.model, atlas=False).recall([some], asked(world, some)).stills[0]
+
+
+def test_what_was_dreamt_by_heart_is_drawn_anew_and_nothing_else_is_lost(world):
+    known, lost = recognised_state(world, 1), recognised_state(world, 2, torch.zeros(4))
+    states, _ = world.step([known, lost], np.stack([RIGHT, -RIGHT]))
+    cameras = torch.cat([asked(world, state) for state in states])
+    stills = world.recall(states, cameras).stills
+    assert torch.equal(stills[0], recalled_from(world, states[0], 0))
+    assert torch.equal(stills[1], recalled_from(world, states[1], 0, 1))
+    assert not torch.equal(stills[0], recalled_from(world, states[0], 0, 1))
+    assert not torch.equal(stills[1], recalled_from(world, states[1], 0))
+    # Recognised only now, or edited: nothing can draw again what was dreamt before.
+    first, dreamt = states[1].memory.keyframes
+    memory = dataclasses.replace(states[1].memory, keyframes=(dataclasses.replace(first, place=ON_MAP), dreamt))
+    found = dataclasses.replace(states[1], memory=memory)
+    assert torch.equal(world.recall([found], cameras[1:]).stills[0], stills[1])
+    edited = dataclasses.replace(states[0], memory=states[0].memory.edited({}, None))
+    assert torch.equal(world.recall([edited], cameras[:1]).stills[0], recalled_from(world, states[0], 0, 1))
+
+
+def test_a_full_memory_lets_go_of_what_can_be_drawn_again(world):
+    state = recognised_state(world, 1)
+    memory = dataclasses.replace(state.memory, capacity=3)
+    (first,) = memory.keyframes
+    heart = dataclasses.replace(first, place=torch.tensor([0.0, 0.0, 0.0, -1.0]), step=1)
+    far = first.moved(torch.eye(4).index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(50.0)))
+    for keyframe in (first.moved(torch.eye(4)), heart, far):
+        memory = memory.remember(keyframe)
+    assert [keyframe.step for keyframe in memory.keyframes] == [0, 0, 0]
