@@ -71,21 +71,19 @@ def recognise(
         (x, z, heading, trust); a trust of 0 says that it was not recognised.
     """
     alone = atlas.find(frame[None], image_from_camera)[0]
+    if float(alone[3]) > 0:
+        alone = atlas.settle(frame[None], place_of(camera[None]), alone[None, :3], image_from_camera)
     known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
-    if not known and not float(alone[3]) > 0:
+    if not known:
         return alone
-    surest = sorted(known, key=lambda keyframe: -keyframe.trust)[:1]
+    surest = max(known, key=lambda keyframe: keyframe.trust)
     heard = [known[index] for index in _spread(len(known), WITNESSES)]
-    here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in (*surest, *heard)), camera]))
-    said = torch.stack([*(keyframe.place[:3] for keyframe in (*surest, *heard)), alone[:3]])
-    frames = frame[None]
-    if heard:
-        frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frames])
-    together = atlas.settle(frames, here[len(surest) :], carried(here[-1:], here, said), image_from_camera)
-    if float(together[3]) >= float(alone[3]):
-        return together
-    # It is those before that were mistaken.
-    return atlas.settle(frame[None], here[-1:], alone[None, :3], image_from_camera)
+    here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in (surest, *heard)), camera]))
+    said = torch.stack([*(keyframe.place[:3] for keyframe in (surest, *heard)), alone[:3]])
+    frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frame[None]])
+    together = atlas.settle(frames, here[1:], carried(here[-1:], here, said), image_from_camera)
+    # It may be those before that were mistaken, and then one frame alone explains more than all together.
+    return together if float(together[3]) >= float(alone[3]) else alone
 
 
 @torch.no_grad()
