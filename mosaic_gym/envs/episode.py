@@ -22,9 +22,9 @@ class Rules:
 
     Attributes:
         max_steps: after so many; None never.
-        least_coverage: when memory (of true frames, where the place on the map is known) has covered less than this
-            share of the view for `patience` steps on end: the dream has left what it knows, and a policy paid for going
-            on learns to live in made-up places. None never.
+        least_coverage: when memory (see `View.coverage`) has covered less than this share of the view for `patience`
+            steps on end: the dream has left what it knows, and a policy paid for going on learns to live in made-up
+            places. None never.
         patience: steps.
     """
 

@@ -122,7 +122,9 @@ class MosaicMemory:
         Raises:
             FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
         """
-        return MosaicMemory.from_tensors(*load_described(path, FORMAT, "memory"))
+        tensors, told = load_described(path, FORMAT, "memory")
+        # Copied, as `worlds.state.unpack_state` does.
+        return MosaicMemory.from_tensors({name: value.clone() for name, value in tensors.items()}, told)
 
 
 def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -141,8 +143,7 @@ def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Te
             told = json.loads((file.metadata() or {}).get("about", "{}"))
             if told.pop("format", None) != form:
                 raise ValueError(f"{path} is not a {kind} of format {form}; save it again with this version")
-            # Copied: see `worlds.state.unpack_state`.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error
 

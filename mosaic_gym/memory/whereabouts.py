@@ -73,15 +73,16 @@ def recognise(
     alone = atlas.find(frame[None], image_from_camera)[0]
     if float(alone[3]) > 0:
         alone = atlas.settle(frame[None], place_of(camera[None]), alone[None, :3], image_from_camera)
-    known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
-    if not known:
+    surest = recognised(keyframes, camera[None])
+    if surest is None:
         return alone
-    surest = max(known, key=lambda keyframe: keyframe.trust)
+    known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
     heard = [known[index] for index in _spread(len(known), WITNESSES)]
-    here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in (surest, *heard)), camera]))
-    said = torch.stack([*(keyframe.place[:3] for keyframe in (surest, *heard)), alone[:3]])
+    here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in heard), camera]))
+    said = torch.stack([*(keyframe.place[:3] for keyframe in heard), alone[:3]])
+    guesses = torch.cat([surest, carried(here[-1:], here, said)])
     frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frame[None]])
-    together = atlas.settle(frames, here[1:], carried(here[-1:], here, said), image_from_camera)
+    together = atlas.settle(frames, here, guesses, image_from_camera)
     # It may be those before that were mistaken, and then one frame alone explains more than all together.
     return together if float(together[3]) >= float(alone[3]) else alone
 

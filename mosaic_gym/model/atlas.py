@@ -62,6 +62,16 @@ def _offsets(tries: int, metres: float, radians: float, device: torch.device) ->
     return (torch.randn(tries, 3, generator=torch.Generator().manual_seed(0)) * spread).to(device)
 
 
+def _variance(frames: Tensor) -> Tensor:
+    """Of each of some frames `[b, 3, H, w]`, its colours' own means left out."""
+    return (frames - frames.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
+
+
+def _trust(error: Tensor, variance: Tensor) -> Tensor:
+    """What pictures explain of the variance of frames `[b]`, by their mean squared errors; 0 if it is too little."""
+    return torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0)
+
+
 class Atlas(ModelMixin, ConfigMixin):
     """Where a frame was taken, and what is seen from there.
 
@@ -208,8 +218,8 @@ class Atlas(ModelMixin, ConfigMixin):
             around = _offsets(SEARCH_TRIES, SEARCH_M, SEARCH_RAD, frames.device) * (SEARCH_NARROWS**index)
             tried = torch.cat([best[:, None], best[:, None] + around], 1)
             best, error = self._likest(tried, shown, image_from_camera, columns)
-        variance = (shown - shown.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
-        trust = torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0)
+        variance = _variance(shown)
+        trust = _trust(error, variance)
         return torch.cat([best, trust[:, None]], -1)
 
     def _likest(
@@ -263,7 +273,7 @@ class Atlas(ModelMixin, ConfigMixin):
             return tried[int(error.clamp_max(0.25).mean(1).argmin())]  # one frame that fits nowhere decides nothing
 
         shown = frames[..., searched]
-        variance = (shown - shown.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
+        variance = _variance(shown)
         some = torch.linspace(0, len(frames) - 1, min(len(frames), SETTLE_FRAMES), device=frames.device).round().long()
         best, every = likest(guesses), slice(None)
         if float(misfit(best[None], every, searched).square().mean()) > SETTLED * float(variance.mean()):
@@ -274,7 +284,7 @@ class Atlas(ModelMixin, ConfigMixin):
         whole = torch.arange(self.config.width, device=frames.device)
         best = self._sharpened(best, lambda tried: misfit(tried, every, whole), SHARPEN_LAST)
         error = misfit(best[None], every, searched)[0].square().mean((1, 2, 3))
-        trust = torch.where(error <= UNEXPLAINED * variance, variance - error, 0.0).sum()
+        trust = _trust(error, variance).sum()
         return torch.cat([best, trust[None]])
 
     @staticmethod
