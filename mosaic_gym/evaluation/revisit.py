@@ -2,8 +2,9 @@
 
 Two suites along held-out paths of the engine, with estimated depth. *Ahead*: one step from a true history, at
 random places. *Return*: a true history looks around; then the dream runs freely, leaves all of it for at least
-64 frames, and comes back over the same poses. Five arms: memory on, memory off, last frame only, what transformer and
-detail network are given (warped memory, its holes filled by the atlas), and the warped memory alone.
+64 frames, and comes back over the same poses. Six arms: memory on, memory off, last frame only, memory on without the
+atlas (as in a world that is not of its map), what transformer and detail network are given (warped memory beside the
+atlas's pictures), and the warped memory alone.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ UNGRADED = {
     "psnr_way_engine": "all of the way out and back, dB",
     "gain_way_engine_over_warp": "the same, gain over the warp alone, dB",
     "gain_way_engine_over_expected": "the same, gain over memory and atlas, dB",
+    "gain_ahead_unplaced_over_warp": "gain ahead over the warp, map unknown, dB",
+    "gain_return_engine_unplaced_over_warp": "gain of the return over the warp, map unknown, dB",
+    "gain_way_engine_unplaced_over_warp": "gain of the way over the warp, map unknown, dB",
     "bound_ahead_realigned": "what realigning the warp could gain, dB",
 }
 """Figures without a goal: the gain over those pixels that memory does not cover, which only a network can know (the
-warp continues its edges into them); what transformer and detail network add to what they are given; all pixels of the
-way out and back, most of which no memory covers; and what the best shifts of covered pixels would gain."""
+warp continues its edges into them); what transformer and detail network add to what they are given, with the map and
+without; all pixels of the way out and back, most of which no memory covers; and what the best shifts of covered pixels
+would gain."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
     measures = ("ahead", ahead, "psnr"), ("return_engine", back, "engine"), ("way_engine", back, "way")
     for name, rows, figure in measures:
         found[f"gain_{name}_over_expected"] = {**over(rows, figure, "memory", "expected"), "goal": None}
+        found[f"gain_{name}_unplaced_over_warp"] = {**over(rows, figure, "unplaced", "warp"), "goal": None}
     bound = interval([row["warp"]["realigned"] - row["warp"]["psnr"] for row in ahead])
     found["bound_ahead_realigned"] = {**bound, "goal": None}
     partly = [row for row in ahead if "uncovered" in row["memory"]]

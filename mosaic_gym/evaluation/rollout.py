@@ -19,6 +19,7 @@ ARMS = {
     "memory": "memory on",
     "off": "memory off",
     "last": "last frame only",
+    "unplaced": "memory on, map unknown",
     "expected": "memory and atlas alone",
     "warp": "the warp alone, no network",
 }
@@ -38,8 +39,11 @@ class Arms:
 
     def __init__(self, model: WorldModel, denoising_steps: int | None = None):
         self.world = MosaicWorld(model, denoising_steps=denoising_steps)
-        less = {"expected": True, "warp": False}
-        self._others = {arm: MosaicWorld(model, network=False, atlas=atlas) for arm, atlas in less.items()}
+        self._others = {
+            "unplaced": MosaicWorld(model, denoising_steps=denoising_steps, atlas=False),
+            "expected": MosaicWorld(model, network=False),
+            "warp": MosaicWorld(model, network=False, atlas=False),
+        }
 
     def after_history(self, path: Path) -> WorldState:
         """The state that has truly seen the path's history, with all of its memory."""

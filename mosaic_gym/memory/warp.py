@@ -41,6 +41,7 @@ class Warped:
         generation: `[b, f, H, W]`, how many times the sampled values were generated from generated ones.
         depth_m: `[b, f, H, W]`, the remembered surface's depth, metres; inf where none is.
         moved_px: `[b, f, H, W]`, how far from here the values lay in their sources, in cells.
+        cost: `[b, f, H, W]`, how badly the best source serves, see `source_cost`; inf where none does.
     """
 
     stills: Tensor
@@ -48,6 +49,7 @@ class Warped:
     generation: Tensor
     depth_m: Tensor
     moved_px: Tensor
+    cost: Tensor
 
 
 WARPED_FIELDS = tuple(field.name for field in fields(Warped))
@@ -226,6 +228,7 @@ def warp_stills(
         generation=(ages * weight).sum(2),
         depth_m=torch.where(filled, surface_m, torch.inf),
         moved_px=(moved_px * weight).sum(2),
+        cost=best[:, :, 0],
     )
 
 

@@ -23,7 +23,12 @@ from mosaic_gym.memory.mosaic import StillCodec
 WITNESSES = 7
 """Remembered frames that a new one is recognised together with."""
 GUESSES = 24
-"""Frames of a walk whose own places are tried for all of it."""
+"""Frames of a walk that are searched for, and whose own places are tried for all of it."""
+FAMILIAR = 4e-3
+"""A frame looks as the map does at a place if the picture's squared error is at most this: 30 dB, about what an atlas
+is off by where it is right."""
+AGAIN = 8
+"""When there are witnesses enough, only every so-many-th frame makes the place surer."""
 
 
 @runtime_checkable
@@ -31,6 +36,8 @@ class Map(Protocol):
     """What is asked of an atlas: see `model/atlas.py`."""
 
     def find(self, frames: Tensor, image_from_camera: Tensor) -> Tensor: ...
+
+    def compare(self, frames: Tensor, places: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def settle(self, frames: Tensor, here: Tensor, guesses: Tensor, image_from_camera: Tensor) -> Tensor: ...
 
@@ -62,6 +69,9 @@ def recognise(
 ) -> Float[Tensor, " 4"]:
     """Where on the map a true frame was taken: alone if nothing was recognised before it, else with some of what was.
 
+    Searching is dear, and seldom needed: a frame that looks as the map does where those before it say is not searched
+    for, and once there are many of them, more frames make the place no surer.
+
     Args:
         keyframes: of the episode's memory; those with a place bear witness.
         frame: `[3, H, W]` in [-1, 1]; camera: `[4, 4]`, world_from_camera, metres.
@@ -70,21 +80,32 @@ def recognise(
     Returns:
         (x, z, heading, trust); a trust of 0 says that it was not recognised.
     """
-    alone = atlas.find(frame[None], image_from_camera)[0]
-    if float(alone[3]) > 0:
-        alone = atlas.settle(frame[None], place_of(camera[None]), alone[None, :3], image_from_camera)
     surest = recognised(keyframes, camera[None])
     if surest is None:
-        return alone
+        return _alone(atlas, frame, camera, image_from_camera)
     known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
+    trust, error = (float(told) for told in atlas.compare(frame[None], surest, image_from_camera))
+    familiar = trust > 0 and error <= FAMILIAR
+    if familiar and len(known) >= WITNESSES and len(known) % AGAIN:
+        return torch.cat([surest[0], surest.new_tensor([trust])])
     heard = [known[index] for index in _spread(len(known), WITNESSES)]
     here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in heard), camera]))
-    said = torch.stack([*(keyframe.place[:3] for keyframe in heard), alone[:3]])
-    guesses = torch.cat([surest, carried(here[-1:], here, said)])
     frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frame[None]])
-    together = atlas.settle(frames, here, guesses, image_from_camera)
+    said = carried(here[-1:], here[:-1], torch.stack([keyframe.place[:3] for keyframe in heard]))
+    guesses = torch.cat([surest, said])
+    if familiar:
+        return atlas.settle(frames, here, guesses, image_from_camera)
+    alone = _alone(atlas, frame, camera, image_from_camera)
+    together = atlas.settle(frames, here, torch.cat([guesses, alone[None, :3]]), image_from_camera)
     # It may be those before that were mistaken, and then one frame alone explains more than all together.
     return together if float(together[3]) >= float(alone[3]) else alone
+
+
+def _alone(atlas: Map, frame: Tensor, camera: Tensor, image_from_camera: Tensor) -> Tensor:
+    found = atlas.find(frame[None], image_from_camera)[0]
+    if not float(found[3]) > 0:
+        return found
+    return atlas.settle(frame[None], place_of(camera[None]), found[None, :3], image_from_camera)
 
 
 @torch.no_grad()
@@ -96,15 +117,16 @@ def recognise_walk(
     Args:
         cameras: `[n, 4, 4]`, world_from_camera, metres.
     """
-    places = torch.cat([atlas.find(some, image_from_camera) for some in frames.split(20)])
-    known = (places[:, 3] > 0).nonzero()[:, 0].tolist()
+    there = place_of(cameras)
+    places = torch.zeros(len(frames), 4).to(there)
+    asked = _spread(len(frames), GUESSES)
+    places[asked] = atlas.find(frames[asked], image_from_camera)
+    known = [index for index in asked if float(places[index, 3]) > 0]
     if not known:
         return places
-    there = place_of(cameras)
     heard = [known[index] for index in _spread(len(known), WITNESSES + 1)]
     last = there[heard[-1]][None]
-    asked = [known[index] for index in _spread(len(known), GUESSES)]
-    guesses = carried(last, there[asked], places[asked, :3])
+    guesses = carried(last, there[known], places[known, :3])
     found = atlas.settle(frames[heard], there[heard], guesses, image_from_camera)
     if not float(found[3]) > 0:
         return places

@@ -47,6 +47,8 @@ SHARPEN_ROUNDS, SHARPEN_LAST = 5, 3
 """Steps of Gauss and Newton after it, fewer if they get small; and how many more, with all columns of the frames."""
 SHARPEN_M, SHARPEN_RAD = 0.02, 0.004
 """Moves by which derivatives are taken: about what a pixel shows. A tenth of that is a small step."""
+DENT_M, DENT_RAD = 0.03, 0.004
+"""How far around the sharpened place is looked once more (standard deviations)."""
 FURTHEST_M, FURTHEST_RAD = 0.4, 0.12
 """No such step is longer: further away, derivatives say nothing."""
 ODD = 0.2
@@ -121,6 +123,19 @@ class Atlas(ModelMixin, ConfigMixin):
             *layers, nn.Linear(widths[-1] * (height // 16) * (width // 16), 384), nn.SiLU(),
             nn.Linear(384, 3 * cells * cells + 2 * headings),
         )  # fmt: skip
+
+    def check_map(self, size: tuple[int, int], places: Float[Tensor, "n 3"]) -> None:
+        """Raises ValueError if frames of another size, or places off the map, are to be learnt or recognised."""
+        mine = (self.config.height, self.config.width)
+        if tuple(size) != mine:
+            raise ValueError(
+                f"the atlas draws frames of {mine}, recorded are {tuple(size)}; train one: mosaic-gym train atlas"
+            )
+        inside = (places[:, :2] - places.new_tensor(self.config.corner_m)) / self.config.side_m
+        if not bool(((inside >= 0) & (inside <= 1)).all()):
+            raise ValueError(
+                "the recorded walk leaves the atlas's map; train one of it: mosaic-gym train atlas --data ..."
+            )
 
     def picture(
         self, places: Float[Tensor, "b 3"], image_from_camera: Float[Tensor, "3 3"], columns: Tensor | None = None
@@ -222,6 +237,17 @@ class Atlas(ModelMixin, ConfigMixin):
         trust = _trust(error, variance)
         return torch.cat([best, trust[:, None]], -1)
 
+    @torch.no_grad()
+    def compare(
+        self, frames: Float[Tensor, "b 3 H W"], places: Float[Tensor, "b 3"], image_from_camera: Float[Tensor, "3 3"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """How frames in [-1, 1] look like the map from places: trust `[b]`, as `find` tells it, and mean squared errors
+        `[b]` of the pictures."""
+        columns = self._searched_columns(frames.device)
+        shown = frames[..., columns]
+        _, error = self._likest(places[:, None], shown, image_from_camera, columns)
+        return _trust(error, _variance(shown)), error
+
     def _likest(
         self, tried: Tensor, shown: Tensor, image_from_camera: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -281,6 +307,8 @@ class Atlas(ModelMixin, ConfigMixin):
                 around = _offsets(SETTLE_TRIES, SETTLE_M, SETTLE_RAD, frames.device) * SEARCH_NARROWS**index
                 best = likest(torch.cat([best[None], best + around]))
         best = self._sharpened(best, lambda tried: misfit(tried, every, searched), SHARPEN_ROUNDS)
+        # Edges that jump from pixel to pixel leave dents about as wide as a pixel, which derivatives stay in.
+        best = likest(torch.cat([best[None], best + _offsets(SETTLE_TRIES, DENT_M, DENT_RAD, frames.device)]))
         whole = torch.arange(self.config.width, device=frames.device)
         best = self._sharpened(best, lambda tried: misfit(tried, every, whole), SHARPEN_LAST)
         error = misfit(best[None], every, searched)[0].square().mean((1, 2, 3))
@@ -293,17 +321,19 @@ class Atlas(ModelMixin, ConfigMixin):
         moves = place.new_tensor([SHARPEN_M, SHARPEN_M, SHARPEN_RAD])
         furthest = place.new_tensor([FURTHEST_M, FURTHEST_M, FURTHEST_RAD])
         damping = 0.01
+        off = misfit(place[None])
         for _ in range(rounds):
-            errors = misfit(torch.cat([place[None], place + moves.diag()])).flatten(1).double()
+            errors = torch.cat([off, misfit(place + moves.diag())]).flatten(1).double()
             slopes = (errors[1:] - errors[0]) / moves[:, None]
             weighed = slopes / (1.0 + (errors[0] / ODD).square())
             normal = weighed @ slopes.T
             normal = normal + damping * normal.diagonal().diag() + 1e-9 * torch.eye(3).to(normal)
             step = torch.linalg.solve(normal, -weighed @ errors[0]).to(place.dtype).clamp(-furthest, furthest)
             tried = torch.stack([place, place + step, place + 0.3 * step])
-            taken = int(misfit(tried).square().clamp_max(0.25).flatten(1).mean(1).argmin())
+            misfits = torch.cat([off, misfit(tried[1:])])
+            taken = int(misfits.square().clamp_max(0.25).flatten(1).mean(1).argmin())
             damping = damping * 10.0 if taken == 0 else damping * 0.3
-            place = tried[taken]
+            place, off = tried[taken], misfits[taken : taken + 1]
             if taken == 1 and bool((step.abs() < 0.1 * moves).all()):
                 break
         return place

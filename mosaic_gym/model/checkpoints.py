@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mosaic_gym.model.wan import WanCodec, WanPrompts
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-FORMAT = "mosaic-world-4"
+FORMAT = "mosaic-world-5"
 WAN_SIZE = (352, 640)
 """Height and width of a Wan world's frames when no resolution is asked for, pixels."""
 

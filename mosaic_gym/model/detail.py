@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 
-TRUST = 4.0
-"""How firmly, in logits, a fresh network shows memory where memory covers a pixel, and belief elsewhere. A network
-without this choice came to make it all the same, and thousands of steps later had learnt nothing more."""
-OUTPUTS = 4
-"""Of every pixel: three colours of strokes, and the logit of the choice between memory and belief."""
-INPUTS = 8
-"""Of every pixel: three colours that the transformer believes in, three that memory shows, doubt, covered."""
+TRUST = 3.0
+"""How firmly, in logits, a fresh network shows what the transformer believes. A network without this choice came to
+make it all the same, and thousands of steps later had learnt nothing more."""
+OUTPUTS = 6
+"""Of every pixel: three colours of strokes, and the logits of the choice between belief, memory and map."""
+INPUTS = 11
+"""Of every pixel: three colours each that the transformer believes in, that memory shows, and that the map does; doubt
+and reliance."""
 
 
 class _Residual(nn.Module):
@@ -68,19 +69,20 @@ class DetailNet(ModelMixin, ConfigMixin):
         self,
         believed: Float[Tensor, "b 4 3 H W"],
         stills: Float[Tensor, "b 4 3 H W"],
+        pictures: Float[Tensor, "b 4 3 H W"],
         doubt: Float[Tensor, "b 4 H W"],
-        covered: Bool[Tensor, "b 4 H W"],
+        reliance: Float[Tensor, "b 4 H W"],
     ) -> Float[Tensor, "b 4 3 H W"]:
         """The step's frames `[b, 4, 3, H, W]`, nominally in [-1, 1].
 
-        Where there is no doubt, memory shows this very pixel from this very place, and it stays as it is: a body
-        at rest sees a world at rest.
+        It goes on from what memory and map let expect, as far as there is doubt and memory is not to be relied on.
+        Without either, memory shows this very pixel from this very place, and it stays as it is: a body at rest sees a
+        world at rest.
 
         Args:
             believed: the transformer's latents, decoded.
-            stills: what memory shows, holes filled; see `memory.mosaic.Recall`.
-            doubt: 0 to 1.
-            covered: bool.
+            stills: what memory shows, holes filled; pictures: what the map does; doubt, reliance: 0 to 1. See
+                `memory.mosaic.Recall`.
 
         Raises:
             ValueError: a size that 8 does not divide.
@@ -88,8 +90,8 @@ class DetailNet(ModelMixin, ConfigMixin):
         height, width = believed.shape[-2:]
         if height % 8 or width % 8:
             raise ValueError(f"the detail network takes sizes that 8 divides; got {height}x{width}")
-        planes = torch.stack([doubt, covered.to(doubt.dtype)], dim=2)
-        x = torch.cat([believed, stills, planes], dim=2).flatten(1, 2)
+        planes = torch.stack([doubt, reliance], dim=2)
+        x = torch.cat([believed, stills, pictures, planes], dim=2).flatten(1, 2)
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
         fine = self.fine(self.stem(x))
         middle = self.middle(self.down(fine))
@@ -97,6 +99,9 @@ class DetailNet(ModelMixin, ConfigMixin):
         middle = self.middle_up(middle + F.pixel_shuffle(self.up(coarse), 2))
         fine = self.fine_up(fine + F.pixel_shuffle(self.up_again(middle), 2))
         drawn = F.pixel_shuffle(self.head(F.silu(self.norm(fine))), 2).unflatten(1, (FRAMES_PER_STEP, OUTPUTS))
-        strokes, logit = drawn.split((3, 1), dim=2)
-        belief = torch.sigmoid(4.0 * logit + TRUST * (1.0 - 2.0 * planes[:, :, 1:]))
-        return stills + doubt[:, :, None] * (belief * (believed - stills) + strokes)
+        strokes, logits = drawn.split((3, 3), dim=2)
+        begins = logits.new_tensor([TRUST, 0.0, 0.0])[:, None, None]
+        belief, _, by_heart = (4.0 * logits + begins).softmax(2).split(1, 2)
+        drawn = stills + belief * (believed - stills) + by_heart * (pictures - stills) + strokes
+        expected = torch.lerp(pictures, stills, reliance[:, :, None])
+        return expected + (doubt * (1.0 - reliance))[:, :, None] * (drawn - expected)

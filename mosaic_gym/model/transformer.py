@@ -3,10 +3,10 @@
 It is diffusers' `WanTransformer3DModel` by class and by the names of its weights, so any Wan checkpoint loads
 into it as it is. What it is told besides is where every token lies in space.
 
-Two insertions. *split* is for a model trained from scratch: half of every head is projective, the Warped Latent
-is added to the target's tokens, and the answer is a correction of it. *parallel* is for a pretrained model:
-memory and Warped Latent are further tokens at timestep 0, and cameras enter through a second attention whose
-output begins at zero, so that what was learned before stays exactly as it was.
+Two insertions. *split* is for a model trained from scratch: half of every head is projective, the Warped Latent and
+what memory and map let expect are added to the target's tokens, and the answer is a correction of the latter.
+*parallel* is for a pretrained model: memory and Warped Latent are further tokens at timestep 0, and cameras enter
+through a second attention whose output begins at zero, so that what was learned before stays exactly as it was.
 
 Two ways to attend. *Causal*: `read` sends the clean tokens through the blocks once a step and keeps their keys
 and values; `forward` sends the target's, which look at themselves and at what was read. However many denoising
@@ -136,7 +136,8 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
                 nn.init.zeros_(block.attn1.to_out_cameras.bias)
             return
         high, wide = patch_size[1:]
-        self.warped_embedding = nn.Conv2d(in_channels + COVERAGE_CHANNELS, width, (high, wide), stride=(high, wide))
+        told = 2 * in_channels + COVERAGE_CHANNELS
+        self.warped_embedding = nn.Conv2d(told, width, (high, wide), stride=(high, wide))
         self.kind_embedding = nn.Parameter(torch.randn(2, width) * 0.02)  # recent frame, recalled patch
         for block in self.blocks:
             # Wan's gates begin near zero, and at any sane rate take a thousand steps to open; ours begin open.
@@ -184,8 +185,8 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
     def forward(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tensor:
         """What the network says of noisy target frames, `[b, t, c, h, w]`.
 
-        Of the insertion *split*: the clean latents it believes are behind them, as a correction of the Warped
-        Latent (where memory is sure there is little left to say). Of *parallel*, as Wan: the velocity, noise
+        Of the insertion *split*: the clean latents it believes are behind them, as a correction of what memory and map
+        let expect (where both are sure there is little left to say). Of *parallel*, as Wan: the velocity, noise
         minus clean.
 
         Args:
@@ -220,7 +221,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         said = self._onto_grid(self.proj_out(tokens), noisy)
         if self.config.insertion == "split":
-            return context.recalled.warped.view_as(noisy) + said
+            return context.recalled.expected.view_as(noisy) + said
         return said
 
     def _clean_tokens(self, context: Context) -> Tokens:
@@ -275,7 +276,8 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if self.config.insertion == "split":
             # Scaled by how much signal it holds: pure noise says nothing, and then one step is a regression.
             values = self._embed(noisy * (1.0 - timestep.view(-1, 1, 1, 1, 1) / TIMESTEPS))
-            told = torch.cat([context.recalled.warped, context.recalled.covered], dim=1).to(values.dtype)
+            recalled = context.recalled
+            told = torch.cat([recalled.warped, recalled.covered, recalled.expected], dim=1).to(values.dtype)
             values = values + _tokens_of(self.warped_embedding, told).reshape(values.shape)
         else:
             values = self._embed(noisy)

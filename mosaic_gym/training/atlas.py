@@ -30,6 +30,8 @@ class Config:
 
     data: Path = Path("data/my_way_home")
     """Recorded episodes."""
+    begin: Path | None = None
+    """A finished atlas of the same map to go on from, with a budget of its own."""
     out: Path = Path("runs/atlas")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
     minutes: float | None = 25.0
@@ -112,6 +114,14 @@ def report(atlas: Atlas, sights: Sights, k: Tensor, count: int = 400) -> dict[st
     }
 
 
+def fresh(sights: Sights) -> Atlas:
+    """An untrained atlas of the square that the recorded places lie in, and some more."""
+    low, high = sights.places[:, :2].amin(0) - MARGIN_M, sights.places[:, :2].amax(0) + MARGIN_M
+    side_m = float((high - low).max())
+    corner_m = tuple(((high + low - side_m) / 2).tolist())
+    return Atlas(*sights.frames.shape[1:3], corner_m=corner_m, side_m=side_m)
+
+
 def train(config: Config) -> Atlas:
     """Trains, prints how it does on held-out frames, and writes the averaged weights, rounded to float16."""
     torch.manual_seed(0)
@@ -121,11 +131,9 @@ def train(config: Config) -> Atlas:
     sights, heldout = gather(store), gather(EpisodeStore(config.data, "heldout"))
     device = accelerator.device
     k = torch.tensor(store.image_from_camera, dtype=torch.float32)
-    low, high = sights.places[:, :2].amin(0) - MARGIN_M, sights.places[:, :2].amax(0) + MARGIN_M
-    side_m = float((high - low).max())
-    corner_m = tuple(((high + low - side_m) / 2).tolist())
-    atlas = Atlas(*sights.frames.shape[1:3], corner_m=corner_m, side_m=side_m)
-    learner = Learner(atlas, k)
+    atlas = fresh(sights) if config.begin is None else Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False)
+    atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
+    learner = Learner(atlas.train(), k)
     run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
     told: dict[str, float] = {}
     while not run.finished:

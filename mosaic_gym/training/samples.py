@@ -25,6 +25,9 @@ from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.model.depth import DepthEstimator
 from mosaic_gym.worlds.mosaic import WorldState
 
+ASTRAY_RAD_PER_M = 0.12
+"""How far headings are off for each metre that places are: about as in play."""
+
 
 @dataclass(frozen=True)
 class Remembered:
@@ -69,7 +72,7 @@ def remember_all(
         depth_m = depth.estimate(codec.decode(latents)[:, -1].clamp(-1, 1), k.expand(len(frames), 3, 3))
         cameras = episode["world_from_camera"][:].float().to(device)
         true = torch.zeros(latents.shape[-2:], device=device)
-        _check_map(atlas, frames, cameras)
+        atlas.check_map(tuple(frames.shape[-2:]), place_of(cameras[:, -1]))
         if hinted:
             seen, hints = frames[:, -1].split(20), place_of(cameras[:, -1:]).split(20)
             places = torch.cat([atlas.find(some, k, hint, rounds=0) for some, hint in zip(seen, hints, strict=True)])
@@ -80,15 +83,6 @@ def remember_all(
         ]
         remembered.append(Remembered(keyframes, store.captions(index)))
     return remembered
-
-
-def _check_map(atlas: Atlas, frames: Tensor, cameras: Tensor) -> None:
-    size, mine = tuple(frames.shape[-2:]), (atlas.config.height, atlas.config.width)
-    if size != mine:
-        raise ValueError(f"the atlas draws frames of {mine}, recorded are {size}; train one: mosaic-gym train atlas")
-    inside = (cameras[:, -1, [0, 2], 3] - cameras.new_tensor(atlas.config.corner_m)) / atlas.config.side_m
-    if not bool(((inside >= 0) & (inside <= 1)).all()):
-        raise ValueError("the recorded walk leaves the atlas's map; train one of it: mosaic-gym train atlas --data ...")
 
 
 @dataclass(frozen=True)
@@ -102,15 +96,19 @@ class MemoryMix:
         wedge: share of samples for which memory ends somewhere across the view, as it does for a body that turns.
         away: share of samples that remember nothing of the last steps, as a body that has walked into its own dream.
         longest_away: so many steps at most.
+        astray: places on the map are off by this standard deviation at most, metres, as they are in play.
+        unplaced: share of samples none of whose frames was recognised, as in a world that is not of the map.
     """
 
-    forget: float = 0.1
+    forget: float = 0.15
     last_only: float = 0.4
     most: int = 24
     worn: float = 0.3
     wedge: float = 0.3
     away: float = 0.3
     longest_away: int = 24
+    astray: float = 0.05
+    unplaced: float = 0.5
 
 
 def choose_past(past: Sequence[Keyframe], mix: MemoryMix, rng: np.random.Generator) -> list[Keyframe]:
@@ -134,12 +132,25 @@ def choose_past(past: Sequence[Keyframe], mix: MemoryMix, rng: np.random.Generat
     return chosen
 
 
+def gone_astray(keyframes: Sequence[Keyframe], metres: float, rng: np.random.Generator) -> list[Keyframe]:
+    """Keyframes whose places on the map are all off by the same, mostly by far less than `metres`."""
+    spread = metres * float(rng.uniform()) ** 2
+    off = torch.tensor(rng.normal(size=3) * spread * np.array([1.0, 1.0, ASTRAY_RAD_PER_M]), dtype=torch.float32)
+    shift = torch.cat([off, torch.zeros(1)])
+    return [
+        replace(keyframe, place=keyframe.place + shift.to(keyframe.place)) if keyframe.trust > 0 else keyframe
+        for keyframe in keyframes
+    ]
+
+
 def draw_state(
     episode: Remembered, step: int, mix: MemoryMix, prompt_text: Tensor, seed: int, rng: np.random.Generator
 ) -> WorldState:
     """The state just before `step` (at least 1), with a random part of the past in memory."""
     past = episode.keyframes[:step]
-    chosen = choose_past(past, mix, rng)
+    chosen = gone_astray(choose_past(past, mix, rng), mix.astray, rng)
+    if rng.random() < mix.unplaced:
+        chosen = [replace(keyframe, place=torch.zeros_like(keyframe.place)) for keyframe in chosen]
     history = past[-1].latent
     if rng.random() < mix.worn:
         wear = float(rng.uniform(0.2, 1.0))

@@ -31,9 +31,6 @@ from mosaic_gym.worlds.beginning import Beginning
 from mosaic_gym.worlds.protocol import View
 from mosaic_gym.worlds.state import Glimpse, WorldState, load_state, pack_state, save_state, unpack_state
 
-EDGE_PX = 4
-"""What memory shows this near to a hole tells by how much the atlas is off there."""
-
 
 class MosaicWorld(Beginning):
     """The World protocol over a `WorldModel`; batched over states, one network call for all.
@@ -233,9 +230,9 @@ class MosaicWorld(Beginning):
 
     @torch.no_grad()
     def expect(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Recall:
-        """The same recall, with what memory leaves open filled in as the atlas knows the map: by heart, and roughly.
+        """The same recall beside what the atlas knows of the map: pictures of the views, by heart.
 
-        Where no true frame in memory was recognised, holes stay filled from their edges.
+        Where no true frame in memory was recognised there are none, and holes stay filled from their edges.
 
         Args:
             cameras: `[b, t, 4, 4, 4]`, metres, of which `recalled` has the `b * t` views.
@@ -243,29 +240,20 @@ class MosaicWorld(Beginning):
         if self.atlas is None:
             return recalled
         t = cameras.shape[1]
-        views = (~recalled.pixels_covered).flatten(1).any(1).nonzero()[:, 0].tolist()
-        known = {}
-        for i in {view // t for view in views}:
-            known[i] = recognised(states[i].memory.keyframes, cameras[i].flatten(0, 1))  # [t * 4, 3] or None
-        views = [view for view in views if known[view // t] is not None]
+        known = [recognised(state.memory.keyframes, cameras[i].flatten(0, 1)) for i, state in enumerate(states)]
+        views = [i * t + k for i in range(len(states)) for k in range(t) if known[i] is not None]
         if not views:
             return recalled
-        places = torch.stack([known[view // t].unflatten(0, (t, FRAMES_PER_STEP))[view % t] for view in views])
-        # Only columns with holes are drawn, and some beside them, by which memory and picture are compared.
-        holes = (~recalled.pixels_covered[views]).any(1).any(1)  # [v, W]
-        drawn = F.max_pool1d(holes[:, None].float(), 2 * EDGE_PX + 1, 1, EDGE_PX)[:, 0] > 0
-        columns = drawn.any(0).nonzero()[:, 0]
-        pictures = torch.zeros_like(recalled.stills[views])
-        shown, _ = self.atlas.picture(places.flatten(0, 1), self.k, columns)
-        pictures[..., columns] = shown.clamp(-1.0, 1.0).unflatten(0, (-1, FRAMES_PER_STEP))
-        return recalled.filled(views, pictures, drawn, self.model.codec)
+        places = torch.cat([each for each in known if each is not None])  # [v * 4, 3]
+        shown, _ = self.atlas.picture(places, self.k)
+        return recalled.beside(views, shown.clamp(-1.0, 1.0).unflatten(0, (-1, FRAMES_PER_STEP)), self.model.codec)
 
     @torch.no_grad()
     def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
         """The latents `[b, t, c, h, w]` of the states' next views from cameras `[b, t, 4, 4, 4]`."""
         b, t = cameras.shape[:2]
         if not self.network:
-            return recalled.warped.unflatten(0, (b, t))
+            return recalled.expected.unflatten(0, (b, t))
         return self._sample(
             torch.stack([state.history for state in states]),
             torch.stack([state.history_cameras for state in states]),
@@ -325,7 +313,8 @@ class MosaicWorld(Beginning):
             return latents, frames, streams
         flat = frames.flatten(0, 1)
         # What no screen can show must not be remembered either: on the way it would grow.
-        touched = self.model.detail(flat, recalled.stills, recalled.doubt, recalled.pixels_covered).clamp(-1.0, 1.0)
+        told = recalled.stills, recalled.pictures, recalled.doubt, recalled.reliance
+        touched = self.model.detail(flat, *told).clamp(-1.0, 1.0)
         return self.model.codec.encode(touched).view_as(latents), touched.view_as(frames), streams
 
     def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:

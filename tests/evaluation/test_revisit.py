@@ -138,7 +138,7 @@ def test_arms_differ_in_what_they_may_know():
         assert all(frames.shape == (1, 4, 48, 64, 3) for frames in shown.values())
         differ.append(len({frames.tobytes() for frames in shown.values()}))
     # Where the last frame shows all that is in view, having more memory shows nothing else.
-    assert max(differ) == 5 and min(differ) >= 4
+    assert max(differ) == 6 and min(differ) >= 5
     covered = arms.world.covered(state, path.poses(path.history))
     assert 0 < measure_ahead(path, shown["memory"], covered)["psnr"] < 60
     true = path.views[path.history].frames
@@ -153,7 +153,7 @@ def test_the_command_writes_every_named_figure(tmp_path):
     evaluate(Config(str(tmp_path / "tiny"), paths=2, json=tmp_path / "f.json", out=tmp_path / "sheets"))
     told = json.loads((tmp_path / "f.json").read_text())
     assert all({"value", "low", "high", "goal"} == set(told[name]) for name in GOALS)
-    assert set(told["arms"]) == {"memory", "off", "last", "expected", "warp"}
+    assert set(told["arms"]) == {"memory", "off", "last", "unplaced", "expected", "warp"}
     for name, gain in (("memory", "psnr_return_engine"), ("warp", "gain_return_engine_over_warp")):
         assert told["arms"][name]["return_engine"]["value"] == pytest.approx(
             told["psnr_return_engine"]["value"] - (told[gain]["value"] if name == "warp" else 0.0)

@@ -3,7 +3,7 @@
 import torch
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, transform, unproject
-from mosaic_gym.memory.warp import fill_holes, splat_depth, warp_stills
+from mosaic_gym.memory.warp import PARALLAX_COST, fill_holes, splat_depth, warp_stills
 
 HEIGHT, WIDTH = 48, 64
 K = torch.tensor([[50.0, 0.0, 31.0], [0.0, 60.0, 23.0], [0.0, 0.0, 1.0]])
@@ -101,6 +101,15 @@ def test_how_far_a_value_has_come_is_told():
     assert (rest.stills[0, 0] - still).abs().max() < 1e-4
     aside = warp_once(torch.eye(4), moved(0.08, 0.0, 0.0), depth_m, still)  # 50 px focal length x 0.08 m / 2 m
     assert (aside.moved_px[aside.covered] - 2.0).abs().max() < 1e-2
+
+
+def test_what_a_value_costs_is_told():
+    depth_m, still = torch.full((HEIGHT, WIDTH), 2.0), torch.zeros(1, HEIGHT, WIDTH)
+    rest = warp_once(torch.eye(4), torch.eye(4), depth_m, still)
+    assert rest.cost.abs().max() < 1e-4
+    aside = warp_once(torch.eye(4), moved(0.08, 0.0, 0.0), depth_m, still)
+    assert (aside.cost[aside.covered] - PARALLAX_COST * 0.08 / 2.0).abs().max() < 1e-2
+    assert not aside.covered.all() and aside.cost[~aside.covered].isinf().all()
 
 
 def test_nothing_is_covered_behind_the_camera_or_out_of_view():

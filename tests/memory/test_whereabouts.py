@@ -133,6 +133,45 @@ def test_true_frames_are_recognised_one_after_the_other_and_trusted_more_and_mor
         assert trust == sorted(trust) and trust[-1] > 2 * trust[0]
 
 
+class Searching:
+    """An atlas that notes what it is asked."""
+
+    def __init__(self, atlas: Atlas):
+        self.atlas, self.asked = atlas, []
+
+    def find(self, *told):
+        self.asked.append("find")
+        return self.atlas.find(*told)
+
+    def compare(self, *told):
+        self.asked.append("compare")
+        return self.atlas.compare(*told)
+
+    def settle(self, *told):
+        self.asked.append("settle")
+        return self.atlas.settle(*told)
+
+
+def test_what_looks_as_expected_is_not_searched_for_and_in_the_end_not_even_settled(atlas, codec):
+    generator = torch.Generator().manual_seed(9)
+    there = room.draw_places(12, generator)
+    frames, cameras = atlas.picture(there, room.K)[0].clamp(-1, 1), walked(there)
+    keyframes, asked = [], []
+    for frame, at, truly in zip(frames, cameras, there, strict=True):
+        searching = Searching(atlas)
+        place = recognise(searching, codec, keyframes, frame, at, room.K)
+        asked.append(searching.asked)
+        assert off_m(place, truly) < 0.02
+        keyframes.append(seen(codec, frame, at, place))
+    assert asked[0] == ["find", "settle"]
+    assert asked[1:7] == [["compare", "settle"]] * 6
+    assert asked[7:] == [["compare"], ["compare", "settle"], ["compare"], ["compare"], ["compare"]]
+    # A frame that does not look so is searched for.
+    searching = Searching(atlas)
+    recognise(searching, codec, keyframes, frames[3].roll(1, 0), cameras[3], room.K)
+    assert "find" in searching.asked
+
+
 def test_what_looks_like_nothing_stands_where_those_before_it_say(atlas, codec):
     there, frames, cameras = places_in_the_room(atlas, 5)
     sure = [float(trust) for trust in atlas.find(frames[:4], room.K)[:, 3]]

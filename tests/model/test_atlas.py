@@ -83,6 +83,15 @@ def test_what_is_not_of_the_map_is_not_trusted(learnt):
     assert float(learnt.find(torch.cat([noise, blank]), K)[:, 3].max()) == 0.0
 
 
+def test_a_frame_is_compared_with_what_a_place_would_show(learnt):
+    there = draw_places(8, torch.Generator().manual_seed(11))
+    frames = learnt.picture(there, K)[0].clamp(-1, 1)
+    trust, error = learnt.compare(frames, there, K)
+    assert error.max() < 1e-6 and torch.allclose(trust, learnt.find(frames, K, there[:, None], rounds=0)[:, 3])
+    less, more = learnt.compare(frames, there + torch.tensor([0.0, 0.0, 1.5]), K)
+    assert more.min() > 0.01 and (less < trust).all()
+
+
 def test_targets_are_what_a_perfect_guess_decodes_to(learnt):
     places = draw_places(20, torch.Generator().manual_seed(6))
     cell, offset, heading, turn = learnt.targets(places)

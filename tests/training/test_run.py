@@ -87,6 +87,17 @@ def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     assert torch.equal(moved.codec.components, first.codec.components)
 
 
+def test_an_atlas_goes_on_from_a_finished_one_of_the_same_map(data, parts, tmp_path):
+    begun = parts / "atlas" / "weights"
+    config = atlas.Config(data=data, begin=begun, out=tmp_path / "still", minutes=None, steps=1, batch=4)
+    before = Atlas.from_pretrained(begun, low_cpu_mem_usage=False)
+    still, moved = atlas.train(replace(config, learning_rate=0.0)), atlas.train(replace(config, out=tmp_path / "moved"))
+    assert torch.equal(still.fine_plane, before.fine_plane) and not torch.equal(moved.fine_plane, before.fine_plane)
+    tiny_atlas((32, 48)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="draws frames of .32, 48."):
+        atlas.train(replace(config, begin=tmp_path / "other"))
+
+
 def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
     store = EpisodeStore(data, "heldout")
     fitted = LinearCodec.from_pretrained(parts / "codec"), depth.ConvDepth(widths=(8, 8, 16))

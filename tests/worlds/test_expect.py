@@ -1,4 +1,4 @@
-"""What the atlas adds to memory: holes filled as the map is known, and nothing else touched."""
+"""What the atlas adds to memory: pictures by heart, which fill holes, and weigh where memory is in doubt."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import carried, place_of
+from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState
@@ -40,39 +41,48 @@ def asked(world: MosaicWorld, state: WorldState, turns: int = 1) -> torch.Tensor
     return torch.tensor(cameras, dtype=torch.float32)[None, None]
 
 
+def by_heart(world: MosaicWorld, state: WorldState, cameras: torch.Tensor) -> torch.Tensor:
+    """The atlas's pictures `[4, 3, H, W]` of a view `[1, 1, 4, 4, 4]` of a state that was recognised at `ON_MAP`."""
+    places = carried(place_of(cameras[0, 0]), place_of(state.history_cameras[-1, -1]), ON_MAP[:3])
+    return world.model.atlas.picture(places, world.k)[0].clamp(-1, 1)
+
+
 def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
     state = recognised_state(world, 1)
     cameras = asked(world, state, turns=2)
     plain = world.recall([state], cameras)
-    filled = world.expect([state], plain, cameras)
-    covered = plain.pixels_covered
+    beside = world.expect([state], plain, cameras)
+    covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
     assert 0.2 < covered.float().mean() < 1.0
-    shown = covered[:, :, None].expand_as(plain.stills)
-    assert torch.equal(filled.stills[shown], plain.stills[shown])
-    assert torch.equal(filled.warped, world.model.codec.from_stills(filled.stills))
-    for name in ("covered", "doubt", "coverage", "depth_m", "patches"):
-        assert getattr(filled, name) is getattr(plain, name)
-    # Far from what memory covers (in a view that is all hole, everywhere) it is the picture itself.
-    away = asked(world, state, turns=18)
-    nothing = world.recall([state], away)
-    assert not nothing.pixels_covered.any()
-    places = carried(place_of(away[0, 0]), place_of(state.history_cameras[-1, -1]), ON_MAP[:3])
-    pictures = world.model.atlas.picture(places, world.k)[0].clamp(-1, 1)
-    assert torch.allclose(world.expect([state], nothing, away).stills[0], pictures, atol=1e-5)
+    pictures = by_heart(world, state, cameras)[None]
+    assert torch.allclose(beside.pictures, pictures, atol=1e-5)
+    assert torch.equal(beside.stills, torch.where(covered, plain.stills, beside.pictures))
+    assert torch.equal(beside.warped, world.model.codec.from_stills(beside.stills))
+    for name in ("covered", "doubt", "reliance", "coverage", "depth_m", "patches"):
+        assert getattr(beside, name) is getattr(plain, name)
 
 
-def test_at_its_edges_a_picture_is_corrected_by_what_it_is_off(world):
+def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there(world):
+    world = MosaicWorld(dataclasses.replace(world.model, codec=complete_codec()))
     state = recognised_state(world, 1)
-    cameras = asked(world, state)
-    plain = world.recall([state], cameras)
-    places = carried(place_of(cameras[0, 0]), place_of(state.history_cameras[-1, -1]), ON_MAP[:3])
-    pictures = world.model.atlas.picture(places, world.k)[0].clamp(-1, 1)[None]
-    # A memory that is the picture, darker by a tenth: then so is what fills the holes.
-    darker = torch.where(plain.pixels_covered[:, :, None], pictures * 0.5 - 0.1, 0.0)
-    halved = dataclasses.replace(plain, stills=darker)
-    drawn = torch.ones(1, SIZE[1], dtype=torch.bool)
-    filled = halved.filled([0], pictures * 0.5, drawn, world.model.codec)
-    assert torch.allclose(filled.stills, pictures * 0.5 - 0.1, atol=1e-5)
+    # A turn shows memory as it was seen; a step aside shows it from elsewhere, where depth must be believed.
+    turned, aside = asked(world, state), asked(world, state, turns=2)
+    aside[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])
+    for cameras, least, most in ((turned, 0.9, 1.0), (aside, 0.05, 0.7)):
+        beside = world.expect([state], world.recall([state], cameras), cameras)
+        covered, reliance = beside.pixels_covered, beside.reliance
+        assert not reliance[~covered].any()
+        assert least < float(reliance[covered].mean()) <= most
+        expected = world.model.codec.decode(beside.expected)
+        between = beside.pictures + reliance[:, :, None] * (beside.stills - beside.pictures)
+        assert torch.allclose(expected, between, atol=1e-3)
+
+
+def complete_codec() -> LinearCodec:
+    """One that loses nothing."""
+    codec = LinearCodec(channels=768)
+    codec.fit(torch.rand(30, 4, 3, *SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+    return codec
 
 
 def test_a_place_that_is_not_recognised_is_not_filled(world):
@@ -104,7 +114,8 @@ def test_a_clip_and_a_saved_state_know_their_place(world, tmp_path):
         for k in range(2):
             one = cameras[i : i + 1, k : k + 1]
             alone = world.expect([state], world.recall([state], one), one)
-            assert torch.allclose(together.stills[2 * i + k], alone.stills[0], atol=1e-5)
+            for name in ("stills", "pictures"):
+                assert torch.allclose(getattr(together, name)[2 * i + k], getattr(alone, name)[0], atol=1e-5)
     world.save_state(states[0], tmp_path / "state.safetensors")
     again = world.load_state(tmp_path / "state.safetensors")
     (_,), (first,) = world.step([states[0]], RIGHT[None])
