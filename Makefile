@@ -14,7 +14,7 @@ demo: $(CORE)
 	$(BIN)/mosaic-gym demo --out out/demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -224,11 +224,10 @@ class Recall:
         """
         stills, warped = self.stills.clone(), self.warped.clone()
         every, expected = self.pictures.clone(), self.expected.clone()
-        stills[views] = torch.where(self.pixels_covered[views][:, :, None], self.stills[views], pictures)
-        warped[views] = codec.from_stills(stills[views])
-        every[views] = pictures
-        between = torch.lerp(pictures, stills[views], self.reliance[views][:, :, None])
-        expected[views] = codec.from_stills(between)
+        filled = torch.where(self.pixels_covered[views][:, :, None], self.stills[views], pictures)
+        between = torch.lerp(pictures, filled, self.reliance[views][:, :, None])
+        stills[views], every[views] = filled, pictures
+        warped[views], expected[views] = codec.from_stills(torch.cat([filled, between])).chunk(2)
         return replace(self, stills=stills, warped=warped, pictures=every, expected=expected)
 
 

@@ -84,6 +84,10 @@ class Positions:
     key_mask: Tensor | None = None
     stored: list[tuple[Tensor, ...]] | None = None
 
+    def of(self, tokens: slice) -> Positions:
+        """Those of some of the tokens, with nothing cached and no mask."""
+        return Positions(*(each[:, tokens] for each in (self.cosine, self.sine, self.projection, self.inverse)))
+
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -204,7 +204,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             clean = self._clean_tokens(context)
             _, still = self._clock(torch.zeros_like(timestep), target.values)
             counts = clean.values.shape[1], target.values.shape[1]
-            modulation = torch.cat(
+            each_token = torch.cat(
                 [each[:, None].expand(-1, n, -1, -1) for each, n in zip((still, modulation), counts, strict=True)],
                 dim=1,
             )
@@ -216,7 +216,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
                 ours = torch.arange(sum(counts), device=target.values.device) >= counts[0]
                 at.key_mask = both.exists[:, None, None] & (ours[:, None] | ~ours)
             text = self.condition_embedder.text_embedder(context.text.to(both.values.dtype))
-            tokens = self._through_blocks(both.values, modulation, text, at, None)[:, counts[0] :]
+            tokens = self._through_blocks(both.values, each_token, text, at, None, counts[0], (still, modulation))
         shift, scale = (self.scale_shift_table + clock[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         said = self._onto_grid(self.proj_out(tokens), noisy)
@@ -308,22 +308,45 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if hasattr(last, "_hf_hook"):  # an offloaded block fetches its weights when it is called
             last(tokens, text, modulation, at)
             return
-        shift, scale = (last.scale_shift_table + modulation.float()).chunk(6, dim=1)[:2]
-        normed = (last.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
-        last.attn1.processor.keep(last.attn1, normed, at)
+        _keep(last, tokens, modulation, at)
 
     def _through_blocks(
-        self, tokens: Tensor, modulation: Tensor, text: Tensor, at: Positions, cached: tuple[Any, ...] | None
+        self,
+        tokens: Tensor,
+        modulation: Tensor,
+        text: Tensor,
+        at: Positions,
+        cached: tuple[Any, ...] | None,
+        clean: int = 0,
+        apart: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """What becomes of the tokens but the first `clean` of them, whose last keys and values are all that is needed.
+
+        Args:
+            apart: the modulation `[b, 6, d]` of the clean ones, and of the others.
+        """
         tokens = tokens.contiguous()
         checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
-        for index, block in enumerate(self.blocks):
+        *blocks, last = self.blocks
+        # A model that is not causal stays Wan to rounding, gradients too, and these pass through float32 here.
+        if not clean or not self.config.causal or checkpointing or hasattr(last, "_hf_hook"):
+            blocks = self.blocks
+        for index, block in enumerate(blocks):
             placed = replace(at, cached=cached[index]) if cached is not None else at
             if checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, text, modulation, placed)
             else:
                 tokens = block(tokens, text, modulation, placed)
-        return tokens
+        if len(blocks) == len(self.blocks):
+            return tokens[:, clean:]
+        there, here = at.of(slice(None, clean)), at.of(slice(clean, None))
+        there.stored = []
+        _keep(last, tokens[:, :clean], apart[0], there)
+        mask = at.key_mask
+        # Of a mask with a row for every token, those of the others.
+        here.key_mask = mask[..., clean:, :] if mask is not None and mask.shape[-2] > 1 else mask
+        here.cached = there.stored[0]
+        return last(tokens[:, clean:].contiguous(), text, apart[1], here)
 
     def _onto_grid(self, tokens: Tensor, like: Tensor) -> Tensor:
         """Latents `[b, t, c, h, w]` of projected tokens, laid out as Wan lays them: (rows, columns, channels)."""
@@ -362,6 +385,13 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if self.config.insertion == "split":
             projection, inverse = written_out(projection, heads // 2), written_out(inverse, heads // 2)
         return Positions(cosine, sine, projection, inverse, key_mask=key_mask)
+
+
+def _keep(block: nn.Module, tokens: Tensor, modulation: Tensor, at: Positions) -> None:
+    """What the block's attention keeps of tokens `[b, n, d]` that look at nothing any more, to `at.stored`."""
+    shift, scale = (block.scale_shift_table + modulation.float()).chunk(6, dim=1)[:2]
+    normed = (block.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+    block.attn1.processor.keep(block.attn1, normed, at)
 
 
 def _tokens_of(embedding: nn.Conv2d | nn.Conv3d, values: Tensor) -> Tensor:
