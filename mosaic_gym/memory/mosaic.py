@@ -214,22 +214,6 @@ class Recall:
     pictures: Tensor
     expected: Tensor
 
-    def beside(self, views: Sequence[int], pictures: Tensor, codec: StillCodec) -> Recall:
-        """The same recall beside pictures, by heart, of some of its views: they fill the holes, and each pixel is
-        expected to lie between the two, by how much memory is to be relied on there.
-
-        Args:
-            views: which of the `b`.
-            pictures: `[v, 4, c, H, W]`, theirs, in [-1, 1], on the grid of the stills.
-        """
-        stills, warped = self.stills.clone(), self.warped.clone()
-        every, expected = self.pictures.clone(), self.expected.clone()
-        filled = torch.where(self.pixels_covered[views][:, :, None], self.stills[views], pictures)
-        between = torch.lerp(pictures, filled, self.reliance[views][:, :, None])
-        stills[views], every[views] = filled, pictures
-        warped[views], expected[views] = codec.from_stills(torch.cat([filled, between])).chunk(2)
-        return replace(self, stills=stills, warped=warped, pictures=every, expected=expected)
-
 
 @torch.no_grad()
 def recall(
@@ -241,8 +225,12 @@ def recall(
     max_sources: int = 4,
     max_patches: int = 32,
     patch: int = 1,
+    pictures: Sequence[Tensor | None] | None = None,
 ) -> Recall:
-    """Asks every memory what its next view should show.
+    """Asks every memory what its next view should show, beside the map where that is known by heart.
+
+    Pictures fill the holes of what memory shows, and each pixel is expected to lie between the two, by how much memory
+    is to be relied on there. Without one, holes are filled from their edges.
 
     Args:
         memories: for each member of the batch, its keyframes (possibly none).
@@ -252,6 +240,7 @@ def recall(
         latent_shape: (c, h, w).
         max_sources: keyframes that are warped; max_patches: patches that become tokens.
         patch: latent cells that a patch is wide and high.
+        pictures: of every view, `[4, c, H, W]` in [-1, 1] on the grid of the stills, or None.
     """
     c, h, w = latent_shape
     b, f = world_from_camera.shape[:2]
@@ -267,14 +256,18 @@ def recall(
 
     selections = _for_each(choose, b, world_from_camera.device)
     warped = _warp_selected(memories, selections, world_from_camera, still_k, codec, cells)
-    stills = fill_holes(warped.stills, warped.covered)
+    reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
+    by_heart = _behind(warped, pictures or [None] * b)
+    stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
+    latent = expected = codec.from_stills(stills)
+    if any(picture is not None for picture in pictures or ()):
+        expected = codec.from_stills(torch.lerp(by_heart, stills, reliance[:, :, None]))
     covered = warped.covered.to(stills.dtype)
     per_cell = cells[0] // h
     quarters = F.interpolate(covered, size=(2 * h, 2 * w), mode="area")
     generation = F.avg_pool2d(warped.generation * covered, per_cell)  # [b, f, h, w]
     age = generation.mean(1, keepdim=True)
     generation = F.avg_pool2d(generation[:, -1], patch) if patch > 1 else generation[:, -1]
-    latent = codec.from_stills(stills)
     return Recall(
         warped=latent,
         covered=torch.cat([F.pixel_unshuffle(quarters, 2), age.clamp_max(4.0) / 4.0], dim=1),
@@ -285,10 +278,24 @@ def recall(
         pixels_covered=warped.covered,
         stills=stills,
         doubt=torch.where(warped.covered, warped.moved_px.clamp_max(1.0), 1.0),
-        reliance=1.0 / (1.0 + warped.cost / EVEN_COST),
-        pictures=stills,
-        expected=latent,
+        reliance=reliance,
+        pictures=by_heart,
+        expected=expected,
     )
+
+
+def _behind(warped: Warped, pictures: Sequence[Tensor | None]) -> Tensor:
+    """What lies behind memory, `[b, 4, c, H, W]`: the views' pictures; without one, the stills with filled holes."""
+    unknown = [i for i, picture in enumerate(pictures) if picture is None]
+    if len(unknown) == len(pictures):
+        return fill_holes(warped.stills, warped.covered)
+    behind = warped.stills.clone()
+    if unknown:
+        behind[unknown] = fill_holes(warped.stills[unknown], warped.covered[unknown])
+    for i, picture in enumerate(pictures):
+        if picture is not None:
+            behind[i] = picture
+    return behind
 
 
 def _for_each(work: Callable[[int], Any], count: int, device: torch.device) -> list[Any]:

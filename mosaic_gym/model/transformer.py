@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose
 from mosaic_gym.memory.mosaic import Recall
-from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles, written_out
+from mosaic_gym.model.attention import (
+    MosaicAttnProcessor,
+    Positions,
+    lifted_projection,
+    rotary_angles,
+    turns,
+    written_out,
+)
 
 TIMESTEPS = 1000
 """Wan's timesteps run from 0 (clean) to this (noise): sigma times this."""
@@ -195,14 +202,15 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             context: what `read` returned for the same batch.
         """
         target = self._target_tokens(noisy, timestep, context)
-        clock, modulation = self._clock(timestep, target.values)
         if context.keys_values is not None:
+            clock, modulation = self._clock(timestep, target.values)
             at = self._positions(target, context)
             at.key_mask = torch.cat([context.exists, target.exists], dim=1)[:, None, None]
             tokens = self._through_blocks(target.values, modulation, context.text, at, context.keys_values)
         else:
             clean = self._clean_tokens(context)
-            _, still = self._clock(torch.zeros_like(timestep), target.values)
+            clocks, modulations = self._clock(torch.cat([torch.zeros_like(timestep), timestep]), target.values)
+            clock, (still, modulation) = clocks.chunk(2)[1], modulations.chunk(2)
             counts = clean.values.shape[1], target.values.shape[1]
             each_token = torch.cat(
                 [each[:, None].expand(-1, n, -1, -1) for each, n in zip((still, modulation), counts, strict=True)],
@@ -260,7 +268,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             return tokens[0]
         joined = Tokens(*(torch.cat([getattr(each, name) for each in tokens], dim=1) for name in _TOKENS))
         # One member alone needs no padding; without it attention needs no mask.
-        return joined if b > 1 or self.config.causal else _kept(joined, joined.exists[0])
+        return joined if b > 1 else _kept(joined, joined.exists[0])
 
     def _warped_tokens(self, context: Context, first: int) -> Tokens:
         """The Warped Latent of the target frames as tokens of their own, where memory covers most of a token."""
@@ -379,7 +387,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         )
         precise = torch.promote_types(tokens.values.dtype, torch.float32)
         # Through float32, as Wan's own tables go: then equal positions have equal numbers.
-        cosine, sine = angles.cos().float().to(precise), angles.sin().float().to(precise)
+        cosine, sine = (each.float().to(precise) for each in turns(angles))
         key_mask = tokens.exists[:, None, None]
         projection, inverse = projection.to(precise), inverse.to(precise)
         if self.config.insertion == "split":

@@ -235,7 +235,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
             states = dream_ahead(world, episodes, states, [(index, step)], steps)
             target = episodes[index].keyframes[step]
             true, cameras = codec.decode(target.latent[None]), target.world_from_camera[None, None]
-            given = codec.decode(world.expect(states, world.recall(states, cameras), cameras).expected)
+            given = codec.decode(world.recall(states, cameras, world.pictures(states, cameras)).expected)
             (after,) = dream_ahead(world, episodes, states, [(index, step + 1)], 1)
             shown = codec.decode(after.history[-1:])
             for kept, frames in ((mine, shown), (before, given)):
@@ -280,7 +280,7 @@ def train(config: Config) -> WorldModel:
         generator = run.generator()
         # 1. A batch of states, and what their memories give for the next view.
         states, latents, cameras = draw_batch(world, episodes, config, run.seed)
-        recalled = world.expect(states, world.recall(states, cameras[:, None]), cameras[:, None])
+        recalled = world.recall(states, cameras[:, None], world.pictures(states, cameras[:, None]))
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)

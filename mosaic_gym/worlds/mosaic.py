@@ -1,7 +1,7 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
-Open this file first. `MosaicWorld.see_chunk` is the method in one reading: recall, expect, denoise, decode, estimate
-depth, remember. `step` puts control in front of it. How an episode begins is told in `beginning.py`.
+Open this file first. `MosaicWorld.see_chunk` is the method in one reading: picture the map, recall, denoise,
+decode, estimate depth, remember. `step` puts control in front of it. How an episode begins is told in `beginning.py`.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class MosaicWorld(Beginning):
             ValueError: poses that are no whole number of steps, the same for all.
         """
         cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
-        recalled = self.expect(states, self.recall(states, cameras), cameras)
+        recalled = self.recall(states, cameras, self.pictures(states, cameras))
         latents = self.denoised(states, recalled, cameras)  # [b, t, c, h, w]
         latents, frames, streams = self._decode(states, latents, recalled)  # [b, t, 4, 3, H, W]
         depth_m = self._estimate_depth(frames, recalled)
@@ -193,7 +193,7 @@ class MosaicWorld(Beginning):
             )
         poses = [self.move(state, check_action(action)) for state, action in zip(states, actions, strict=True)]
         cameras = self._cameras(poses)
-        recalled = self.expect(states, self.recall(states, cameras), cameras)
+        recalled = self.recall(states, cameras, self.pictures(states, cameras))
         latents = self.denoised(states, recalled, cameras)
         streams = [state.stream for state in states]
         futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
@@ -209,13 +209,19 @@ class MosaicWorld(Beginning):
         """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
         return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
 
-    def recall(self, states: Sequence[WorldState], cameras: Tensor) -> Recall:
-        """What the states' memories give for their next cameras `[b, t, 4, 4, 4]`, metres: `b * t` views."""
+    def recall(
+        self, states: Sequence[WorldState], cameras: Tensor, pictures: Sequence[Tensor | None] | None = None
+    ) -> Recall:
+        """What the states' memories give for their next cameras `[b, t, 4, 4, 4]`, metres: `b * t` views.
+
+        Args:
+            pictures: of the views, by heart; see `pictures`.
+        """
         settings = self.model.settings
         t = cameras.shape[1]
         memories = [kept for kept in map(self._recallable, states) for _ in range(t)]
-        budgets = settings.max_sources, settings.max_patches, self._patch
-        return recall(memories, cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape, *budgets)
+        where = cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape
+        return recall(memories, *where, settings.max_sources, settings.max_patches, self._patch, pictures)
 
     def _recallable(self, state: WorldState) -> Sequence[Keyframe]:
         """What a state remembers, without what was dreamt where its place on the map was known.
@@ -229,24 +235,21 @@ class MosaicWorld(Beginning):
         return [keyframe for keyframe in keyframes if not keyframe.is_by_heart]
 
     @torch.no_grad()
-    def expect(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Recall:
-        """The same recall beside what the atlas knows of the map: pictures of the views, by heart.
+    def pictures(self, states: Sequence[WorldState], cameras: Tensor) -> list[Tensor | None]:
+        """The states' next views from cameras `[b, t, 4, 4, 4]`, as the atlas knows the map by heart: `b * t` of them.
 
-        Where no true frame in memory was recognised there are none, and holes stay filled from their edges.
-
-        Args:
-            cameras: `[b, t, 4, 4, 4]`, metres, of which `recalled` has the `b * t` views.
+        Each is `[4, 3, H, W]` in [-1, 1]; None where no true frame in memory was recognised.
         """
+        b, t = cameras.shape[:2]
         if self.atlas is None:
-            return recalled
-        t = cameras.shape[1]
+            return [None] * (b * t)
         known = [recognised(state.memory.keyframes, cameras[i].flatten(0, 1)) for i, state in enumerate(states)]
-        views = [i * t + k for i in range(len(states)) for k in range(t) if known[i] is not None]
-        if not views:
-            return recalled
-        places = torch.cat([each for each in known if each is not None])  # [v * 4, 3]
-        shown, _ = self.atlas.picture(places, self.k)
-        return recalled.beside(views, shown.clamp(-1.0, 1.0).unflatten(0, (-1, FRAMES_PER_STEP)), self.model.codec)
+        places = [each for each in known if each is not None]  # [t * 4, 3] each
+        if not places:
+            return [None] * (b * t)
+        shown = self.atlas.picture(torch.cat(places), self.k)[0].clamp(-1.0, 1.0)
+        views = iter(shown.unflatten(0, (-1, FRAMES_PER_STEP)))
+        return [None if each is None else next(views) for each in known for _ in range(t)]
 
     @torch.no_grad()
     def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles
+from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles, turns
 
 K = torch.tensor([[42.7, 0.0, 31.0], [0.0, 51.2, 33.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 HEADS, HEAD, TOKENS = 2, 32, 7
@@ -45,7 +45,7 @@ def positions(
         coordinates = torch.zeros(1, world_from_camera.shape[1], 3, dtype=torch.float64)
     angles = rotary_angles(coordinates, HEAD // 2 if insertion == "split" else HEAD, 100.0)[:, :, None]
     projection, inverse = lifted_projection(invert_pose(world_from_camera), k, (64, 64), 4.0)
-    return Positions(angles.cos(), angles.sin(), projection, inverse)
+    return Positions(*turns(angles), projection, inverse)
 
 
 @pytest.fixture

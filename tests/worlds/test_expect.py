@@ -51,7 +51,7 @@ def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
     state = recognised_state(world, 1)
     cameras = asked(world, state, turns=2)
     plain = world.recall([state], cameras)
-    beside = world.expect([state], plain, cameras)
+    beside = world.recall([state], cameras, world.pictures([state], cameras))
     covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
     assert 0.2 < covered.float().mean() < 1.0
     pictures = by_heart(world, state, cameras)[None]
@@ -59,7 +59,7 @@ def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
     assert torch.equal(beside.stills, torch.where(covered, plain.stills, beside.pictures))
     assert torch.equal(beside.warped, world.model.codec.from_stills(beside.stills))
     for name in ("covered", "doubt", "reliance", "coverage", "depth_m", "patches"):
-        assert getattr(beside, name) is getattr(plain, name)
+        assert torch.equal(getattr(beside, name), getattr(plain, name))
 
 
 def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there(world):
@@ -69,7 +69,7 @@ def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there
     turned, aside = asked(world, state), asked(world, state, turns=2)
     aside[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])
     for cameras, least, most in ((turned, 0.9, 1.0), (aside, 0.05, 0.7)):
-        beside = world.expect([state], world.recall([state], cameras), cameras)
+        beside = world.recall([state], cameras, world.pictures([state], cameras))
         covered, reliance = beside.pixels_covered, beside.reliance
         assert not reliance[~covered].any()
         assert least < float(reliance[covered].mean()) <= most
@@ -88,11 +88,24 @@ def complete_codec() -> LinearCodec:
 def test_a_place_that_is_not_recognised_is_not_filled(world):
     state = recognised_state(world, 2, torch.zeros(4))
     cameras = asked(world, state, turns=2)
-    plain = world.recall([state], cameras)
-    assert world.expect([state], plain, cameras) is plain
+    assert world.pictures([state], cameras) == [None]
+    plain = world.recall([state], cameras, [None])
+    assert torch.equal(plain.pictures, plain.stills)
+    assert plain.expected is plain.warped
     without = MosaicWorld(world.model, atlas=False)
-    known = recognised_state(world, 2)
-    assert without.expect([known], plain, cameras) is plain
+    assert without.pictures([recognised_state(world, 2)], cameras) == [None]
+
+
+def test_one_whose_place_is_known_does_not_change_another(world):
+    states = [recognised_state(world, 1), recognised_state(world, 2, torch.zeros(4))]
+    cameras = torch.cat([asked(world, state, turns=2) for state in states])
+    pictures = world.pictures(states, cameras)
+    assert pictures[0] is not None and pictures[1] is None
+    together, plain = world.recall(states, cameras, pictures), world.recall(states, cameras)
+    assert not torch.equal(together.stills[0], plain.stills[0])
+    for name in ("stills", "pictures"):
+        assert torch.equal(getattr(together, name)[1], getattr(plain, name)[1])
+    assert torch.allclose(together.expected[1], plain.warped[1], atol=1e-5)
 
 
 def test_the_atlas_changes_what_is_dreamt_and_each_member_has_its_own_place(world):
@@ -109,11 +122,11 @@ def test_a_clip_and_a_saved_state_know_their_place(world, tmp_path):
     states = [recognised_state(world, 1), recognised_state(world, 2, torch.tensor([3.0, 9.0, 0.3, 1.0]))]
     clips = [torch.cat([asked(world, state, turns=turns)[0] for turns in (2, 3)]) for state in states]
     cameras = torch.stack(clips)  # [2, 2, 4, 4, 4]
-    together = world.expect(states, world.recall(states, cameras), cameras)
+    together = world.recall(states, cameras, world.pictures(states, cameras))
     for i, state in enumerate(states):
         for k in range(2):
             one = cameras[i : i + 1, k : k + 1]
-            alone = world.expect([state], world.recall([state], one), one)
+            alone = world.recall([state], one, world.pictures([state], one))
             for name in ("stills", "pictures"):
                 assert torch.allclose(getattr(together, name)[2 * i + k], getattr(alone, name)[0], atol=1e-5)
     world.save_state(states[0], tmp_path / "state.safetensors")
@@ -127,8 +140,7 @@ def test_a_world_that_forgets_does_not_know_its_place(world):
     forgetful = MosaicWorld(world.model, capacity=0)
     state, _ = forgetful.start(Start(seed=1))
     cameras = asked(forgetful, state)
-    plain = forgetful.recall([state], cameras)
-    assert forgetful.expect([state], plain, cameras) is plain
+    assert forgetful.pictures([state], cameras) == [None]
 
 
 def test_dreamt_frames_are_not_believed_about_where_they_are(world):
