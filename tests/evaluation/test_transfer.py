@@ -102,6 +102,22 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
         evaluate(config)
 
 
+def test_agreement_says_how_much_of_the_order_noise_leaves():
+    rng = np.random.default_rng(0)
+    skill = np.arange(8.0)[:, None]
+    sure = benchmark.agreement(skill + np.zeros((8, 20)), 2 * skill + np.zeros((8, 20)), seed=0, draws=50)
+    assert sure == {"spearman": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0}
+    turned = benchmark.agreement(skill + np.zeros((8, 20)), -skill + np.zeros((8, 20)), seed=0, draws=50)
+    assert turned["spearman"] == -1.0 and turned["ceiling"] == 1.0
+    # The same skills behind much noise: what is found is about what could be found.
+    found = [
+        benchmark.agreement(*(skill + rng.normal(0, 12, (8, 20)) for _ in range(2)), seed=0, draws=50)
+        for _ in range(40)
+    ]
+    rho, ceiling = (np.mean([each[key] for each in found]) for key in ("spearman", "ceiling"))
+    assert 0.3 < rho < 0.8 and abs(rho - ceiling) < 0.12
+
+
 class EverySecondEndsAtOnce(EngineTask):
     """Every second episode ends at once, successful; the others run out of time."""
 
