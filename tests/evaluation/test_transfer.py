@@ -1,5 +1,6 @@
 """From dream to engine, the whole way at tiny size."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -97,6 +98,11 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     again = evaluate(config)
     assert again["arms"] == found["arms"] and "in the engine:" not in capsys.readouterr().err, "nothing is done twice"
+    before = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
+    more = evaluate(dataclasses.replace(config, rank_episodes=3))
+    after = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
+    assert len(before) == 1 and len(after) == 3 and after[0] == before[0]
+    assert more["ranking"]["returns_dream_engine"]["0"][0] == np.mean([one["return"] for one in after])
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="another checkpoint"):
         evaluate(config)

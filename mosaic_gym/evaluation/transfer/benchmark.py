@@ -5,7 +5,7 @@ memory knows, and its goal is where the recorded walk went on to. Then it walks 
 that only goes ahead, a scripted walker, and PPO trained in the engine for as many frames as the recording has. And: do
 returns in the dream rank policies as the engine does, over the same episodes at held-out recorded places?
 
-Everything lands in a folder as it is done, and a second run goes on from there.
+Everything lands in a folder as it is done, and a second run goes on from there; asked for more episodes, it adds them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +106,17 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
+def walked(
+    path: Path, open_env: Callable[[], VecEnv], choose: Callable[[], Choose], seeds: range, label: str
+) -> list[dict[str, float]]:
+    """What `walk` told of the seeds, from a file; seeds that it lacks are walked first, and added."""
+    told = kept(path, list)
+    if len(told) < len(seeds):
+        told += walk(open_env(), choose(), seeds[len(told) :], label)
+        path.write_text(json.dumps(told, indent=1) + "\n")
+    return told[: len(seeds)]
+
+
 def evaluate(config: Config) -> dict[str, Any]:
     """Trains what is missing, tests it, prints the table, and writes `transfer.json` and `transfer.png`.
 
@@ -157,7 +168,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
     for name, choose in arms.items():
         path = config.out / f"engine_{name}.json"
-        told = kept(path, lambda: walk(engine, choose(), seeds, f"{name} in the engine"))  # noqa: B023
+        told = walked(path, lambda: engine, choose, seeds, f"{name} in the engine")
         found["arms"][name] = {key: interval([one[key] for one in told]) for key in ("success", "return")}
         figure = found["arms"][name]["success"]
         print(f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
@@ -198,13 +209,14 @@ def rank(
     seeds = range(FIRST_RANK_SEED, FIRST_RANK_SEED + config.rank_episodes)
     returns = {}
     for place, open_env in places.items():
-        paths = {name: config.out / f"rank_{place}_{name}.json" for name in policies}
-        if not all(path.is_file() for path in paths.values()):
-            env = open_env()
-            for name, choose in policies.items():
-                kept(paths[name], lambda: walk(env, choose(), seeds, f"{name} in the {place}"))  # noqa: B023
-            env.close()
-        returns[place] = np.array([[one["return"] for one in json.loads(path.read_text())] for path in paths.values()])
+        opened = cache(open_env)  # it may not be needed, and is dear
+        told = [
+            walked(config.out / f"rank_{place}_{name}.json", opened, choose, seeds, f"{name} in the {place}")
+            for name, choose in policies.items()
+        ]
+        if opened.cache_info().currsize:
+            opened().close()
+        returns[place] = np.array([[one["return"] for one in each] for each in told])
     told = agreement(returns["dream"], returns["engine"], config.seed)
     means = np.stack([returns[place].mean(1) for place in places])
     for name, (there, here) in zip(policies, means.T, strict=True):
