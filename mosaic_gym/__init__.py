@@ -33,7 +33,10 @@ __all__ = [
 
 def make_sb3(num_envs: int, **kwargs):
     """`num_envs` members of the dream as a Stable-Baselines3 VecEnv; see `mosaic_gym.envs.sb3.make_sb3`."""
-    from mosaic_gym.envs.sb3 import make_sb3  # needs the extra `rl`, which the door does without
+    try:  # needs the extra `rl`, which the door does without
+        from mosaic_gym.envs.sb3 import make_sb3
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"make_sb3 needs Stable-Baselines3 ({error}): pip install mosaic-gym[rl]") from error
 
     return make_sb3(num_envs, **kwargs)
 

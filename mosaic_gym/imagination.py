@@ -48,7 +48,9 @@ def imagine(
 
     Raises:
         RuntimeError: the world has one true present.
-        ValueError: no horizon, a wrong shape, a policy that returns NaN or another shape, a task without pixels.
+        ValueError: no horizon, a wrong shape, a policy that returns NaN or another shape, a task or a policy without
+            pixels.
+        TypeError: a task that judges nothing.
     """
     if not world.forkable:
         raise RuntimeError(f"{type(world).__name__} has one true present and cannot imagine; give the learned world")
@@ -59,6 +61,10 @@ def imagine(
     horizon = thrusts.shape[1] if horizon is None else horizon
     if horizon < 1:
         raise ValueError(f"horizon is at least 1 step; got {horizon}")
+    if task is not None and not callable(getattr(task, "judge", None)):
+        raise TypeError(f"a task is an object that judges views, such as env.unwrapped.task; got {task!r}")
+    if thrusts is None and not pixels:
+        raise ValueError("a policy looks at frames: imagine with pixels=True, or give thrusts [B, H, 3]")
     if task is not None and not pixels:
         raise ValueError("a task judges what is seen: imagine with pixels=True, or compute the cost from the latents")
     count = len(state) if many else 1 if thrusts is None else len(thrusts)

@@ -100,6 +100,7 @@ def test_a_policy_sees_the_last_frames():
         (lambda frames: np.full((1, 3), np.nan), {"horizon": 1}, "finite"),
         (lambda frames: np.zeros((4, 3)), {"horizon": 1}, r"returned shape \(4, 3\)"),
         (AHEAD, {"task": ExploreTask(), "pixels": False}, "pixels=True"),
+        (lambda frames: np.zeros((1, 3)), {"horizon": 1, "pixels": False}, "a policy looks at frames"),
     ],
 )
 def test_bad_input_is_named(act, kwargs, said):
@@ -107,6 +108,12 @@ def test_bad_input_is_named(act, kwargs, said):
     state, _ = world.start(Start(seed=0))
     with pytest.raises(ValueError, match=said):
         imagine(world, state, act, **kwargs)
+
+
+def test_a_task_is_an_object():
+    world = CountingWorld()
+    with pytest.raises(TypeError, match=r"env.unwrapped.task; got 'explore'"):
+        imagine(world, world.start(Start(seed=0))[0], AHEAD, task="explore")
 
 
 def test_states_and_actions_must_match():

@@ -116,7 +116,7 @@ def advance(
                 unsure_steps=unsure_steps,
                 reward=float(judgement.reward),
                 terminated=bool(judgement.terminated or view.terminated),
-                truncated=steps == rules.max_steps or unsure_steps >= rules.patience,
+                truncated=(rules.max_steps is not None and steps >= rules.max_steps) or unsure_steps >= rules.patience,
             )
         )
     return advanced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from gymnasium.utils import seeding
 
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
-from mosaic_gym.envs.mosaic_env import check_faces, honoured, start_of
+from mosaic_gym.envs.mosaic_env import check_faces, check_pays, honoured, start_of
 from mosaic_gym.envs.options import OPTIONS, check_options
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, thrust_of
@@ -54,6 +55,7 @@ class Members:
                 f"{type(world).__name__} has one body, and cannot be many members: use gymnasium.make_vec(..., "
                 "vectorization_mode='sync'), which opens an engine for each"
             )
+        check_pays(world, self.task)
         self.world, self.rules, self.prompt = world, rules, prompt
         self.action_space = make_action_space(action_space)
         self.observation_space = make_observation_space(observation, world.height, world.width)
@@ -77,14 +79,14 @@ class Members:
         """
         asked = check_options(options or {}, self.options, self.world.height, self.world.width)
         seeds = [None] * len(indices) if seeds is None else seeds
-        starts = []
+        starts, generators = [], []
         for i, seed in zip(indices, seeds, strict=True):
-            if seed is not None or self._generators[i] is None:
-                self._generators[i], _ = seeding.np_random(seed)
-            starts.append(start_of(asked, seed, self._generators[i], self.prompt))
+            fresh = seed is not None or self._generators[i] is None
+            generators.append(seeding.np_random(seed)[0] if fresh else copy.deepcopy(self._generators[i]))
+            starts.append(start_of(asked, seed, generators[-1], self.prompt))
         begun = begin(self.world, self.task, starts, [asked.get("goal")] * len(starts))
-        for i, episode in zip(indices, begun, strict=True):
-            self.episodes[i] = episode
+        for i, episode, generator in zip(indices, begun, generators, strict=True):
+            self.episodes[i], self._generators[i] = episode, generator
 
     def thrusts(self, actions: Iterable[Any]) -> np.ndarray:
         """`[n, 3]` of one action a member.

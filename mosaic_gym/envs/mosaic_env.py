@@ -20,7 +20,7 @@ from mosaic_gym.envs.episode import Episode, Rules, advance, begin
 from mosaic_gym.envs.options import OPTIONS, check_options
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
-from mosaic_gym.envs.tasks import Task, make_task
+from mosaic_gym.envs.tasks import EngineTask, Task, make_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.worlds.protocol import Start, State, View, World
@@ -69,6 +69,7 @@ class WorldEnv(gym.Env):
     ) -> None:
         self.task = make_task(task)
         check_faces(action_space, observation, render_mode, self.task)
+        check_pays(world, self.task)
         self.world = world
         self.rules = rules
         self.action_space = make_action_space(action_space)
@@ -98,9 +99,15 @@ class WorldEnv(gym.Env):
                 `memory` a path or a memory.
         """
         asked = check_options(options or {}, self.options, self.world.height, self.world.width)
+        # A reset that fails must leave things as they were, what is drawn next included.
+        before = self.np_random.bit_generator.state
         super().reset(seed=seed)
         start = start_of(asked, seed, self.np_random, self.prompt)
-        (self.episode,) = begin(self.world, self.task, [start], [asked.get("goal")])
+        try:
+            (self.episode,) = begin(self.world, self.task, [start], [asked.get("goal")])
+        except Exception:
+            self.np_random.bit_generator.state = before
+            raise
         self._show()
         return observe(self.observation_space, self.view, self.episode.goal), self.episode.info()
 
@@ -328,6 +335,15 @@ def check_faces(action_space: str, observation: str, render_mode: str | None, ta
         one_of("render_mode", render_mode, tuple(WorldEnv.metadata["render_modes"]))
     if task.draws_goal and observation != "dict":
         raise ValueError(f"{type(task).__name__} shows its goal in the observation: use observation='dict'")
+
+
+def check_pays(world: World, task: Task) -> None:
+    """Raises ValueError if a task passes on the world's own reward, and the world has none."""
+    if isinstance(task, EngineTask) and not getattr(world, "pays", True):
+        raise ValueError(
+            "task='engine' passes on the game's own reward and end, and this checkpoint has no heads that predict "
+            "them: train them with mosaic-gym train outcome, or take another task"
+        )
 
 
 def honoured(options: Collection[str], observation: str, task: Task) -> tuple[str, ...]:

@@ -130,6 +130,10 @@ class EngineTask(_PlainScene):
         return Judgement(None, view.reward, view.terminated)
 
 
+WALKS = 8
+"""How often a scripted walk is tried that ends where it began, or ends the episode."""
+
+
 class Reach:
     """Reaching a place: paid by the metre, and `BONUS` on arrival, which ends the episode."""
 
@@ -153,8 +157,37 @@ class Reach:
     def _walk(
         self, world: World, starts: Sequence[Start]
     ) -> tuple[list[State], list[list[View]]]:
-        """Scripted walks, each until it is `far_m` away if it finds a way there: last states, and all views."""
-        rngs = [np.random.default_rng([start.seed, 1]) for start in starts]
+        """Scripted walks, each until it is `far_m` away if it finds a way there: last states, and all views.
+
+        One that came back, or ended, would be an episode that is over before it begins: it is walked anew.
+
+        Raises:
+            RuntimeError: from some start no walk gets further away than what counts as having arrived.
+        """
+        present: list[State] = [None] * len(starts)
+        walks: list[list[View]] = [[] for _ in starts]
+        missing = list(range(len(starts)))
+        for attempt in range(WALKS):
+            states, views = self._walk_once(world, [starts[i] for i in missing], attempt)
+            for i, state, walk in zip(missing, states, views, strict=True):
+                present[i], walks[i] = state, walk
+            missing = [i for i in missing if not self._leads_away(walks[i])]
+            if not missing:
+                return present, walks
+        seeds = [starts[i].seed for i in missing]
+        raise RuntimeError(
+            f"{WALKS} scripted walks from the starts of seeds {seeds} came no further than {self.reach_m} m, which "
+            "counts as arrived; begin elsewhere, or make the task with a smaller reach_m or more steps"
+        )
+
+    def _leads_away(self, walk: Sequence[View]) -> bool:
+        return not walk[-1].terminated and _distance_m(walk[-1], place_of(walk[0])) > self.reach_m
+
+    def _walk_once(
+        self, world: World, starts: Sequence[Start], attempt: int
+    ) -> tuple[list[State], list[list[View]]]:
+        again = [attempt] if attempt else []
+        rngs = [np.random.default_rng([start.seed, 1, *again]) for start in starts]
         steps = [int(rng.integers(self.steps[0], self.steps[1] + 1)) for rng in rngs]
         begun = [world.start(start) for start in starts]
         present, walks = [state for state, _ in begun], [[view] for _, view in begun]

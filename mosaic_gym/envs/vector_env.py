@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
@@ -109,6 +110,8 @@ class WorldVectorEnv(VectorEnv):
         """The last frame of every member, uint8 `[H, W, 3]`, in mode `rgb_array`."""
         if self.render_mode is None:
             return None
+        if any(episode is None for episode in self.members.episodes):
+            raise ResetNeeded("cannot render, no episode has begun: call reset() first")
         return tuple(episode.view.frames[-1].copy() for episode in self.members.episodes)
 
     def snapshot(self) -> list[Snapshot]:

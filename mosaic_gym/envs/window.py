@@ -46,6 +46,7 @@ class Window:
         surface.blit(pygame.surfarray.make_surface(enlarged.swapaxes(0, 1)), (0, 0))
         surface.blit(self._font.render(line, True, (220, 220, 220)), (8, enlarged.shape[0] + 7))
         self._window.flip()
+        pygame.event.pump()  # else the desktop takes the window for hung; events stay queued for who asks
         self._clock.tick(frames_per_second)
 
     def pixels(self) -> np.ndarray:

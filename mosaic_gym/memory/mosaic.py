@@ -65,7 +65,7 @@ class MosaicMemory:
         keyframes = (*self.keyframes, keyframe)
         if self.capacity == 0:
             return self
-        if len(keyframes) > self.capacity:
+        while len(keyframes) > self.capacity:  # spliced or edited, there may be many too many
             gone = _most_redundant(keyframes)
             keyframes = keyframes[:gone] + keyframes[gone + 1 :]
         return replace(self, keyframes=keyframes)

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +115,8 @@ class WorldModel:
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
         digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
-        for network in (self.transformer, self.detail, self.codec, self.text_encoder, self.atlas):
+        networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
+        for network in networks:
             if isinstance(network, torch.nn.Module):
                 for name, value in sorted(network.state_dict().items()):
                     digest.update(name.encode())
@@ -161,9 +162,9 @@ class WorldModel:
         folder = resolve(checkpoint)
         if loading:
             raise ValueError(f"loading={dict(loading)} is for pretrained Wan pipelines; {checkpoint!r} is none")
-        told = json.loads((folder / "world.json").read_text())
-        if told.pop("format", None) != FORMAT:
-            raise ValueError(f"{folder}/world.json is not of format {FORMAT}; train or export the checkpoint again")
+        settings = _load_settings(folder / "world.json")
+        if not (folder / "scheduler" / "scheduler_config.json").is_file():
+            raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
         parts = {
             "transformer": MosaicTransformer3DModel,
             "detail": DetailNet,
@@ -175,9 +176,8 @@ class WorldModel:
         }
         loaded = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
         images, prompts = _load_starts(folder / "starts.safetensors")
-        told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
         return WorldModel(
-            settings=WorldSettings(**told),
+            settings=settings,
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             start_images=images,
             start_prompts=prompts,
@@ -269,6 +269,22 @@ def save_part(part: Any, folder: Path) -> None:
     part.save_pretrained(folder)
 
 
+def _load_settings(path: Path) -> WorldSettings:
+    try:
+        told = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}); copy the checkpoint's folder again") from error
+    if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}; train or export the checkpoint again")
+    known = {field.name for field in fields(WorldSettings)}
+    needed = {field.name for field in fields(WorldSettings) if field.default is MISSING}
+    lacking, strange = sorted(needed - set(told)), sorted(set(told) - known)
+    if lacking or strange:
+        raise ValueError(f"{path} lacks {lacking} and does not know {strange}; it belongs to another version")
+    told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
+    return WorldSettings(**told)
+
+
 def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     path = folder / name / "diffusion_pytorch_model.safetensors"
     if not path.is_file() or not (folder / name / "config.json").is_file():
@@ -281,9 +297,10 @@ def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
         network = kind.from_pretrained(
             folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
         )
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"the weights of {name!r} in {folder} are damaged or cut short; copy the folder again"
+            f"the weights of {name!r} in {folder} are damaged, cut short or of another shape than config.json says; "
+            "copy the folder again"
         ) from error
     missing = set(network.state_dict()) - present
     if missing:
@@ -300,5 +317,5 @@ def _load_starts(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             return file.get_tensor("images"), tuple(json.loads(file.metadata()["prompts"]))
-    except (SafetensorError, OSError, FileNotFoundError) as error:
+    except (SafetensorError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is missing or damaged; copy the checkpoint's folder again") from error

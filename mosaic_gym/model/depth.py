@@ -97,7 +97,7 @@ class HuggingFaceDepth:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
         self.processor = AutoImageProcessor.from_pretrained(name)
-        self.model = AutoModelForDepthEstimation.from_pretrained(name).to(device).eval()
+        self.model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True).to(device).eval()
         self.inverse = inverse
 
     def to(self, device: str | torch.device) -> HuggingFaceDepth:

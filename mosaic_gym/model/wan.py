@@ -244,7 +244,9 @@ def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVide
         check_whole(Path(checkpoint), told)
     dtype = getattr(torch, options.dtype)
     transformer = load_transformer(checkpoint, options, dtype)
-    pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, transformer=transformer, dtype=dtype)
+    pipeline = WanImageToVideoPipeline.from_pretrained(
+        checkpoint, transformer=transformer, dtype=dtype, use_safetensors=True
+    )
     width, expected = pipeline.text_encoder.config.d_model, transformer.config.text_dim
     if width != expected:
         raise ValueError(
@@ -257,7 +259,7 @@ def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVide
             f"{transformer.config.in_channels}; take both from one checkpoint"
         )
     for adapter in options.lora:
-        pipeline.load_lora_weights(adapter)
+        pipeline.load_lora_weights(adapter, use_safetensors=True)
     if transformer.config.causal:  # few steps at even levels; multistep solvers need more of them
         shift = pipeline.scheduler.config.get("flow_shift") or pipeline.scheduler.config.get("shift") or 1.0
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)

@@ -134,7 +134,9 @@ def train(config: Config) -> Atlas:
     atlas = fresh(sights) if config.begin is None else Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False)
     atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
     learner = Learner(atlas.train(), k)
-    run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
+    run = Run(
+        config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator, begin=config.begin
+    )
     told: dict[str, float] = {}
     while not run.finished:
         generator = run.generator()

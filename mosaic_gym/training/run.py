@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 
 class Run:
-    """One training run in a folder: `step()` until `finished`.
+    """One training run in a folder: `update()` until `finished`.
 
     Args:
         folder: where checkpoints, logs and the finished weights go; an unfinished run there is resumed.
@@ -33,9 +33,10 @@ class Run:
         weight_decay, ema_decay, clip_norm: of AdamW, of the average, of the gradient.
         checkpoint_minutes: how often to write a checkpoint.
         averaged: whether an average is kept; a checkpoint without one holds only what is trained.
+        begin: the finished weights that `model` was given, if any.
 
     Raises:
-        ValueError: not exactly one of `minutes` and `steps`.
+        ValueError: not exactly one of `minutes` and `steps`, or the folder holds a run that began from other weights.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Run:
         clip_norm: float = 1.0,
         checkpoint_minutes: float = 5.0,
         averaged: bool = True,
+        begin: Path | None = None,
     ):
         if (minutes is None) == (steps is None):
             raise ValueError("give a run exactly one budget: --minutes or --steps")
         self.folder, self.minutes, self.steps = Path(folder), minutes, steps
+        self.begin = None if begin is None else str(begin)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.learning_rate, self.ema_decay, self.clip_norm = learning_rate, ema_decay, clip_norm
         self.accelerator = accelerator
@@ -154,13 +157,19 @@ class Run:
             for name, value in state.items():
                 moments[f"{index}.{name}"] = torch.as_tensor(value).contiguous()
         save_file(moments, fresh / "optimizer.safetensors")
-        (fresh / "run.json").write_text(json.dumps({"step": self.step_index, "elapsed_s": self.elapsed_s}))
+        told = {"step": self.step_index, "elapsed_s": self.elapsed_s, "begin": self.begin}
+        (fresh / "run.json").write_text(json.dumps(told))
         shutil.rmtree(kept, ignore_errors=True)
         fresh.rename(kept)
 
     def _resume(self) -> None:
         kept = self.folder / "checkpoint"
         told = json.loads((kept / "run.json").read_text())
+        if told.get("begin") != self.begin:
+            raise ValueError(
+                f"{self.folder} holds a run that began from {told.get('begin') or 'nothing'}, not from "
+                f"{self.begin or 'nothing'}; go on from the same, or choose another folder with --out"
+            )
         self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
         source = self.accelerator.unwrap_model(self.model)
         weights = load_file(kept / "model.safetensors")

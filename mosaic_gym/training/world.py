@@ -267,7 +267,9 @@ def train(config: Config) -> WorldModel:
     episodes = remember_all(store, *networks, config.episodes, hinted=True)
     heldout = remember_all(EpisodeStore(config.data, "heldout"), *networks, config.episodes, hinted=True)
     learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
-    run = Run(config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator)
+    run = Run(
+        config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator, begin=config.begin
+    )
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
     average = run.average
     model.transformer, model.detail, model.text_encoder = average.transformer, average.detail, average.text_encoder

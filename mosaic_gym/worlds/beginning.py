@@ -106,6 +106,7 @@ class Beginning:
         elif not isinstance(memory, MosaicMemory):
             kind = type(memory).__name__
             raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
+        memory = replace(memory, capacity=self.capacity)  # how much a world keeps is its own matter
         latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
         if len(memory) and memory.keyframes[0].latent.shape != latents.shape[1:]:
             shape = tuple(memory.keyframes[0].latent.shape)

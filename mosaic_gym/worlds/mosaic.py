@@ -117,6 +117,11 @@ class MosaicWorld(Beginning):
         """Of the checkpoint."""
         return self.model.fingerprint
 
+    @property
+    def pays(self) -> bool:
+        """Whether rewards and ends are predicted."""
+        return self.model.outcome is not None
+
     def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
         """Moves every body by its action `[b, 3]` and shows what it sees there.
 
@@ -230,7 +235,8 @@ class MosaicWorld(Beginning):
         ways out and back, memory and atlas alone, places less exact than now: 24.2 dB with it recalled, 27.3 without.
         """
         keyframes = state.memory.keyframes
-        if self.atlas is None:
+        # Nothing draws them anew once no true frame is left to know the place by, as when one frame is all it keeps.
+        if self.atlas is None or not any(keyframe.trust > 0 for keyframe in keyframes):
             return keyframes
         return [keyframe for keyframe in keyframes if not keyframe.is_by_heart]
 

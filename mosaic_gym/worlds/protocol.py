@@ -33,7 +33,7 @@ class View:
             learned world dreamt where it knew its place on the map is drawn anew, not recalled, and does not count.
         keyframes: keyframes held in memory (0 in a true world).
         labels: names of the objects in sight (true worlds only), sorted.
-        reward: the world's own reward of this step (0 in a learned world).
+        reward: the world's own reward of this step (a learned world's is predicted; 0 without heads for it).
         terminated: whether the world itself has ended.
         all_depth_m: float32 `[4, H, W]`, the depth of every frame (true worlds only).
     """

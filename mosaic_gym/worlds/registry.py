@@ -30,7 +30,7 @@ def make_world(name: str, **kwargs: Any) -> World:
     Args:
         name: a key of `WORLDS`.
         kwargs: what that world is built from: `scenario`, `height`, `width` and `control` for
-            `doom`; `checkpoint`, `device`, `denoising_steps` and `memory` for `mosaic`.
+            `doom`; what `MosaicWorld.from_pretrained` takes for `mosaic`.
     """
     if name not in WORLDS:
         raise ValueError(f"unknown world {name!r}; the known ones are {', '.join(sorted(WORLDS))}")

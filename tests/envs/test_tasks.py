@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,33 @@ def test_a_scripted_walk_leads_away_from_where_it_began(kind):
             assert scene.state.step_index > 0
         else:
             assert scene.state.step_index == 0 and scene.goal[0, 0, 0] > 3
+
+
+class Stuck(CountingWorld):
+    """The first walks lead nowhere: the body does not move, or the world ends at once."""
+
+    def __init__(self, walks: int, ends: bool = False) -> None:
+        super().__init__()
+        self.walks, self.ends = walks, ends
+
+    def start(self, start):
+        self.walks -= 1
+        return super().start(start)
+
+    def step(self, states, actions):
+        states, views = super().step(states, np.zeros_like(actions) if self.walks >= 0 and not self.ends else actions)
+        return states, [replace(view, terminated=self.ends and self.walks >= 0) for view in views]
+
+
+@pytest.mark.parametrize("kind", [GoalTask, ReturnTask])
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_walk_that_leads_nowhere_is_walked_anew(kind, ends):
+    world = Stuck(3, ends)
+    (scene,) = kind(steps=(4, 6)).set_scenes(world, [Start(seed=1)])
+    here_m = scene.view.world_from_camera[-1][[0, 2], 3]
+    assert np.hypot(*(here_m - scene.goal_m)) > 1.0 and not scene.view.terminated
+    with pytest.raises(RuntimeError, match="8 scripted walks.*smaller reach_m"):
+        kind(steps=(4, 6)).set_scenes(Stuck(100, ends), [Start(seed=1)])
 
 
 def test_scenes_do_not_depend_on_who_is_prepared_beside():

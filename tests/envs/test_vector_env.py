@@ -1,5 +1,7 @@
 """The vector environment: Gymnasium's semantics on a counting world, then on a tiny dream."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -102,6 +104,29 @@ def test_a_wrong_mask_changes_nothing(mask, kind):
     with pytest.raises(kind, match=r"reset_mask.*shape \(3,\)"):
         env.reset(options={"reset_mask": mask})
     assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
+def test_a_reset_that_fails_leaves_what_is_drawn_next(monkeypatch):
+    env = counting()
+    env.reset(seed=0)
+    before = [snapshot.generator for snapshot in env.snapshot()]
+
+    def fail(*_):
+        raise ValueError("no such start")
+
+    monkeypatch.setattr(env.members.world, "start", fail)
+    for seed in (None, 5):
+        with pytest.raises(ValueError, match="no such start"):
+            env.reset(seed=seed)
+    assert [snapshot.generator for snapshot in env.snapshot()] == before
+
+
+def test_a_fork_further_on_than_the_limit_is_cut_off():
+    members = Members(CountingWorld(), 1, rules=Rules(max_steps=4))
+    members.reset([0], [1])
+    members.episodes[0] = replace(members.episodes[0], steps=5)
+    members.step([0], np.zeros((1, 3)))
+    assert members.episodes[0].truncated
 
 
 def test_wrong_numbers_are_named_before_anything_moves():

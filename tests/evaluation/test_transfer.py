@@ -103,6 +103,8 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     after = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
     assert len(before) == 1 and len(after) == 3 and after[0] == before[0]
     assert more["ranking"]["returns_dream_engine"]["0"][0] == np.mean([one["return"] for one in after])
+    with pytest.raises(ValueError, match=r"found with seed=0, steps=64; .*--out"):
+        evaluate(dataclasses.replace(config, seed=1, steps=65))
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="another checkpoint"):
         evaluate(config)

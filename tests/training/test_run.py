@@ -82,6 +82,8 @@ def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     begun = replace(world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")
     unmoved = world.train(replace(begun, out=tmp_path / "unmoved", learning_rate=0.0))
     assert unmoved.fingerprint == first.fingerprint
+    with pytest.raises(ValueError, match=r"began from .*first.*not from nothing; .* --out"):
+        world.train(replace(begun, out=tmp_path / "unmoved", begin=None))
     moved = world.train(begun)
     assert not torch.equal(moved.transformer.proj_out.weight, first.transformer.proj_out.weight)
     assert torch.equal(moved.codec.components, first.codec.components)

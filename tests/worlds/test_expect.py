@@ -182,6 +182,19 @@ def test_what_was_dreamt_by_heart_is_drawn_anew_and_nothing_else_is_lost(world):
     assert torch.equal(world.recall([edited], cameras[:1]).stills[0], recalled_from(world, states[0], 0, 1))
 
 
+def test_the_last_frame_alone_is_recalled_though_it_was_drawn_by_heart(world):
+    forgetful = MosaicWorld(world.model, capacity=1)
+    state = recognised_state(world, 1)
+    memory = dataclasses.replace(state.memory, capacity=1)
+    state = dataclasses.replace(state, memory=memory)
+    still = np.zeros((1, 3))
+    (after,), _ = forgetful.step([state], still)
+    (only,) = after.memory.keyframes
+    assert only.is_by_heart and forgetful.pictures([after], asked(forgetful, after)) == [None]
+    _, (view,) = forgetful.step([after], still)
+    assert view.coverage > 0.5
+
+
 def test_a_full_memory_lets_go_of_what_can_be_drawn_again(world):
     state = recognised_state(world, 1)
     memory = dataclasses.replace(state.memory, capacity=3)

@@ -1,16 +1,20 @@
 """The learned world as a value machine: determinism, forks, batches, arms, and what bad input gets."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.memory.mosaic import recall
 from mosaic_gym.model.checkpoints import WorldModel, resolve, round_to_half
 from mosaic_gym.model.codec import frames_to_uint8
+from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start, World
 from tests.tiny import SIZE, tiny_model
@@ -182,6 +186,42 @@ def test_the_whole_model_is_one_folder(world, tmp_path):
     assert not list((tmp_path / "copy").rglob("*.bin"))
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def without(path, key):
+    told = json.loads(path.read_text())
+    del told[key]
+    path.write_text(json.dumps(told))
+
+
+def test_a_fingerprint_is_of_every_network_that_a_future_depends_on():
+    mine = tiny_model()
+    for part in ("depth", "outcome", "atlas", "detail"):
+        other = tiny_model()
+        next(getattr(other, part).parameters()).data += 0.5
+        assert other.fingerprint != mine.fingerprint, part
+
+
+def test_a_world_keeps_as_much_as_it_is_made_for(world):
+    state, _ = walk(world, world.start(Start(seed=1))[0], [LEFT] * 3)
+    for capacity in (0, 99):
+        begun, _ = world.start(Start(seed=2, memory=dataclasses.replace(state.memory, capacity=capacity)))
+        assert begun.memory.capacity == world.capacity and len(begun.memory) == 5
+    spliced = state.memory.spliced(state.memory, torch.eye(4))
+    full = dataclasses.replace(spliced, capacity=3).remember(state.memory.keyframes[0])
+    assert len(full) == 3
+
+
+def test_a_world_without_heads_pays_nothing_and_the_engine_task_says_so(world):
+    silent = MosaicWorld(dataclasses.replace(world.model, outcome=None))
+    for make in (lambda task: WorldEnv(silent, task=task), lambda task: Members(silent, 2, task=task)):
+        make("explore")
+        with pytest.raises(ValueError, match="mosaic-gym train outcome"):
+            make("engine")
+
+
 def test_damaged_folders_name_what_is_wrong(world, tmp_path):
     world.model.save_pretrained(tmp_path / "copy")
     weights = tmp_path / "copy" / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -191,6 +231,18 @@ def test_damaged_folders_name_what_is_wrong(world, tmp_path):
     weights.unlink()
     with pytest.raises(ValueError, match="lacks its part 'transformer'"):
         WorldModel.from_pretrained(tmp_path / "copy")
+    for number, (break_it, said) in enumerate([
+        (lambda folder: cut(folder / "world.json"), "world.json is damaged or cut short"),
+        (lambda folder: without(folder / "world.json", "height"), r"lacks \['height'\]"),
+        (lambda folder: cut(folder / "starts.safetensors"), "starts.safetensors is missing or damaged"),
+        (lambda folder: save_file({"images": torch.zeros(1)}, folder / "starts.safetensors"), "missing or damaged"),
+        (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "lacks its part 'scheduler'"),
+        (lambda folder: DetailNet((16, 8, 8)).save_config(folder / "detail"), "'detail'.*another shape"),
+    ]):  # fmt: skip
+        world.model.save_pretrained(tmp_path / str(number))
+        break_it(tmp_path / str(number))
+        with pytest.raises(ValueError, match=said):
+            WorldModel.from_pretrained(tmp_path / str(number))
     with pytest.raises(ValueError, match="unknown checkpoint 'doom-huge': give one of"):
         resolve("doom-huge")
 

@@ -35,6 +35,10 @@ FIRST_RANK_SEED = 7
 """Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
 
 
+RECIPE = ("data", "steps", "engine_steps", "policies", "places", "rollout", "seed")
+"""Of `Config`: a folder of results is of one choice of these."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What `mosaic-gym evaluate transfer` takes."""
@@ -134,9 +138,16 @@ def evaluate(config: Config) -> dict[str, Any]:
     store = EpisodeStore(config.data, "train")
     config.out.mkdir(parents=True, exist_ok=True)
     world = WorldModel.from_pretrained(config.checkpoint)
-    told = kept(config.out / "checkpoint.json", lambda: {"fingerprint": world.fingerprint})
+    # What policies were trained by; episodes may be added.
+    recipe = {name: str(getattr(config, name)) for name in RECIPE}
+    asked = {"fingerprint": world.fingerprint, **recipe}
+    told = kept(config.out / "checkpoint.json", lambda: asked)
     if told["fingerprint"] != world.fingerprint:
         raise ValueError(f"{config.out} holds what was found with another checkpoint; give another --out, or empty it")
+    differs = sorted(name for name in RECIPE if told.get(name) != asked[name])
+    if differs:
+        was = ", ".join(f"{name}={told.get(name)}" for name in differs)
+        raise ValueError(f"{config.out} holds what was found with {was}; ask for the same, or give another --out")
     size = (world.settings.height, world.settings.width)
 
     engine = open_engine(size)
