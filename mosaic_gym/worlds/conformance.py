@@ -1,7 +1,8 @@
 """Is this world what it says? A test of the `World` protocol that any world may be put to.
 
 It asks for what makes a world fit for planning: a state is a value, its future repeats, forks do not touch each
-other, a packed state goes on in another process, and nobody's frames depend on who shares the batch.
+other and share what is equal, a packed state goes on in another process, and nobody's frames depend on who shares the
+batch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ WALK = ("forward", "forward_turn_right", "left", "turn_left", "forward")
 FLIPPED = 1e-3
 """The share of a frame that may differ by more: where two remembered surfaces compete, rounding can decide which is
 shown."""
+COUNTS = 64
+"""A tensor of fewer numbers than this may be copied."""
 OTHER_WALK = ("turn_right", "backward", "backward", "turn_right", "noop")
 
 
@@ -54,6 +57,7 @@ def check_world(
         middle, _ = _roll(world, start, walk)
         before = _roll(world, middle, walk)[1]
         _check_repeats(world, middle, before, walk, other)
+        _check_sharing(world, middle, walk, other)
         _check_packing(make, world, middle, before, walk)
         _check_batches(world, middle, before, walk, other, frame_tolerance, pose_tolerance_m)
     finally:
@@ -105,6 +109,20 @@ def _check_repeats(
 ) -> None:
     _roll(world, middle, other)
     _same(before, _roll(world, middle, walk)[1], "a state's future repeats, whatever other forks did meanwhile")
+
+
+def _check_sharing(world: World, middle: State, walk: np.ndarray, other: np.ndarray) -> None:
+    """Forks grow with what diverged only: what a step left as it was, it did not copy."""
+    import torch
+
+    held, _ = world.pack(middle)
+    for thrust in (walk[0], other[0]):
+        (after,), _ = world.step([middle], thrust[None])
+        for name, tensor in world.pack(after)[0].items():
+            before = held.get(name)
+            if before is None or before.numel() < COUNTS or not torch.equal(before, tensor):
+                continue
+            assert tensor.data_ptr() == before.data_ptr(), f"forks share what is equal: {name} was copied"
 
 
 def _check_packing(

@@ -1,5 +1,6 @@
 """Every world passes the published test, and the test finds worlds that cheat."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -56,9 +57,27 @@ class Braggart(CountingWorld):
         self.forkable = False
 
 
+class Hoarder(MosaicWorld):
+    """Copies all it remembers at every step."""
+
+    def __init__(self):
+        super().__init__(tiny_model())
+
+    def step(self, states, actions):
+        after, views = super().step(states, actions)
+        copied = [tuple(replace(one, latent=one.latent.clone()) for one in state.memory.keyframes) for state in after]
+        memories = [replace(state.memory, keyframes=each) for state, each in zip(after, copied, strict=True)]
+        return [replace(state, memory=memory) for state, memory in zip(after, memories, strict=True)], views
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
-    [(Forgetful, "repeats"), (Gossip, "100.00% of a frame depends on the batch"), (Braggart, "raises RuntimeError")],
+    [
+        (Forgetful, "repeats"),
+        (Gossip, "100.00% of a frame depends on the batch"),
+        (Braggart, "raises RuntimeError"),
+        (Hoarder, "share what is equal: .*latent was copied"),
+    ],
 )
 def test_cheats_are_found(make, said):
     with pytest.raises(AssertionError, match=said):
