@@ -132,6 +132,8 @@ class EngineTask(_PlainScene):
 
 WALKS = 8
 """How often a scripted walk is tried that ends where it began, or ends the episode."""
+TURNS = (6, 19)
+"""Steps of turning with which another attempt begins: a sixth of a turn to half of one."""
 
 
 class Reach:
@@ -188,14 +190,20 @@ class Reach:
     ) -> tuple[list[State], list[list[View]]]:
         again = [attempt] if attempt else []
         rngs = [np.random.default_rng([start.seed, 1, *again]) for start in starts]
-        steps = [int(rng.integers(self.steps[0], self.steps[1] + 1)) for rng in rngs]
+        # In a corner the walker turns to and fro; another attempt therefore turns away first.
+        turns = [int(rng.integers(*TURNS)) if attempt else 0 for rng in rngs]
+        sides = [float(rng.choice((-1, 1))) if attempt else 0.0 for rng in rngs]
+        steps = [n + int(rng.integers(self.steps[0], self.steps[1] + 1)) for n, rng in zip(turns, rngs, strict=True)]
         begun = [world.start(start) for start in starts]
         present, walks = [state for state, _ in begun], [[view] for _, view in begun]
-        for step in range(3 * self.steps[1]):
+        for step in range(3 * self.steps[1] + max(turns)):
             going = [i for i in range(len(starts)) if self._goes_on(step, steps[i], walks[i])]
             if not going:
                 break
-            thrusts = np.stack([thrust_towards_depth(walks[i][-1].depth_m, rngs[i]) for i in going])
+            thrusts = np.stack([
+                (0.0, 0.0, sides[i]) if step < turns[i] else thrust_towards_depth(walks[i][-1].depth_m, rngs[i])
+                for i in going
+            ])  # fmt: skip
             states, views = world.step([present[i] for i in going], thrusts)
             for i, state, view in zip(going, states, views, strict=True):
                 present[i] = state
