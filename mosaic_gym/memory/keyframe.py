@@ -117,6 +117,8 @@ def lift(
     points_m = transform(world_from_camera[-1], points.flatten(0, 1)).view_as(points)
     alive = torch.ones(grid, dtype=torch.bool, device=latent.device)
     place = points_m.new_zeros(4) if place is None else place
+    # As it will be saved, so that packing a state copies nothing; codecs give a view of another layout.
+    latent = latent.contiguous()
     return Keyframe(latent, depth_m, world_from_camera, generation, alive, step, points_m, place)
 
 
