@@ -122,3 +122,7 @@ class EpisodeStore:
         labels uint8 `[S, L]`, which of the named objects are in sight.
         """
         return TensorDict.load_memmap(self.folders[index])
+
+    def all(self, key: str) -> torch.Tensor:
+        """One tensor of every episode, one behind the other, `[sum of S, ...]`, in memory; see `load`."""
+        return torch.cat([self.load(index)[key] for index in range(len(self))])

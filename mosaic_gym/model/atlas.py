@@ -8,6 +8,10 @@ A picture is drawn column by column. A column's viewing ray feels its way throug
 how deep it goes, looks the place where it ends up in a finer plane, and says the column's colours. That is a light
 field over a floor plan (Sitzmann et al., *Light Field Networks*, arXiv 2106.02634; the planes are those of Chan et
 al., EG3D, arXiv 2112.07945, one of their three): a level camera is assumed, K is not.
+
+What a network along a ray cannot say is grain. So a wall also has a strip of colours from floor to ceiling, said by
+the place alone and laid into the picture by its depth, and floor and ceiling each a picture of their own, seen from
+above: texture maps (Catmull 1974), filtered by summed areas (Crow 1984).
 """
 
 from __future__ import annotations
@@ -53,6 +57,8 @@ FURTHEST_M, FURTHEST_RAD = 0.4, 0.12
 """No such step is longer: further away, derivatives say nothing."""
 ODD = 0.2
 """Errors beyond this, in [-1, 1], count for less and less: they are things that the atlas draws wrong."""
+GRAIN_M = 8.0
+"""Beyond this, a pixel of floor or ceiling shows too much of it for its grain to be seen."""
 GAIN = 8.0
 """Features are so many times what their planes hold: a cell is seen by few samples, and learns so much faster."""
 
@@ -85,6 +91,9 @@ class Atlas(ModelMixin, ConfigMixin):
         coarse, fine: cells along a side of the two planes of features; features: of each of their cells.
         samples: depths at which a ray is asked on its way.
         hidden: width of the networks along a ray.
+        floor_m, ceiling_m: how far below and above the camera they mostly are.
+        strip: colours that a wall has between them, one above the other.
+        ground: cells along a side of the pictures of floor and ceiling.
         cells: along a side of the board on which frames are located; headings: bins of a whole turn.
     """
 
@@ -96,12 +105,16 @@ class Atlas(ModelMixin, ConfigMixin):
         corner_m: tuple[float, float] = (0.0, 0.0),
         side_m: float = 32.0,
         coarse: int = 64,
-        fine: int = 320,
+        fine: int = 560,
         features: int = 16,
         samples: int = 24,
         hidden: int = 320,
         cells: int = 32,
         headings: int = 24,
+        floor_m: float = 1.28,
+        ceiling_m: float = 2.72,
+        strip: int = 128,
+        ground: int = 448,
     ):
         super().__init__()
         self.coarse_plane = nn.Parameter(torch.randn(1, features, coarse, coarse) * 0.1 / GAIN)
@@ -114,6 +127,15 @@ class Atlas(ModelMixin, ConfigMixin):
             nn.Linear(hidden + len(AROUND) * features + 5, hidden), nn.SiLU(),
             nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, height * 3),
         )  # fmt: skip
+        # Both begin at nothing: grain is added to what the networks along a ray say.
+        self.paint = nn.Sequential(
+            nn.Linear(len(AROUND) * features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, strip * 3),
+        )  # fmt: skip
+        nn.init.zeros_(self.paint[-1].weight)
+        nn.init.zeros_(self.paint[-1].bias)
+        self.light = nn.Linear(hidden, 2)
+        self.ground_plane = nn.Parameter(torch.zeros(1, 6, ground, ground))
         widths = (32, 64, 128, 192)
         layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
         for fewer, more in zip(widths[:-1], widths[1:], strict=True):
@@ -144,7 +166,7 @@ class Atlas(ModelMixin, ConfigMixin):
 
         Args:
             places: `[b, 3]`, (x, z, heading), metres and radians.
-            image_from_camera: `[3, 3]`, K in pixels; the camera is level.
+            image_from_camera: `[3, 3]`, K in pixels, here or on the CPU; the camera is level.
             columns: indices `[w]` of the columns to draw; None for all.
         """
         config = self.config
@@ -165,7 +187,49 @@ class Atlas(ModelMixin, ConfigMixin):
         ends = depth_m[..., None] * depth_m.new_tensor(AROUND)
         at_its_end = self._look_up(self.fine_plane, places[:, None, None, :2] + per_metre[:, :, None] * ends[..., None])
         colours = self.draw(torch.cat([felt, at_its_end.type_as(felt), log_depth[..., None], ray], -1))
-        return colours.float().unflatten(-1, (3, config.height)).permute(0, 2, 3, 1), log_depth
+        colours = colours.float().unflatten(-1, (3, config.height))  # [b, w, 3, H]
+        light = 1.0 + self.light(felt).float()  # [b, w, 2]
+        wall, seen = self._wall(self.paint(at_its_end), depth_m, image_from_camera)
+        colours = colours + light[..., :1, None] * wall
+        ground = self._ground(places, per_metre, image_from_camera)
+        colours = colours + (light[..., 1:] * (1.0 - seen))[:, :, None] * ground
+        return colours.permute(0, 2, 3, 1), log_depth
+
+    def _wall(self, painted: Tensor, depth_m: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor]:
+        """Strips of colour `[b, w, 3 * strip]`, ceiling first, as walls at depths `[b, w]` show them.
+
+        Returns:
+            Colours `[b, w, 3, H]`, each pixel's mean over what it shows of the strip, and how much of the pixel that
+            is, `[b, w, H]`.
+        """
+        config, (fy, cy) = self.config, (image_from_camera[1, 1], image_from_camera[1, 2])
+        above = painted.float().unflatten(-1, (3, config.strip)).cumsum(-1)
+        above = F.pad(above, (1, 0))  # [b, w, 3, strip + 1]: all the colour above an edge
+        edges = (torch.arange(config.height + 1, device=depth_m.device) - cy) / fy  # metres down at a depth of one
+        at = (edges * depth_m[..., None] + config.ceiling_m) * (config.strip / (config.ceiling_m + config.floor_m))
+        inside = at.clamp(0.0, config.strip)
+        below = inside.floor().clamp_max(config.strip - 1)
+        index = below.long()[:, :, None].expand(-1, -1, 3, -1)
+        upper, lower = above.gather(-1, index), above.gather(-1, index + 1)
+        summed = upper + (inside - below)[:, :, None] * (lower - upper)  # [b, w, 3, H + 1]
+        height = at.diff(dim=-1)
+        return summed.diff(dim=-1) / height[:, :, None], inside.diff(dim=-1) / height
+
+    def _ground(self, places: Tensor, per_metre: Tensor, image_from_camera: Tensor) -> Tensor:
+        """Floor and ceiling `[b, w, 3, H]` from places `[b, 3]` along rays `[b, w, 2]`; nothing further away than
+        grain is seen."""
+        config, (fy, cy) = self.config, (image_from_camera[1, 1], image_from_camera[1, 2])
+        # Where K is: if that is the CPU, an accelerator need not be waited for to count the rows.
+        rows = (torch.arange(config.height, device=cy.device) + 0.5 - cy) / fy
+        depth_m = torch.where(rows > 0, config.floor_m, -config.ceiling_m) / rows
+        near = (depth_m < GRAIN_M).nonzero()[:, 0]
+        near, is_floor, depth_m = (each.to(places.device) for each in (near, rows[near] > 0, depth_m[near]))
+        points = places[:, None, None, :2] + per_metre[:, :, None] * depth_m[:, None]  # [b, w, k, 2]
+        both = self._look_up(self.ground_plane, points).unflatten(-1, (-1, 2, 3))
+        chosen = torch.where(is_floor[:, None], both[..., 0, :], both[..., 1, :])
+        fading = (1.0 - depth_m / GRAIN_M)[:, None]
+        shown = chosen.new_zeros(*per_metre.shape[:2], 3, config.height)
+        return shown.index_copy(3, near, (chosen * fading).transpose(2, 3))
 
     def _look_up(self, plane: Tensor, points_m: Tensor) -> Tensor:
         """Features of points `[b, w, k, 2]`, `[b, w, k * c]`, bilinear."""

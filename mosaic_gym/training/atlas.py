@@ -59,17 +59,21 @@ class Sights:
     places: Tensor
     log_depth: Tensor
 
+    def to(self, device: torch.device) -> Sights:
+        """All of it on a device."""
+        return Sights(self.frames.to(device), self.places.to(device), self.log_depth.to(device))
+
 
 def gather(store: EpisodeStore) -> Sights:
     """All frames of a split."""
-    frames, places, depths = [], [], []
-    for index in range(len(store)):
-        episode = store.load(index)
-        frames.append(episode["frames"][:].flatten(0, 1))
-        places.append(place_of(episode["world_from_camera"][:].float()).flatten(0, 1))
-        horizon = episode["depth_m"][:, :, int(store.image_from_camera[1, 2])].float().flatten(0, 1)
-        depths.append(horizon.clamp(NEAR_M, FAR_M).log())
-    return Sights(torch.cat(frames), torch.cat(places), torch.cat(depths))
+    cameras = store.all("world_from_camera").float()
+    row = int(store.image_from_camera[1, 2])
+    horizon = torch.cat([store.load(index)["depth_m"][:, :, row] for index in range(len(store))]).float()
+    return Sights(
+        store.all("frames").flatten(0, 1),
+        place_of(cameras).flatten(0, 1),
+        horizon.flatten(0, 1).clamp(NEAR_M, FAR_M).log(),
+    )
 
 
 class Learner(nn.Module):
@@ -78,7 +82,7 @@ class Learner(nn.Module):
     def __init__(self, atlas: Atlas, image_from_camera: Tensor):
         super().__init__()
         self.atlas = atlas
-        self.register_buffer("k", image_from_camera)
+        self.k = image_from_camera  # stays on the CPU, see `Atlas.picture`
 
     def forward(self, frames: Tensor, places: Tensor, blurred: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Pictures and log depths from `places`, and what `locate` makes of the frames; where `blurred` (bool `[b]`)
@@ -102,7 +106,8 @@ def report(atlas: Atlas, sights: Sights, k: Tensor, count: int = 400) -> dict[st
     """On frames spread over a split: dB of pictures from true places, and how far the first guess of `locate` is off
     (medians, metres and degrees)."""
     chosen = torch.linspace(0, len(sights.frames) - 1, count).long()
-    frames, places = frames_to_float(sights.frames[chosen]).to(k.device), sights.places[chosen].to(k.device)
+    frames, places = (each[chosen].to(atlas.device) for each in (sights.frames, sights.places))
+    frames = frames_to_float(frames)
     pictures = torch.cat([atlas.picture(some, k)[0].clamp(-1, 1) for some in places.split(50)])
     guesses = torch.cat([atlas.locate(some, 1)[:, 0] for some in frames.split(50)])
     error = (pictures - frames).square().mean((1, 2, 3)).clamp_min(1e-4)
@@ -114,12 +119,24 @@ def report(atlas: Atlas, sights: Sights, k: Tensor, count: int = 400) -> dict[st
     }
 
 
-def fresh(sights: Sights) -> Atlas:
+def heights(store: EpisodeStore, every: int = 12) -> tuple[float, float]:
+    """How far below and above the camera floor and ceiling mostly are, metres: the lowest and highest that is seen."""
+    depth_m = torch.cat([store.load(index)["depth_m"][::4, 0] for index in range(0, len(store), every)]).float()
+    rows = torch.arange(depth_m.shape[1])[:, None] + 0.5 - store.image_from_camera[1, 2]
+    down_m = (depth_m * (rows / store.image_from_camera[1, 1])).flatten()
+    least = max(1, round(0.005 * len(down_m)))  # of pixels that may lie lower still, as in a pit
+    return float(down_m.kthvalue(len(down_m) - least).values), -float(down_m.kthvalue(least).values)
+
+
+def fresh(store: EpisodeStore, sights: Sights) -> Atlas:
     """An untrained atlas of the square that the recorded places lie in, and some more."""
     low, high = sights.places[:, :2].amin(0) - MARGIN_M, sights.places[:, :2].amax(0) + MARGIN_M
     side_m = float((high - low).max())
     corner_m = tuple(((high + low - side_m) / 2).tolist())
-    return Atlas(*sights.frames.shape[1:3], corner_m=corner_m, side_m=side_m)
+    floor_m, ceiling_m = heights(store)
+    return Atlas(
+        *sights.frames.shape[1:3], corner_m=corner_m, side_m=side_m, floor_m=floor_m, ceiling_m=ceiling_m
+    )
 
 
 def train(config: Config) -> Atlas:
@@ -131,27 +148,29 @@ def train(config: Config) -> Atlas:
     sights, heldout = gather(store), gather(EpisodeStore(config.data, "heldout"))
     device = accelerator.device
     k = torch.tensor(store.image_from_camera, dtype=torch.float32)
-    atlas = fresh(sights) if config.begin is None else Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False)
+    begun = config.begin is not None
+    atlas = Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False) if begun else fresh(store, sights)
     atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
     learner = Learner(atlas.train(), k)
     run = Run(
         config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator, begin=config.begin
     )
+    sights, batch = sights.to(device), config.batch
     told: dict[str, float] = {}
     while not run.finished:
-        generator = run.generator()
-        drawn = torch.randint(len(sights.frames), (config.batch,), generator=generator)
-        frames = frames_to_float(sights.frames[drawn]).to(device)
-        places, log_depth = sights.places[drawn].to(device), sights.log_depth[drawn].to(device)
-        noise = 0.05 * torch.randn(frames.shape, generator=generator).to(device)
-        blurred = (torch.rand(config.batch, generator=generator) < 0.3).to(device)
+        dice = {"generator": run.generator(device), "device": device}
+        drawn = torch.randint(len(sights.frames), (batch,), **dice)
+        frames = frames_to_float(sights.frames[drawn])
+        places, log_depth = sights.places[drawn], sights.log_depth[drawn]
+        noise = 0.05 * torch.randn(frames.shape, **dice)
+        blurred = torch.rand(batch, **dice) < 0.3
         with accelerator.autocast():
             pictures, believed, said = run.model(frames + noise, places, blurred)
         error = (pictures - frames).square().mean((1, 2, 3))
         drawing = (error + 1e-4).sqrt().mean() + 0.2 * (believed - log_depth).abs().mean()
         run.update(drawing + LOCATING * locating_loss(atlas, said, places), told)
         if run.step_index % 1000 == 0:
-            told = report(run.average.atlas.eval(), heldout, k.to(device))
+            told = report(run.average.atlas.eval(), heldout, k)
     run.close()
     finished = run.average.atlas.to("cpu").eval()
     round_to_half(finished)

@@ -12,6 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.model.checkpoints import round_to_half, save_part
+from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.training.run import Run
 
@@ -32,23 +34,16 @@ class Config:
     """Frames in a batch."""
     learning_rate: float = 2e-3
     """The peak."""
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    """Channels at full, half, quarter and eighth resolution."""
+    widths: tuple[int, ...] = (24, 48, 96, 128)
+    """Channels at half, quarter, eighth and sixteenth resolution."""
     precision: str = "no"
     """`no` (float32), or `bf16` on an accelerator."""
 
 
-def draw(episodes: list[TensorDict], intrinsics: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random frames `[b, 3, H, W]` in [-1, 1], K `[b, 3, 3]` and depth `[b, H, W]` in metres."""
-    frames, depths = [], []
-    for _ in range(batch):
-        episode = episodes[int(torch.randint(len(episodes), (), generator=generator))]
-        step = int(torch.randint(len(episode), (), generator=generator))
-        instant = int(torch.randint(4, (), generator=generator))
-        frames.append(episode["frames"][step, instant])
-        depths.append(episode["depth_m"][step, instant])
-    frames = torch.stack(frames).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-    return frames, intrinsics.expand(batch, 3, 3), torch.stack(depths).float()
+def draw(frames: Tensor, depths_m: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Of recorded frames, uint8 `[n, H, W, 3]`, and depths `[n, H, W]`: some in [-1, 1], `[b, 3, H, W]`, and theirs."""
+    drawn = torch.randint(len(frames), (batch,), generator=generator, device=frames.device)
+    return frames_to_float(frames[drawn]), depths_m[drawn].float()
 
 
 def depth_loss(log_depth: Tensor, depth_m: Tensor) -> Tensor:
@@ -65,7 +60,7 @@ def median_relative_error(model: ConvDepth, episodes: list[TensorDict], intrinsi
     """The median over pixels of |estimate - engine| / engine, on the last frame of every `every`-th step."""
     errors = []
     for episode in episodes:
-        frames = episode["frames"][::every, 3].permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        frames = frames_to_float(episode["frames"][::every, 3])
         depth_m = episode["depth_m"][::every, 3].float()
         estimate = model.estimate(frames, intrinsics.expand(len(frames), 3, 3))
         errors.append(((estimate - depth_m).abs() / depth_m).flatten())
@@ -73,18 +68,20 @@ def median_relative_error(model: ConvDepth, episodes: list[TensorDict], intrinsi
 
 
 def train(config: Config) -> ConvDepth:
-    """Trains, prints the held-out error, and writes the averaged weights."""
+    """Trains, prints the held-out error, and writes the averaged weights, rounded to float16."""
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     store, heldout = EpisodeStore(config.data, "train"), EpisodeStore(config.data, "heldout")
-    episodes = [store.load(index) for index in range(len(store))]
     tests = [heldout.load(index) for index in range(len(heldout))]
     intrinsics = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
     model = ConvDepth(widths=config.widths)
     run = Run(config.out, model, config.learning_rate, config.minutes, config.steps, accelerator)
     device = accelerator.device
+    # Where an accelerator trains, it holds the recording: fetching frames one by one would take longer than the step.
+    recorded = [store.all(key).flatten(0, 1).to(device) for key in ("frames", "depth_m")]
+    k = intrinsics.to(device).expand(config.batch, 3, 3)
     while not run.finished:
-        frames, k, depth_m = (part.to(device) for part in draw(episodes, intrinsics, config.batch, run.generator()))
+        frames, depth_m = draw(*recorded, config.batch, run.generator(device))
         with accelerator.autocast():
             log_depth = run.model(frames, k)
         run.update(depth_loss(log_depth.float(), depth_m))
@@ -94,7 +91,8 @@ def train(config: Config) -> ConvDepth:
             run.writer.add_images("engine_above_estimate", picture, run.step_index)
     run.close()
     finished = run.average.to("cpu").eval()
+    round_to_half(finished)
     error = median_relative_error(finished, tests, intrinsics)
     print(f"depth: median relative error {100 * error:.2f} % on held-out frames")
-    finished.save_pretrained(config.out / "weights")
+    save_part(finished, config.out / "weights")
     return finished

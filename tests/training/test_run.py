@@ -124,12 +124,13 @@ def test_the_world_trains_in_bf16(data, parts, tmp_path):
 def test_depth_training_lowers_its_loss(data, tmp_path):
     torch.manual_seed(0)
     losses = []
-    episodes = [depth.EpisodeStore(data, "train").load(0)]
-    k = torch.as_tensor(depth.EpisodeStore(data, "train").image_from_camera, dtype=torch.float32)
+    store = depth.EpisodeStore(data, "train")
+    recorded = [store.load(0)[key].flatten(0, 1) for key in ("frames", "depth_m")]
+    k = torch.as_tensor(store.image_from_camera, dtype=torch.float32).expand(4, 3, 3)
     run = Run(tmp_path, depth.ConvDepth(widths=(8, 8, 16)), 5e-3, None, 300, Accelerator())
     for _ in range(40):
-        frames, intrinsics, depth_m = depth.draw(episodes, k, 4, run.generator())
-        loss = depth.depth_loss(run.model(frames, intrinsics), depth_m)
+        frames, depth_m = depth.draw(*recorded, 4, run.generator())
+        loss = depth.depth_loss(run.model(frames, k), depth_m)
         losses.append(loss.item())
         run.update(loss)
     run.close()
