@@ -70,6 +70,7 @@ def denoise(
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)
     else:
         scheduler.set_timesteps(steps, device=noise.device)
+    scheduler.set_begin_index(0)  # else it compares the first timestep with its own, and waits for the answer
     latents = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         time = timestep.expand(len(noise))

@@ -201,7 +201,7 @@ def _row(cache: Sequence[Any], row: int) -> list[Any]:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) and len(parts) > 1 else parts[0]
 
 
 class WanPrompts:
