@@ -100,6 +100,15 @@ class WanCodec(nn.Module):
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1), persistent=False)
 
+    def channels_last(self) -> WanCodec:
+        """Lays the weights out with channels last, in place: what GPUs' convolutions in half precision work on."""
+        for layer in self.vae.modules():
+            if isinstance(layer, nn.Conv3d):
+                layer.to(memory_format=torch.channels_last_3d)
+            elif isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)
+        return self
+
     @property
     def channels(self) -> int:
         return self.vae.config.z_dim
