@@ -157,6 +157,21 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
+    def begin_cameras(self) -> None:
+        """Sets the camera projections that a checkpoint of Wan's lacks, and loading leaves without memory, to zero."""
+        for block in self.blocks if self.config.insertion == "parallel" else ():
+            cameras = block.attn1.to_out_cameras
+            # Of an offloaded layer the weights wait elsewhere; of a model that is nowhere yet, they are to come.
+            if cameras.weight.is_meta and not hasattr(cameras, "_hf_hook") and not self.patch_embedding.weight.is_meta:
+                cameras.to_empty(device="cpu").to(self.patch_embedding.weight.dtype)
+                nn.init.zeros_(cameras.weight)
+                nn.init.zeros_(cameras.bias)
+
+    def to(self, *args: Any, **kwargs: Any) -> MosaicTransformer3DModel:
+        """As any module's. A quantised model is moved while it is loaded, before its cameras could begin elsewhere."""
+        self.begin_cameras()
+        return super().to(*args, **kwargs)
+
     def read(
         self,
         history: Tensor,

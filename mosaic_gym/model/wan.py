@@ -287,20 +287,16 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
 
         four = options.quantisation == "4bit"
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None
-        )
+            load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None,
+            llm_int8_skip_modules=["to_out_cameras"],  # of either kind; these may be missing, and are loaded apart
+        )  # fmt: skip
     transformer, told = MosaicTransformer3DModel.from_pretrained(
         checkpoint, dtype=dtype, output_loading_info=True, use_safetensors=True, **kwargs
     )
     missing = [name for name in told["missing_keys"] if "to_out_cameras" not in name]
     if missing:
         raise ValueError(f"the transformer of {checkpoint} lacks {sorted(missing)[:3]}; copy its folder again")
-    for block in transformer.blocks:
-        cameras = block.attn1.to_out_cameras
-        if cameras.weight.is_meta:
-            cameras.to_empty(device="cpu").to(dtype)
-            nn.init.zeros_(cameras.weight)
-            nn.init.zeros_(cameras.bias)
+    transformer.begin_cameras()
     if options.cameras is not None:
         load_cameras(transformer, options.cameras)
     return transformer
@@ -425,6 +421,11 @@ def _check_options(options: WanOptions) -> None:
     ):
         if value not in known:
             raise ValueError(f"loading option {name} is one of {known}; got {value!r}")
+    if options.compile and options.offload == "sequential":
+        raise ValueError(
+            "loading option compile is for weights that stay where they are during a step; with offload='sequential' "
+            "they do not. Take offload='model', or leave compile out"
+        )
     if not 1.0 < options.field_of_view_deg < 179.0:
         raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
     if options.guidance < 1.0:
