@@ -225,53 +225,64 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(config: Config, size: tuple[int, int]) -> dict[str, Any]:
-    """Frames a second; milliseconds a step by stage, also with a full memory; GiB; seconds before the first frames.
+def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> Iterator[str]:
+    """Fills in `figure`, and tells it line by line, each as soon as it is known: what fails later costs it no more.
 
     Stages are timed on steps of their own, for each is waited for, and a step is a little slower so.
     """
     on_gpu = config.device.startswith("cuda")
     began = time.perf_counter()
     world = build(config, size)
-    built_gib = torch.cuda.memory_allocated() / 2**30 if on_gpu else None
+    figure["built_s"] = now(world.device) - began
     if on_gpu:
+        figure["built_gib"] = torch.cuda.memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
-    built_s = now(world.device) - began
+    began = now(world.device)
     state, _ = world.start(Start(0))
-    started_s = now(world.device) - began - built_s
+    figure["started_s"] = now(world.device) - began
+    began = now(world.device)
     state = _walk(world, state, 1)
-    first_s = now(world.device) - began - built_s - started_s
+    figure["first_step_s"] = now(world.device) - began
+    yield (
+        f"seconds to build {figure['built_s']:.1f}, to begin an episode {figure['started_s']:.1f}, of the first step "
+        f"{figure['first_step_s']:.1f}"
+    )
     state = _walk(world, state, config.warm_up)
 
     graphs, began = counters["stats"]["unique_graphs"], now(world.device)
     state = _walk(world, state, config.steps)
-    whole_s = (now(world.device) - began) / config.steps
-    ms = _stages_ms(world, state, config.steps)
-    figure = {
-        "size": list(size),
-        "frames_per_second": 4 / whole_s,
-        "step_ms": 1e3 * whole_s,
-        "ms": ms,
-        "outside_share": sum(ms[stage] for kind in ("memory", REST) for stage in GROUPS[kind]) / sum(ms.values()),
-        "built_gib": built_gib,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-        "built_s": built_s,
-        "started_s": started_s,
-        "first_step_s": first_s,
-        "graphs": graphs,
-        "graphs_late": counters["stats"]["unique_graphs"] - graphs,
-        "keyframes": len(state.memory),
-    }
+    seconds = (now(world.device) - began) / config.steps
+    late = counters["stats"]["unique_graphs"] - graphs
+    figure |= {"frames_per_second": 4 / seconds, "step_ms": 1e3 * seconds, "graphs": graphs, "graphs_late": late}
+    rate = f"{4 / seconds:.1f} frames a second (goal >= 16 at 352x640)"
+    yield f"{rate}: {1e3 * seconds:.1f} ms a step; {graphs} graphs compiled, {late} more meanwhile"
+    if on_gpu:
+        figure["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        most = f"{figure['peak_gib']:.1f} (goal <= 40 at 352x640)"
+        yield f"GiB when built {figure['built_gib']:.1f}, at most {most}"
+    ms = figure["ms"] = _stages_ms(world, state, config.steps)
+    figure["outside_share"] = sum(ms[name] for kind in ("memory", REST) for name in GROUPS[kind]) / sum(ms.values())
+    figure["keyframes"] = len(state.memory)
+    yield f"milliseconds of stages, each waited for: {_told(ms)}"
+    yield f"outside network, codec and depth: {figure['outside_share']:.1%} (goal <= 5 %)"
+
     many = state.memory.keyframes * (world.capacity // len(state.memory) + 1)
     full = replace(state, memory=replace(state.memory, keyframes=many[: world.capacity]))
-    figure["ms_full"] = _stages_ms(world, full, FEW)
-    figure["keyframes_full"] = world.capacity
+    figure["ms_full"], figure["keyframes_full"] = _stages_ms(world, full, FEW), world.capacity
+    yield f"with {world.capacity} keyframes instead of {len(state.memory)}: {_told(figure['ms_full'])}"
     if config.profile is not None:
         config.profile.mkdir(parents=True, exist_ok=True)
-        told, figure["launches"] = _profiled(world, state)
+        told, figure["calls"] = _profiled(world, state)
         (config.profile / f"{config.shape}_{size[0]}x{size[1]}.txt").write_text(told)
-        print(told, flush=True)
-    return figure
+        yield told
+
+
+def _told(ms: dict[str, float]) -> str:
+    parts = []
+    for kind, names in GROUPS.items():
+        of = " + ".join(f"{name} {ms[name]:.1f}" for name in names)
+        parts.append(f"{kind} {sum(ms[name] for name in names):.1f}" + (f" ({of})" if len(names) > 1 else ""))
+    return ", ".join(parts)
 
 
 def _stages_ms(world: MosaicWorld, state: WorldState, steps: int) -> dict[str, float]:
@@ -326,11 +337,13 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
     for size in config.sizes:
         asked = f"{config.denoising_steps} denoising steps, {config.dtype}"
         print(f"{config.shape} {size[0]}x{size[1]}, {asked}:", flush=True)
+        figure: dict[str, Any] = {"size": list(size)}
+        told.append(figure)
         try:
-            told.append(measure(config, tuple(size)))
-            print(_table(told[-1]), flush=True)
+            for line in measure(config, tuple(size), figure):
+                print(f"  {line}", flush=True)
         except RuntimeError as error:
-            told.append({"size": list(size), "error": str(error)})
+            figure["error"] = str(error)
             print(f"  failed: {error}", flush=True)
         if config.json is not None:
             config.json.write_text(json.dumps(told, indent=2) + "\n")
@@ -345,26 +358,3 @@ def _machine(device: str) -> str:
         return f"{device}, torch {torch.__version__}"
     name, cudnn = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
     return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
-
-
-def _table(figure: dict[str, Any]) -> str:
-    def stages(ms: dict[str, float]) -> str:
-        parts = []
-        for kind, names in GROUPS.items():
-            of = " + ".join(f"{name} {ms[name]:.1f}" for name in names)
-            parts.append(f"{kind} {sum(ms[name] for name in names):.1f}" + (f" ({of})" if len(names) > 1 else ""))
-        return ", ".join(parts)
-
-    lines = [
-        f"{figure['frames_per_second']:.1f} frames a second (goal >= 16 at 352x640): {figure['step_ms']:.1f} ms a step",
-        f"milliseconds of stages, each waited for: {stages(figure['ms'])}",
-        f"outside network, codec and depth: {figure['outside_share']:.1%} (goal <= 5 %)",
-        f"the same with {figure['keyframes_full']} keyframes instead of {figure['keyframes']}: "
-        + stages(figure["ms_full"]),
-        f"seconds to build {figure['built_s']:.1f}, to begin an episode {figure['started_s']:.1f}, of the first step "
-        f"{figure['first_step_s']:.1f}; {figure['graphs']} graphs compiled, {figure['graphs_late']} more while timed",
-    ]
-    if figure["peak_gib"] is not None:
-        most = f"{figure['peak_gib']:.1f} (goal <= 40 at 352x640)"
-        lines.append(f"GiB when built {figure['built_gib']:.1f}, at most {most}")
-    return "\n".join(f"  {line}" for line in lines)
