@@ -6,25 +6,29 @@ is not asked about; random weights have none.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from mosaic_gym.geometry.control import Control
-from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan import PROMPT_TOKENS, WanCodec
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
+from mosaic_gym.worlds.state import WorldState
 
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "5B": (
@@ -52,10 +56,20 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 """Transformer and autoencoder, as Wan 2.2 TI2V-5B has them; and a toy to try the benchmark on a CPU."""
 STAGES = {
-    "recall": "memory", "denoised": "network", "_decode": "codec", "_estimate_depth": "depth", "_remember": "memory",
-    "_carried_on": "codec",
+    "recall": "recall", "denoised": "denoise", "read": "read", "_decode": "decode", "_carried_on": "decode",
+    "_estimate_depth": "depth", "_remember": "lift",
 }  # fmt: skip
-"""Methods of the world that are timed, and what their time counts as; the rest of a step is bookkeeping."""
+"""Methods of the world, and one of its transformer, by the stage that their own time counts as."""
+REST = "bookkeeping"
+GROUPS = {
+    "memory": ("recall", "lift"), "network": ("read", "denoise"), "codec": ("decode",), "depth": ("depth",),
+    REST: (REST,),
+}  # fmt: skip
+"""What the stages are parts of."""
+DRIVER_CALLS = ("Launch", "Memcpy", "Synchronize")
+"""What a profile counts, by parts of the names of CUDA's calls."""
+FEW = 4
+"""Steps that are profiled, and that are timed with a full memory."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,10 @@ class Config:
     """Of all networks."""
     compile: bool = True
     """Compile the transformer's blocks."""
+    profile: Path | None = None
+    """A folder for tables of the operations of some steps, which are printed too; None for no tables."""
     json: Path | None = None
-    """Where to write every figure."""
+    """Where to write every figure, after each size."""
 
 
 class _NoPrompts:
@@ -143,7 +159,7 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
     )  # fmt: skip
     codec = WanCodec(vae.eval(), restarts=False).to(config.device)
     prompts = _NoPrompts(transformer.config.text_dim, dtype, config.device)
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     model = WorldModel(
         settings, transformer, None, codec, prompts, _Depth(dtype, config.device), None, None, scheduler,
         torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8), ("",),
@@ -152,26 +168,54 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
 
 
 @contextmanager
-def timed(world: MosaicWorld, spent: dict[str, float]) -> Any:
-    """Adds the seconds of every stage to `spent`, by what it counts as."""
+def staged(world: MosaicWorld, enter: Callable[[str], Any]) -> Iterator[None]:
+    """Goes into the context `enter(stage)` around every stage; stages may lie within others."""
 
-    def clocked(method: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    def within(method: Callable[..., Any], stage: str) -> Callable[..., Any]:
         @wraps(method)
-        def run(*args: Any) -> Any:
-            started = now(world.device)
-            result = method(*args)
-            spent[kind] = spent.get(kind, 0.0) + now(world.device) - started
-            return result
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with enter(stage):
+                return method(*args, **kwargs)
 
         return run
 
-    for name, kind in STAGES.items():
-        setattr(world, name, clocked(getattr(world, name), kind))
+    transformer = world.model.transformer
+    changed = [(transformer if hasattr(transformer, name) else world, name) for name in STAGES]
+    for owner, name in changed:
+        setattr(owner, name, within(getattr(owner, name), STAGES[name]))
     try:
         yield
     finally:
-        for name in STAGES:
-            delattr(world, name)
+        for owner, name in changed:
+            delattr(owner, name)
+
+
+class Stopwatch:
+    """Seconds of every stage, without those of the stages within it; what lies in none is `REST`."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.spent: dict[str, float] = dict.fromkeys((*STAGES.values(), REST), 0.0)
+        self._stage, self._since = REST, now(device)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        around = self._turn_to(stage)
+        try:
+            yield
+        finally:
+            self._turn_to(around)
+
+    def _turn_to(self, stage: str) -> str:
+        before, moment = self._stage, now(self.device)
+        self.spent[before] += moment - self._since
+        self._stage, self._since = stage, moment
+        return before
+
+    def stop(self) -> dict[str, float]:
+        """All until now."""
+        self._turn_to(REST)
+        return self.spent
 
 
 def now(device: torch.device) -> float:
@@ -181,41 +225,105 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def measure(config: Config, size: tuple[int, int]) -> dict[str, Any]:
-    """Milliseconds of a step by stage, frames a second, and peak memory in GiB."""
-    if config.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> Iterator[str]:
+    """Fills in `figure`, and tells it line by line, each as soon as it is known: what fails later costs it no more.
+
+    Stages are timed on steps of their own, for each is waited for, and a step is a little slower so.
+    """
+    on_gpu = config.device.startswith("cuda")
+    began = time.perf_counter()
     world = build(config, size)
+    figure["built_s"] = now(world.device) - began
+    if on_gpu:
+        figure["built_gib"] = torch.cuda.memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    began = now(world.device)
     state, _ = world.start(Start(0))
+    figure["started_s"] = now(world.device) - began
+    began = now(world.device)
+    state = _walk(world, state, 1)
+    figure["first_step_s"] = now(world.device) - began
+    yield (
+        f"seconds to build {figure['built_s']:.1f}, to begin an episode {figure['started_s']:.1f}, of the first step "
+        f"{figure['first_step_s']:.1f}"
+    )
     state = _walk(world, state, config.warm_up)
-    spent: dict[str, float] = {}
-    with timed(world, spent):
-        started = now(world.device)
-        _walk(world, state, config.steps)
-        whole = now(world.device) - started
-    spent["bookkeeping"] = whole - sum(spent.values())
-    outside = (spent.get("memory", 0.0) + spent["bookkeeping"]) / whole
-    peak = torch.cuda.max_memory_allocated() / 2**30 if config.device.startswith("cuda") else None
-    return {
-        "size": list(size),
-        "frames_per_second": 4 * config.steps / whole,
-        "ms": {kind: 1e3 * seconds / config.steps for kind, seconds in spent.items()},
-        "outside_share": outside,
-        "peak_gib": peak,
-        "keyframes": config.warm_up + config.steps + 1,
-    }
+
+    graphs, began = counters["stats"]["unique_graphs"], now(world.device)
+    state = _walk(world, state, config.steps)
+    seconds = (now(world.device) - began) / config.steps
+    late = counters["stats"]["unique_graphs"] - graphs
+    figure |= {"frames_per_second": 4 / seconds, "step_ms": 1e3 * seconds, "graphs": graphs, "graphs_late": late}
+    rate = f"{4 / seconds:.1f} frames a second (goal >= 16 at 352x640)"
+    yield f"{rate}: {1e3 * seconds:.1f} ms a step; {graphs} graphs compiled, {late} more meanwhile"
+    if on_gpu:
+        figure["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        most = f"{figure['peak_gib']:.1f} (goal <= 40 at 352x640)"
+        yield f"GiB when built {figure['built_gib']:.1f}, at most {most}"
+    ms = figure["ms"] = _stages_ms(world, state, config.steps)
+    figure["outside_share"] = sum(ms[name] for kind in ("memory", REST) for name in GROUPS[kind]) / sum(ms.values())
+    figure["keyframes"] = len(state.memory)
+    yield f"milliseconds of stages, each waited for: {_told(ms)}"
+    yield f"outside network, codec and depth: {figure['outside_share']:.1%} (goal <= 5 %)"
+
+    many = state.memory.keyframes * (world.capacity // len(state.memory) + 1)
+    full = replace(state, memory=replace(state.memory, keyframes=many[: world.capacity]))
+    figure["ms_full"], figure["keyframes_full"] = _stages_ms(world, full, FEW), world.capacity
+    yield f"with {world.capacity} keyframes instead of {len(state.memory)}: {_told(figure['ms_full'])}"
+    if config.profile is not None:
+        config.profile.mkdir(parents=True, exist_ok=True)
+        told, figure["calls"] = _profiled(world, state)
+        (config.profile / f"{config.shape}_{size[0]}x{size[1]}.txt").write_text(told)
+        yield told
 
 
-def _walk(world: MosaicWorld, state: Any, steps: int) -> Any:
+def _told(ms: dict[str, float]) -> str:
+    parts = []
+    for kind, names in GROUPS.items():
+        of = " + ".join(f"{name} {ms[name]:.1f}" for name in names)
+        parts.append(f"{kind} {sum(ms[name] for name in names):.1f}" + (f" ({of})" if len(names) > 1 else ""))
+    return ", ".join(parts)
+
+
+def _stages_ms(world: MosaicWorld, state: WorldState, steps: int) -> dict[str, float]:
+    stopwatch = Stopwatch(world.device)
+    with staged(world, stopwatch):
+        _walk(world, state, steps)
+    return {stage: 1e3 * seconds / steps for stage, seconds in stopwatch.stop().items()}
+
+
+def _profiled(world: MosaicWorld, state: WorldState) -> tuple[str, dict[str, float]]:
+    """Tables of the operations of a few steps, and how often a step launches a kernel or waits, by stage."""
+    activities = [ProfilerActivity.CPU]
+    if world.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler, staged(world, lambda stage: record_function(f"stage {stage}")):
+        _walk(world, state, FEW)
+        now(world.device)
+    counts: Counter[str] = Counter()
+    for event in profiler.events():
+        called = next((kind for kind in DRIVER_CALLS if event.name.startswith("cu") and kind in event.name), None)
+        around = event if called else None
+        while around is not None and not around.name.startswith("stage "):
+            around = around.cpu_parent
+        if called:
+            counts[f"{called} in {REST if around is None else around.name.removeprefix('stage ')}"] += 1
+    a_step = {name: count / FEW for name, count in sorted(counts.items())}
+    averages = profiler.key_averages()
+    orders = ("self_device_time_total", "self_cpu_time_total")
+    tables = [averages.table(sort_by=order, row_limit=40, max_name_column_width=70) for order in orders]
+    return "\n".join([*tables, f"calls of the driver a step: {a_step}"]), a_step
+
+
+def _walk(world: MosaicWorld, state: WorldState, steps: int) -> WorldState:
     thrusts = torch.tensor([[1.0, 0.0, 0.3], [1.0, 0.0, -0.3], [0.0, 0.0, 0.5]]).numpy()
     for index in range(steps):
         (state,), _ = world.step([state], thrusts[index % 3][None])
-    assert isinstance(state.memory, MosaicMemory)
     return state
 
 
 def evaluate(config: Config) -> list[dict[str, Any]]:
-    """Prints a table of stages for every size.
+    """Prints a table of stages for every size; one that fails, for want of memory say, is told and the next tried.
 
     Raises:
         ValueError: no CUDA device where one is asked for, or fewer than one step.
@@ -224,16 +332,29 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
         raise ValueError("give at least 1 step, and a warm-up of 0 or more")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("this torch sees no CUDA device; --device cpu --shape tiny shows what would be measured")
-    told = []
+    print(_machine(config.device), flush=True)
+    told: list[dict[str, Any]] = []
     for size in config.sizes:
-        figure = measure(config, tuple(size))
+        asked = f"{config.denoising_steps} denoising steps, {config.dtype}"
+        print(f"{config.shape} {size[0]}x{size[1]}, {asked}:", flush=True)
+        figure: dict[str, Any] = {"size": list(size)}
         told.append(figure)
-        stages = ", ".join(f"{kind} {ms:.1f}" for kind, ms in figure["ms"].items())
-        peak = "" if figure["peak_gib"] is None else f"; peak {figure['peak_gib']:.1f} GiB (goal <= 40 at 352x640)"
-        print(f"{config.shape} {size[0]}x{size[1]}, {config.denoising_steps} denoising steps, {config.dtype}:")
-        print(f"  {figure['frames_per_second']:.1f} frames a second (goal >= 16 at 352x640)")
-        print(f"  milliseconds a step: {stages}{peak}")
-        print(f"  outside network, codec and depth: {figure['outside_share']:.1%} (goal <= 5 %)")
-    if config.json is not None:
-        config.json.write_text(json.dumps(told, indent=2) + "\n")
+        try:
+            for line in measure(config, tuple(size), figure):
+                print(f"  {line}", flush=True)
+        except RuntimeError as error:
+            figure["error"] = str(error)
+            print(f"  failed: {error}", flush=True)
+        if config.json is not None:
+            config.json.write_text(json.dumps(told, indent=2) + "\n")
+        gc.collect()
+        if config.device.startswith("cuda"):
+            torch.cuda.empty_cache()
     return told
+
+
+def _machine(device: str) -> str:
+    if not device.startswith("cuda"):
+        return f"{device}, torch {torch.__version__}"
+    name, cudnn = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
+    return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}"

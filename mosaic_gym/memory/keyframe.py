@@ -57,12 +57,19 @@ class Keyframe:
         """`[4, 4]`, the camera of the last video frame."""
         return self.world_from_camera[-1]
 
+    def to(self, device: torch.device) -> Keyframe:
+        """The same keyframe on a device; itself, if it is there already."""
+        if self.latent.device == device:
+            return self
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSOR_FIELDS})
+
     def moved(self, edit: Tensor) -> Keyframe:
         """The same patches elsewhere: composes the edit transform E `[4, 4]` (world from world) into the warp.
 
         Poses and points move together, so culling, occlusion, coordinates and values all follow. Moved patches are no
         longer where the map has them, so they say nothing of it.
         """
+        edit = edit.to(self.points_m.device)
         return replace(
             self,
             world_from_camera=edit @ self.world_from_camera,
@@ -72,7 +79,7 @@ class Keyframe:
 
     def keeping(self, chosen: Tensor) -> Keyframe:
         """The same keyframe with only the chosen patches alive; `chosen` is bool `[v, u]`."""
-        return replace(self, alive=self.alive & chosen)
+        return replace(self, alive=self.alive & chosen.to(self.alive.device))
 
 
 def median_per_cell(depth_m: Float[Tensor, "... H W"], grid: tuple[int, int]) -> Float[Tensor, "... h w"]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from jaxtyping import Float
 from torch import Tensor
 
@@ -73,7 +73,8 @@ class Positions:
         projection, inverse: `[b, n, 4, 4, 4]`, PRoPE's P and P^-1 of a token's four cameras; or as `written_out`.
         cached: what attention kept of clean tokens that this pass may look at: `[b, m, heads, d]` each.
         key_mask: bool `[b, 1, 1, keys]`, which keys (cached first, own behind) exist; None where all do.
-        stored: where a pass that is to be looked at puts what `cached` takes, one entry a block; None for others.
+        stored: where a pass that is to be looked at puts what `cached` takes; None for others. Each block is given an
+            empty list: compiled code is made for one length of it.
     """
 
     cosine: Tensor
@@ -125,10 +126,13 @@ def _project(x: Tensor, matrices: Tensor) -> Tensor:
     """
     if matrices.dim() == 4:
         return (x.to(matrices.dtype) @ matrices.transpose(-1, -2)).type_as(x)
-    b, n, heads, p = x.shape
-    groups = x.view(b, n, heads, 4, p // 16, 4).transpose(2, 3).reshape(b, n, 4, heads * p // 16, 4)
-    moved = groups.to(matrices.dtype) @ matrices.transpose(-1, -2)
-    return moved.view(b, n, 4, heads, p // 16, 4).transpose(2, 3).reshape(b, n, heads, p).type_as(x)
+    groups = x.unflatten(-1, (4, -1, 4)).to(matrices.dtype).unbind(-1)  # four of [b, n, heads, 4, p / 16]
+    columns = matrices[:, :, None, :, None].unbind(-1)  # four of [b, n, 1, 4, 1, 4]
+    # Sums written out, not a product of matrices four wide: compiled, it is one kernel, with what surrounds it.
+    moved = groups[0][..., None] * columns[0]
+    for group, column in zip(groups[1:], columns[1:], strict=True):
+        moved = torch.addcmul(moved, group[..., None], column)
+    return moved.flatten(-3).type_as(x)
 
 
 class MosaicAttnProcessor:
@@ -197,6 +201,32 @@ class MosaicAttnProcessor:
 
     def _dot(self, query: Tensor, key: Tensor, value: Tensor, at: Positions) -> Tensor:
         return dispatch_attention_fn(query, key, value, attn_mask=at.key_mask, backend=self._attention_backend)
+
+
+class TextAttnProcessor(WanAttnProcessor):
+    """Wan's attention to the prompt, whose keys and values may be given instead of its vectors.
+
+    They are the same for all denoising steps; for a small frame, making them is a quarter of a step's arithmetic.
+    """
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        """`[b, n, d]` to `[b, n, d]`; the prompt as vectors `[b, l, d]`, or as what `told` returned."""
+        if not isinstance(encoder_hidden_states, tuple):
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        return _out(attn, dispatch_attention_fn(query, *encoder_hidden_states, backend=self._attention_backend))
+
+    def told(self, attn: WanAttention, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[b, l, heads, d]` of a prompt's vectors `[b, l, d]`."""
+        key = attn.norm_k(attn.to_k(text)).unflatten(2, (attn.heads, -1))
+        return key, attn.to_v(text).unflatten(2, (attn.heads, -1))
 
 
 def _remembered(at: Positions, *own: Tensor) -> tuple[Tensor, ...]:

@@ -93,6 +93,8 @@ class WorldModel:
 
     def to(self, device: str | torch.device) -> WorldModel:
         """Moves every network, in place, and puts them in evaluation mode."""
+        if torch.device(device).type == "cuda" and hasattr(self.codec, "channels_last"):
+            self.codec.channels_last()
         if self.pipeline is not None:
             self.transformer.requires_grad_(False)
             self.codec.requires_grad_(False)
@@ -210,7 +212,8 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     pipeline = load_pipeline(checkpoint, options)
     settings = WorldSettings(**wan_settings(pipeline, options, *size))
     if options.compile:
-        pipeline.transformer.compile_repeated_blocks()
+        # How many tokens are recalled differs from step to step.
+        pipeline.transformer.compile_repeated_blocks(dynamic=True)
     model = WorldModel(
         settings,
         pipeline.transformer,

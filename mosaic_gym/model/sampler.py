@@ -70,12 +70,15 @@ def denoise(
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)
     else:
         scheduler.set_timesteps(steps, device=noise.device)
+    scheduler.set_begin_index(0)  # else it compares the first timestep with its own, and waits for the answer
     latents = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
         time = timestep.expand(len(noise))
         said = transformer(latents, time, context)
+        # Schedulers hand back what they are given, and latents in half precision fit nothing that comes after.
+        said = said.to(torch.promote_types(said.dtype, noise.dtype))
         if away is not None:
-            other = transformer(latents, time, away)
+            other = transformer(latents, time, away).type_as(said)
             said = other + guidance * (said - other)
         velocity = (latents - said) / sigma if transformer.config.insertion == "split" else said
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]

@@ -28,6 +28,7 @@ from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.attention import (
     MosaicAttnProcessor,
     Positions,
+    TextAttnProcessor,
     lifted_projection,
     rotary_angles,
     turns,
@@ -67,9 +68,10 @@ class Context:
         history: `[b, t, c, h, w]`, recent latents; history_cameras: `[b, t, 4, 4, 4]`.
         cameras: `[b, t, 4, 4, 4]`, of the target frames, world_from_camera, metres.
         image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
-        text: `[b, l, d]`: of a causal model in the network's width, else the prompt's vectors as they are.
-        keys_values: of a causal model: for each block what its attention keeps of the clean tokens.
-        exists: bool `[b, n]`, of the clean tokens of a causal model.
+        text: `[b, l, text_dim]`, the prompt's vectors.
+        told: of a model that has read: for each block its keys and values of the prompt.
+        keys_values: of a model that has read: for each block what its attention keeps of the clean tokens.
+        target: of a model that has read: where the target's tokens are, and which keys they may look at.
     """
 
     recalled: Recall
@@ -79,8 +81,9 @@ class Context:
     image_from_camera: Tensor
     size: tuple[int, int]
     text: Tensor
+    told: tuple[tuple[Tensor, Tensor], ...] | None = None
     keys_values: tuple[tuple[Tensor, ...], ...] | None = None
-    exists: Tensor | None = None
+    target: Positions | None = None
 
     @property
     def anchor(self) -> Tensor:
@@ -136,6 +139,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         width = num_attention_heads * attention_head_dim
         for block in self.blocks:
             block.attn1.set_processor(MosaicAttnProcessor(insertion))
+            block.attn2.set_processor(TextAttnProcessor())
         if insertion == "parallel":
             for block in self.blocks:
                 block.attn1.to_out_cameras = nn.Linear(width, width)
@@ -152,6 +156,21 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             block.scale_shift_table.data[:, [2, 5]] = 1.0
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
+
+    def begin_cameras(self) -> None:
+        """Sets the camera projections that a checkpoint of Wan's lacks, and loading leaves without memory, to zero."""
+        for block in self.blocks if self.config.insertion == "parallel" else ():
+            cameras = block.attn1.to_out_cameras
+            # Of an offloaded layer the weights wait elsewhere; of a model that is nowhere yet, they are to come.
+            if cameras.weight.is_meta and not hasattr(cameras, "_hf_hook") and not self.patch_embedding.weight.is_meta:
+                cameras.to_empty(device="cpu").to(self.patch_embedding.weight.dtype)
+                nn.init.zeros_(cameras.weight)
+                nn.init.zeros_(cameras.bias)
+
+    def to(self, *args: Any, **kwargs: Any) -> MosaicTransformer3DModel:
+        """As any module's. A quantised model is moved while it is loaded, before its cameras could begin elsewhere."""
+        self.begin_cameras()
+        return super().to(*args, **kwargs)
 
     def read(
         self,
@@ -182,12 +201,18 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if hasattr(self, "_hf_hook"):  # as a call of forward would have fetched an offloaded model
             self._hf_hook.pre_forward(self)
         clean = self._clean_tokens(context)
-        at = self._positions(clean, context)
-        at.stored = []
+        exists = clean.exists if len(history) > 1 else None  # one member alone is not padded
+        at = self._positions(clean.coordinates, clean.cameras, clean.values, context)
+        at.key_mask = None if exists is None else exists[:, None, None]
         _, modulation = self._clock(history.new_zeros(len(history)), clean.values)
         text = self.condition_embedder.text_embedder(text.to(clean.values.dtype))
-        self._read_blocks(clean.values, modulation, text, at)
-        return replace(context, text=text, keys_values=tuple(at.stored), exists=clean.exists)
+        told = tuple(block.attn2.processor.told(block.attn2, text) for block in self.blocks)
+        keys_values = self._read_blocks(clean.values, modulation, told, at)
+        grid, cameras = self._target_places(recalled.warped.unflatten(0, target_cameras.shape[:2]), context)
+        target = self._positions(grid, cameras, clean.values, context)
+        if exists is not None:
+            target.key_mask = torch.cat([exists, exists.new_ones(grid.shape[:2])], dim=1)[:, None, None]
+        return replace(context, told=told, keys_values=keys_values, target=target)
 
     def forward(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tensor:
         """What the network says of noisy target frames, `[b, t, c, h, w]`.
@@ -201,13 +226,13 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             timestep: `[b]`, 0 (clean) to 1000 (noise).
             context: what `read` returned for the same batch.
         """
-        target = self._target_tokens(noisy, timestep, context)
+        values = self._target_values(noisy, timestep, context)
         if context.keys_values is not None:
-            clock, modulation = self._clock(timestep, target.values)
-            at = self._positions(target, context)
-            at.key_mask = torch.cat([context.exists, target.exists], dim=1)[:, None, None]
-            tokens = self._through_blocks(target.values, modulation, context.text, at, context.keys_values)
+            clock, modulation = self._clock(timestep, values)
+            tokens = self._through_blocks(values, modulation, context.told, context.target, context.keys_values)
         else:
+            exists = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+            target = Tokens(values, *self._target_places(noisy, context), exists)
             clean = self._clean_tokens(context)
             clocks, modulations = self._clock(torch.cat([torch.zeros_like(timestep), timestep]), target.values)
             clock, (still, modulation) = clocks.chunk(2)[1], modulations.chunk(2)
@@ -217,14 +242,15 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
                 dim=1,
             )
             both = Tokens(*(torch.cat([getattr(each, name) for each in (clean, target)], dim=1) for name in _TOKENS))
-            at = self._positions(both, context)
-            at.key_mask = None if bool(both.exists.all()) else both.exists[:, None, None]
+            at = self._positions(both.coordinates, both.cameras, both.values, context)
+            at.key_mask = None if len(values) == 1 or bool(both.exists.all()) else both.exists[:, None, None]
             if self.config.causal:
                 # Targets look at everything, clean tokens at one another.
                 ours = torch.arange(sum(counts), device=target.values.device) >= counts[0]
                 at.key_mask = both.exists[:, None, None] & (ours[:, None] | ~ours)
             text = self.condition_embedder.text_embedder(context.text.to(both.values.dtype))
-            tokens = self._through_blocks(both.values, each_token, text, at, None, counts[0], (still, modulation))
+            told = (text,) * len(self.blocks)
+            tokens = self._through_blocks(both.values, each_token, told, at, None, counts[0], (still, modulation))
         shift, scale = (self.scale_shift_table + clock[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         said = self._onto_grid(self.proj_out(tokens), noisy)
@@ -280,24 +306,25 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         exists = (shares > 0.5).flatten(1).unflatten(0, context.cameras.shape[:2]).flatten(1)
         return Tokens(values, self._grid(warped, first), self._per_token(context.cameras, warped), exists)
 
-    def _target_tokens(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tokens:
+    def _target_values(self, noisy: Tensor, timestep: Tensor, context: Context) -> Tensor:
+        """Tokens `[b, n, d]` of noisy target frames."""
         if self.config.insertion == "split":
             # Scaled by how much signal it holds: pure noise says nothing, and then one step is a regression.
             values = self._embed(noisy * (1.0 - timestep.view(-1, 1, 1, 1, 1) / TIMESTEPS))
             recalled = context.recalled
             told = torch.cat([recalled.warped, recalled.covered, recalled.expected], dim=1).to(values.dtype)
-            values = values + _tokens_of(self.warped_embedding, told).reshape(values.shape)
-        else:
-            values = self._embed(noisy)
-        cameras = self._per_token(context.cameras, noisy)
-        exists = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-        return Tokens(values, self._grid(noisy, context.history.shape[1]), cameras, exists)
+            return values + _tokens_of(self.warped_embedding, told).reshape(values.shape)
+        return self._embed(noisy)
+
+    def _target_places(self, like: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Coordinates and cameras of the tokens of target frames, which are shaped like `[b, t, c, h, w]`."""
+        return self._grid(like, context.history.shape[1]), self._per_token(context.cameras, like)
 
     def _embed(self, latents: Tensor) -> Tensor:
         """`[b, n, d]` of latents `[b, t, c, h, w]`, frame by frame, row by row; t may be 0."""
         weight = self.patch_embedding.weight
         if not latents.shape[1]:
-            return weight.new_zeros(len(latents), 0, len(weight))
+            return latents.new_zeros(len(latents), 0, len(weight), dtype=weight.dtype)  # an offloaded weight is nowhere
         return _tokens_of(self.patch_embedding, latents.transpose(1, 2).to(weight.dtype))
 
     def _clock(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -307,22 +334,27 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         clock = embedder.time_embedder(waves).type_as(like)
         return clock, embedder.time_proj(embedder.act_fn(clock)).unflatten(1, (6, -1))
 
-    def _read_blocks(self, tokens: Tensor, modulation: Tensor, text: Tensor, at: Positions) -> None:
-        """Fills `at.stored`. What the last block would make of the tokens is nobody's input, so it is not made."""
+    def _read_blocks(
+        self, tokens: Tensor, modulation: Tensor, text: tuple[Any, ...], at: Positions
+    ) -> tuple[tuple[Tensor, ...], ...]:
+        """What each block's attention keeps. What the last would make of the tokens is nobody's input: it is not made.
+        """
         *blocks, last = self.blocks
+        places = [replace(at, stored=[]) for _ in self.blocks]
         tokens = tokens.contiguous()
-        for block in blocks:
-            tokens = block(tokens, text, modulation, at)
+        for block, told, placed in zip(blocks, text, places, strict=False):
+            tokens = block(tokens, told, modulation, placed)
         if hasattr(last, "_hf_hook"):  # an offloaded block fetches its weights when it is called
-            last(tokens, text, modulation, at)
-            return
-        _keep(last, tokens, modulation, at)
+            last(tokens, text[-1], modulation, places[-1])
+        else:
+            _keep(last, tokens, modulation, places[-1])
+        return tuple(placed.stored[0] for placed in places)
 
     def _through_blocks(
         self,
         tokens: Tensor,
         modulation: Tensor,
-        text: Tensor,
+        text: tuple[Any, ...],
         at: Positions,
         cached: tuple[Any, ...] | None,
         clean: int = 0,
@@ -331,6 +363,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         """What becomes of the tokens but the first `clean` of them, whose last keys and values are all that is needed.
 
         Args:
+            text: for each block the prompt's vectors, or its keys and values.
             apart: the modulation `[b, 6, d]` of the clean ones, and of the others.
         """
         tokens = tokens.contiguous()
@@ -342,9 +375,9 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         for index, block in enumerate(blocks):
             placed = replace(at, cached=cached[index]) if cached is not None else at
             if checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, text, modulation, placed)
+                tokens = self._gradient_checkpointing_func(block, tokens, text[index], modulation, placed)
             else:
-                tokens = block(tokens, text, modulation, placed)
+                tokens = block(tokens, text[index], modulation, placed)
         if len(blocks) == len(self.blocks):
             return tokens[:, clean:]
         there, here = at.of(slice(None, clean)), at.of(slice(clean, None))
@@ -354,7 +387,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         # Of a mask with a row for every token, those of the others.
         here.key_mask = mask[..., clean:, :] if mask is not None and mask.shape[-2] > 1 else mask
         here.cached = there.stored[0]
-        return last(tokens[:, clean:].contiguous(), text, apart[1], here)
+        return last(tokens[:, clean:].contiguous(), text[-1], apart[1], here)
 
     def _onto_grid(self, tokens: Tensor, like: Tensor) -> Tensor:
         """Latents `[b, t, c, h, w]` of projected tokens, laid out as Wan lays them: (rows, columns, channels)."""
@@ -377,22 +410,22 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         high, wide = self.config.patch_size[1:]
         return cameras.repeat_interleave((latents.shape[-2] // high) * (latents.shape[-1] // wide), dim=1)
 
-    def _positions(self, tokens: Tokens, context: Context) -> Positions:
+    def _positions(self, coordinates: Tensor, cameras: Tensor, values: Tensor, context: Context) -> Positions:
+        """Of tokens at coordinates `[b, n, 3]`, seen by cameras `[b, n, 4, 4, 4]`; as precise as their values need."""
         heads = self.config.attention_head_dim
         rotary = heads // 2 if self.config.insertion == "split" else heads
-        angles = rotary_angles(tokens.coordinates.double(), rotary, self.config.rope_theta)[:, :, None]
-        camera_from_anchor = invert_pose(tokens.cameras) @ context.anchor[:, None, None]
+        angles = rotary_angles(coordinates.double(), rotary, self.config.rope_theta)[:, :, None]
+        camera_from_anchor = invert_pose(cameras) @ context.anchor[:, None, None]
         projection, inverse = lifted_projection(
             camera_from_anchor, context.image_from_camera[:, None, None], context.size, self.config.metres_per_unit
         )
-        precise = torch.promote_types(tokens.values.dtype, torch.float32)
+        precise = torch.promote_types(values.dtype, torch.float32)
         # Through float32, as Wan's own tables go: then equal positions have equal numbers.
         cosine, sine = (each.float().to(precise) for each in turns(angles))
-        key_mask = tokens.exists[:, None, None]
         projection, inverse = projection.to(precise), inverse.to(precise)
         if self.config.insertion == "split":
             projection, inverse = written_out(projection, heads // 2), written_out(inverse, heads // 2)
-        return Positions(cosine, sine, projection, inverse, key_mask=key_mask)
+        return Positions(cosine, sine, projection, inverse)
 
 
 def _keep(block: nn.Module, tokens: Tensor, modulation: Tensor, at: Positions) -> None:
@@ -413,7 +446,8 @@ _TOKENS = ("values", "coordinates", "cameras", "exists")
 
 
 def _kept(tokens: Tokens, rows: Tensor) -> Tokens:
-    return Tokens(*(getattr(tokens, name)[:, rows] for name in _TOKENS))
+    index = rows.nonzero()[:, 0]  # once: an accelerator is waited for to learn how many there are
+    return Tokens(*(getattr(tokens, name)[:, index] for name in _TOKENS))
 
 
 def _check_config(

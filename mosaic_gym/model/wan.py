@@ -100,6 +100,15 @@ class WanCodec(nn.Module):
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1), persistent=False)
 
+    def channels_last(self) -> WanCodec:
+        """Lays the weights out with channels last, in place: what GPUs' convolutions in half precision work on."""
+        for layer in self.vae.modules():
+            if isinstance(layer, nn.Conv3d):
+                layer.to(memory_format=torch.channels_last_3d)
+            elif isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)
+        return self
+
     @property
     def channels(self) -> int:
         return self.vae.config.z_dim
@@ -201,7 +210,7 @@ def _row(cache: Sequence[Any], row: int) -> list[Any]:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) and len(parts) > 1 else parts[0]
 
 
 class WanPrompts:
@@ -278,20 +287,16 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
 
         four = options.quantisation == "4bit"
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None
-        )
+            load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None,
+            llm_int8_skip_modules=["to_out_cameras"],  # of either kind; these may be missing, and are loaded apart
+        )  # fmt: skip
     transformer, told = MosaicTransformer3DModel.from_pretrained(
         checkpoint, dtype=dtype, output_loading_info=True, use_safetensors=True, **kwargs
     )
     missing = [name for name in told["missing_keys"] if "to_out_cameras" not in name]
     if missing:
         raise ValueError(f"the transformer of {checkpoint} lacks {sorted(missing)[:3]}; copy its folder again")
-    for block in transformer.blocks:
-        cameras = block.attn1.to_out_cameras
-        if cameras.weight.is_meta:
-            cameras.to_empty(device="cpu").to(dtype)
-            nn.init.zeros_(cameras.weight)
-            nn.init.zeros_(cameras.bias)
+    transformer.begin_cameras()
     if options.cameras is not None:
         load_cameras(transformer, options.cameras)
     return transformer
@@ -416,6 +421,11 @@ def _check_options(options: WanOptions) -> None:
     ):
         if value not in known:
             raise ValueError(f"loading option {name} is one of {known}; got {value!r}")
+    if options.compile and options.offload == "sequential":
+        raise ValueError(
+            "loading option compile is for weights that stay where they are during a step; with offload='sequential' "
+            "they do not. Take offload='model', or leave compile out"
+        )
     if not 1.0 < options.field_of_view_deg < 179.0:
         raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
     if options.guidance < 1.0:

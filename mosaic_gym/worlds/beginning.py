@@ -41,7 +41,7 @@ class Beginning:
         frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
         depth_m = self._estimate(frames)
         state = self._begin(frames, depth_m, poses, start.seed, prompt, start.memory)
-        return state, self._view(state.memory, poses, frames, depth_m, 1.0)
+        return state, self._view(state.memory, poses, frames, depth_m.float().cpu().numpy(), 1.0)
 
     def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
         """The first image, uint8 `[H, W, 3]`, and the prompt."""
@@ -106,7 +106,9 @@ class Beginning:
         elif not isinstance(memory, MosaicMemory):
             kind = type(memory).__name__
             raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
-        memory = replace(memory, capacity=self.capacity)  # how much a world keeps is its own matter
+        # How much a world keeps is its own matter, and where; what was read from a file is on the CPU.
+        keyframes = tuple(keyframe.to(self.k.device) for keyframe in memory.keyframes)
+        memory = replace(memory, keyframes=keyframes, capacity=self.capacity)
         latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
         if len(memory) and memory.keyframes[0].latent.shape != latents.shape[1:]:
             shape = tuple(memory.keyframes[0].latent.shape)

@@ -170,7 +170,8 @@ class MosaicWorld(Beginning):
         rewards, ends = self._outcomes(states, frames)
 
         carried = self._carried_on(latents, frames, cameras, streams)
-        pictures = frames_to_uint8(frames).cpu().numpy()
+        # Together, for an accelerator is waited for each time.
+        pictures, depths_m = frames_to_uint8(frames).cpu().numpy(), depth_m.float().cpu().numpy()
         coverage = recalled.coverage.view(cameras.shape[:2]).tolist()
         futures, shown = [], []
         for i, state in enumerate(states):
@@ -178,7 +179,7 @@ class MosaicWorld(Beginning):
             futures.append(replace(future, memory=memories[i][-1]))
             views = []
             for k, memory in enumerate(memories[i]):
-                view = self._view(memory, poses[i][4 * k : 4 * k + 4], pictures[i, k], depth_m[i, k], coverage[i][k])
+                view = self._view(memory, poses[i][4 * k : 4 * k + 4], pictures[i, k], depths_m[i, k], coverage[i][k])
                 views.append(replace(view, reward=rewards[i][k], terminated=ends[i][k]))
             shown.append(views)
         return futures, shown
@@ -448,11 +449,11 @@ class MosaicWorld(Beginning):
         return cameras.unflatten(1, (-1, FRAMES_PER_STEP))
 
     def _view(
-        self, memory: MosaicMemory, poses: Sequence[Pose], frames: np.ndarray, depth_m: Tensor, coverage: float
+        self, memory: MosaicMemory, poses: Sequence[Pose], frames: np.ndarray, depth_m: np.ndarray, coverage: float
     ) -> View:
         return View(
             frames=frames,
-            depth_m=depth_m.float().cpu().numpy().copy(),  # memory keeps the other; a view may be written to
+            depth_m=depth_m.copy(),  # memory keeps the other; a view may be written to
             world_from_camera=np.array([pose.world_from_camera for pose in poses]),
             image_from_camera=self.image_from_camera,
             coverage=float(coverage),

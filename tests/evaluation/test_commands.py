@@ -1,6 +1,9 @@
 """The smaller commands on a tiny checkpoint: what they measure, and what they refuse."""
 
 import json
+import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from mosaic_gym.evaluation import atlas, demo, depth, speed, wan
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
+from mosaic_gym.worlds.protocol import Start
 from tests.tiny import tiny_model
 
 
@@ -82,20 +86,64 @@ def test_counts_that_measure_nothing_are_refused():
             demo.demo(config)
 
 
+TINY_WAN = wan.Config(
+    shape="tiny", sizes=((64, 96),), denoising_steps=2, steps=2, warm_up=1, device="cpu", dtype="float32",
+    compile=False,
+)  # fmt: skip
+
+
 def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
-    told = wan.evaluate(
-        wan.Config(
-            shape="tiny", sizes=((64, 96),), denoising_steps=2, steps=2, warm_up=1, device="cpu", dtype="float32",
-            compile=False, json=tmp_path / "wan.json",
-        )
-    )  # fmt: skip
+    config = replace(TINY_WAN, json=tmp_path / "wan.json", profile=tmp_path / "tables")
+    told = wan.evaluate(config)
     assert json.loads((tmp_path / "wan.json").read_text()) == json.loads(json.dumps(told))
-    spent = told[0]["ms"]
-    assert set(spent) == {"memory", "network", "codec", "depth", "bookkeeping"} and min(spent.values()) > 0
-    assert sum(spent.values()) == pytest.approx(4e3 / told[0]["frames_per_second"])
-    assert "frames a second" in capsys.readouterr().out
+    for spent in (told[0]["ms"], told[0]["ms_full"]):
+        assert set(spent) == {"recall", "lift", "read", "denoise", "decode", "depth", "bookkeeping"}
+        assert min(spent.values()) > 0
+    assert told[0]["step_ms"] == pytest.approx(4e3 / told[0]["frames_per_second"])
+    assert 0 < told[0]["outside_share"] < 1
+    assert told[0]["keyframes_full"] == 512 and told[0]["ms_full"]["recall"] > told[0]["ms"]["recall"]
+    said = capsys.readouterr().out
+    assert said.startswith("cpu, torch") and "frames a second" in said and "stage recall" in said
+    assert (tmp_path / "tables" / "tiny_64x96.txt").read_text() in said
     with pytest.raises(ValueError, match="shape is one of"):
         wan.evaluate(wan.Config(shape="6B", device="cpu"))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cpu --shape tiny"):
             wan.evaluate(wan.Config())
+
+
+def test_stages_are_timed_without_those_within_them():
+    world = wan.build(replace(TINY_WAN, dtype="bfloat16"), (64, 96))
+    state, _ = world.start(Start(0))
+    entered = []
+
+    @contextmanager
+    def enter(stage):
+        entered.append(stage)
+        yield
+
+    with wan.staged(world, enter):
+        (state,), _ = world.step([state], np.zeros((1, 3)))
+    assert entered == ["recall", "denoise", "read", "decode", "depth", "lift", "decode"]
+    world.step([state], np.zeros((1, 3)))
+    assert len(entered) == 7
+    watch = wan.Stopwatch(torch.device("cpu"))
+    with watch("denoise"), watch("read"):
+        time.sleep(0.05)
+    spent = watch.stop()
+    assert spent["read"] >= 0.05 > spent["denoise"]
+
+
+def test_a_size_that_fails_leaves_the_others_figures(tmp_path, capsys, monkeypatch):
+    build = wan.build
+
+    def too_little(config, size):
+        if size == (704, 1280):
+            raise torch.OutOfMemoryError("out of memory")
+        return build(config, size)
+
+    monkeypatch.setattr(wan, "build", too_little)
+    told = wan.evaluate(replace(TINY_WAN, sizes=((704, 1280), (64, 96)), json=tmp_path / "wan.json"))
+    assert told[0] == {"size": [704, 1280], "error": "out of memory"} and told[1]["frames_per_second"] > 0
+    assert len(json.loads((tmp_path / "wan.json").read_text())) == 2
+    assert "failed: out of memory" in capsys.readouterr().out

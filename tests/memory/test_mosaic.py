@@ -5,7 +5,7 @@ import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory.keyframe import lift, median_per_cell
+from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.memory.recall import select
 from mosaic_gym.model.codec import LinearCodec
@@ -142,3 +142,10 @@ def test_lifting_takes_medians_and_refuses_depth_that_is_none():
     depth_m[0, 0] = float("nan")
     with pytest.raises(ValueError, match="positive depth"):
         lift(torch.zeros(CHANNELS, *GRID), depth_m, pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
+
+
+def test_a_keyframe_comes_to_a_device_whole_and_stays_itself_where_it_is():
+    keyframe = wall(3.0, pose(), step=4)
+    assert keyframe.to(torch.device("cpu")) is keyframe
+    elsewhere = keyframe.to(torch.device("meta"))
+    assert elsewhere.step == 4 and all(getattr(elsewhere, name).is_meta for name in TENSOR_FIELDS)

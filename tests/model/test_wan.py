@@ -173,6 +173,27 @@ def test_weights_load_by_their_own_names_and_cameras_begin_at_zero(folder):
     assert all(value.abs().max() == 0 for name, value in mine.items() if "to_out_cameras" in name)
 
 
+def test_cameras_left_without_memory_begin_at_zero_when_the_model_is_moved():
+    ours = in_ours(tiny_transformer())
+    for block in ours.blocks:
+        block.attn1.to_out_cameras.to("meta")
+    ours.to("cpu")
+    cameras = [value for name, value in ours.state_dict().items() if "to_out_cameras" in name]
+    assert len(cameras) == 4 and all(value.device.type == "cpu" and value.abs().max() == 0 for value in cameras)
+
+
+def test_weights_with_channels_last_decode_the_same():
+    latents = torch.randn(1, 3, CHANNELS, *GRID, generator=torch.Generator().manual_seed(4))
+    shown = []
+    for codec in (WanCodec(tiny_vae().eval()), WanCodec(tiny_vae().eval()).channels_last()):
+        with torch.no_grad():
+            streams = codec.begin(latents[:, 0])
+            for latent in latents[:, 1:].unbind(1):
+                frames, streams = codec.decode_next(latent, streams)
+        shown.append(frames)
+    assert (shown[0] - shown[1]).abs().max() < 1e-4
+
+
 def test_what_is_no_whole_wan_pipeline_is_named(folder, tmp_path):
     def copied(name):
         return shutil.copytree(folder, tmp_path / name)
@@ -231,6 +252,7 @@ def test_options_that_are_none_are_named(folder, depth):
     for loading, said in (
         ({"dtype": "int4"}, "dtype is one of"),
         ({"offload": "disk"}, "offload is one of"),
+        ({"offload": "sequential", "compile": True}, "Take offload='model'"),
         ({"guidance": 0.5}, "guidance is 1"),
         ({"speed": 3}, "unknown loading options.*speed"),
         ({"depth": "no/such"}, "depth model 'no/such'"),

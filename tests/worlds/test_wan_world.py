@@ -142,3 +142,16 @@ def test_a_state_is_saved_with_its_clip(world, tmp_path):
     (_,), (one,) = world.step([state], TURN)
     (_,), (other,) = world.step([loaded], TURN)
     assert np.array_equal(one.frames, other.frames)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_networks_in_half_precision_leave_states_in_float32(kwargs, causal):
+    loading = {**kwargs["loading"], "dtype": "bfloat16", "causal": causal}
+    world = MosaicWorld.from_pretrained(**{**kwargs, "loading": loading}, size=SIZE)
+    states, _ = zip(*(world.start(Start(seed)) for seed in range(2)), strict=True)
+    for _ in range(2):
+        states, views = world.step(states, np.concatenate([FORWARD, TURN]))
+    for state in states:
+        latents = [state.history, *(keyframe.latent for keyframe in state.memory.keyframes)]
+        assert all(latent.dtype == torch.float32 for latent in latents)
+    assert all(np.isfinite(view.depth_m).all() for view in views)
