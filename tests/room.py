@@ -43,10 +43,10 @@ def learnt_atlas() -> Atlas:
     """An atlas of the room after some seconds of training."""
     torch.manual_seed(0)
     atlas = Atlas(*SIZE, corner_m=(-5.0, -5.0), side_m=10.0, coarse=12, fine=24, features=8, samples=10, hidden=64,
-                  cells=5, headings=8)  # fmt: skip
+                  cells=5, headings=8, strip=32, ground=32)  # fmt: skip
     learner, generator = Learner(atlas, K), torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
-    for _ in range(350):
+    for _ in range(450):
         places = draw_places(16, generator)
         frames, log_depth = rendered(places)
         pictures, believed, said = learner(frames, places, torch.zeros(16, dtype=torch.bool))

@@ -81,7 +81,7 @@ def tiny_atlas(size: tuple[int, int] = SIZE) -> Atlas:
     """An atlas of a map that it has not learnt."""
     return Atlas(
         *size, corner_m=(0.0, -32.0), side_m=48.0, coarse=8, fine=16, features=4, samples=6, hidden=16, cells=4,
-        headings=8,
+        headings=8, strip=8, ground=8,
     )  # fmt: skip
 
 

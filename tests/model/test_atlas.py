@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import carried
-from mosaic_gym.model.atlas import Atlas
+from mosaic_gym.model.atlas import GAIN, GRAIN_M, Atlas
 from mosaic_gym.training.atlas import Sights, report
 from tests.room import SIZE, K, draw_places, learnt_atlas, rendered
 
@@ -24,6 +24,39 @@ def test_it_draws_a_room_from_places_it_was_never_at(learnt):
     error = (pictures - frames).square().mean()
     assert error < 0.2 * (frames - frames.mean((2, 3), keepdim=True)).square().mean()
     assert (believed - log_depth).abs().median() < 0.15
+
+
+def test_a_strip_lies_on_its_wall_from_ceiling_to_floor():
+    atlas = Atlas(*SIZE, strip=16, floor_m=1.0, ceiling_m=3.0)
+    heights = torch.linspace(-3.0, 1.0, 17).unfold(0, 2, 1).mean(1)  # the middles of the strip's colours, metres down
+    painted = heights.repeat(3).expand(1, 2, -1)
+    wall, seen = atlas._wall(painted, torch.tensor([[1.0, 6.0]]), K)
+    down = (torch.arange(SIZE[0]) + 0.5 - K[1, 2]) / K[1, 1]
+    for column, depth_m in enumerate((1.0, 6.0)):
+        inside = (down * depth_m > -2.9) & (down * depth_m < 0.9)
+        whole = inside & (seen[0, column] > 0.999)
+        assert whole.any() and seen[0, column].le(1.0 + 1e-5).all()
+        # Near, one colour fills some pixels; far away, a pixel is the mean of what it shows.
+        assert torch.allclose(wall[0, column, :, whole], (down * depth_m)[whole].expand(3, -1), atol=0.13)
+    assert torch.allclose(wall[0, 1, 0], down * 6.0 * (seen[0, 1] > 0.999), atol=0.3)
+    beyond = (down * 6.0 < -3.2) | (down * 6.0 > 1.2)
+    assert beyond.any() and wall[0, 1, :, beyond].abs().max() < 1e-5 and seen[0, 1, beyond].abs().max() < 1e-5
+
+
+def test_a_pixel_of_the_floor_shows_the_floor_where_its_ray_meets_it():
+    atlas = Atlas(*SIZE, corner_m=(-8.0, -8.0), side_m=16.0, ground=64, floor_m=1.0)
+    axis = (torch.arange(64) + 0.5) / 4 - 8.0
+    plane = torch.stack([axis.expand(64, 64), axis[:, None].expand(64, 64), *torch.zeros(4, 64, 64)])[None]
+    atlas.ground_plane.data = plane / GAIN  # the floor says where it is; the ceiling is black
+    place = torch.tensor([[0.5, -1.0, 0.0]])
+    straight_on = torch.tensor([[[0.25, 1.0]]])
+    shown = atlas._ground(place, straight_on, K)[0, 0]
+    down = (torch.arange(SIZE[0]) + 0.5 - K[1, 2]) / K[1, 1]
+    near = (down > 0) & (1.0 / down < GRAIN_M)
+    depth_m = 1.0 / down[near]
+    assert near.any() and not shown[:, ~near].any()
+    expected = torch.stack([0.5 + 0.25 * depth_m, depth_m - 1.0]) * (1 - depth_m / GRAIN_M)
+    assert torch.allclose(shown[:2, near], expected, atol=1e-4)
 
 
 def test_it_finds_where_it_stands_and_looking_around_is_nearer_than_a_first_guess(learnt):

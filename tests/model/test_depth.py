@@ -17,7 +17,7 @@ def test_the_shipped_estimator_is_told_its_camera():
     wider = K * torch.tensor([0.5, 1.0, 1.0])[:, None]
     assert depth_m.shape == (2, 32, 48) and (depth_m > 0).all()
     assert not torch.allclose(depth_m, model.estimate(frames, wider.expand(2, 3, 3)))
-    with pytest.raises(ValueError, match="sizes that 4 divides"):
+    with pytest.raises(ValueError, match="sizes that 8 divides"):
         model.estimate(torch.zeros(1, 3, 30, 48), K)
 
 
