@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan import PROMPT_TOKENS, WanCodec
+from mosaic_gym.model.wan_codec import PROMPT_TOKENS, WanCodec
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState

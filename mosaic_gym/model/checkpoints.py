@@ -35,7 +35,7 @@ from mosaic_gym.model.transformer import MosaicTransformer3DModel
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
 
-    from mosaic_gym.model.wan import WanCodec, WanPrompts
+    from mosaic_gym.model.wan_codec import WanCodec, WanPrompts
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 FORMAT = "mosaic-world-5"
@@ -201,7 +201,8 @@ def is_wan(checkpoint: Path | str) -> bool:
 def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[str, Any]) -> WorldModel:
     """A world around a pretrained Wan pipeline."""
     # Pipelines take seconds to import, and a shipped checkpoint needs none.
-    from mosaic_gym.model.wan import WanCodec, WanOptions, WanPrompts, load_depth, load_pipeline, wan_settings
+    from mosaic_gym.model.wan import WanOptions, load_depth, load_pipeline, wan_settings
+    from mosaic_gym.model.wan_codec import WanCodec, WanPrompts
 
     known = {field.name for field in fields(WanOptions)}
     unknown = sorted(set(loading) - known)

@@ -15,7 +15,8 @@ steps follow, reading is done once. Otherwise all tokens see all, as Wan was tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -34,61 +35,13 @@ from mosaic_gym.model.attention import (
     turns,
     written_out,
 )
+from mosaic_gym.model.tokens import Context, Tokens
 
 TIMESTEPS = 1000
 """Wan's timesteps run from 0 (clean) to this (noise): sigma times this."""
 INSERTIONS = ("split", "parallel")
 COVERAGE_CHANNELS = 17
 """Of `Recall.covered`."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens of one pass, and where they are.
-
-    Attributes:
-        values: `[b, n, d]`.
-        coordinates: `[b, n, 3]`, (t, v, u) in token indices, real-valued.
-        cameras: `[b, n, 4, 4, 4]`, world_from_camera of the four instants, metres.
-        exists: bool `[b, n]`: padding rows are nobody's key.
-    """
-
-    values: Tensor
-    coordinates: Tensor
-    cameras: Tensor
-    exists: Tensor
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a target is predicted from, the same for all its denoising steps.
-
-    Attributes:
-        recalled: of the target frames, members first: `b * t` views.
-        history: `[b, t, c, h, w]`, recent latents; history_cameras: `[b, t, 4, 4, 4]`.
-        cameras: `[b, t, 4, 4, 4]`, of the target frames, world_from_camera, metres.
-        image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
-        text: `[b, l, text_dim]`, the prompt's vectors.
-        told: of a model that has read: for each block its keys and values of the prompt.
-        keys_values: of a model that has read: for each block what its attention keeps of the clean tokens.
-        target: of a model that has read: where the target's tokens are, and which keys they may look at.
-    """
-
-    recalled: Recall
-    history: Tensor
-    history_cameras: Tensor
-    cameras: Tensor
-    image_from_camera: Tensor
-    size: tuple[int, int]
-    text: Tensor
-    told: tuple[tuple[Tensor, Tensor], ...] | None = None
-    keys_values: tuple[tuple[Tensor, ...], ...] | None = None
-    target: Positions | None = None
-
-    @property
-    def anchor(self) -> Tensor:
-        """`[b, 4, 4]`: cameras are measured from the last of the target's, for precision."""
-        return self.cameras[:, -1, -1]
 
 
 class MosaicTransformer3DModel(WanTransformer3DModel):
@@ -241,7 +194,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
                 [each[:, None].expand(-1, n, -1, -1) for each, n in zip((still, modulation), counts, strict=True)],
                 dim=1,
             )
-            both = Tokens(*(torch.cat([getattr(each, name) for each in (clean, target)], dim=1) for name in _TOKENS))
+            both = clean.then(target)
             at = self._positions(both.coordinates, both.cameras, both.values, context)
             at.key_mask = None if len(values) == 1 or bool(both.exists.all()) else both.exists[:, None, None]
             if self.config.causal:
@@ -292,9 +245,9 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             tokens.append(self._warped_tokens(context, t))
         if len(tokens) == 1:
             return tokens[0]
-        joined = Tokens(*(torch.cat([getattr(each, name) for each in tokens], dim=1) for name in _TOKENS))
+        joined = reduce(Tokens.then, tokens)
         # One member alone needs no padding; without it attention needs no mask.
-        return joined if b > 1 else _kept(joined, joined.exists[0])
+        return joined if b > 1 else joined.kept(joined.exists[0])
 
     def _warped_tokens(self, context: Context, first: int) -> Tokens:
         """The Warped Latent of the target frames as tokens of their own, where memory covers most of a token."""
@@ -440,14 +393,6 @@ def _tokens_of(embedding: nn.Conv2d | nn.Conv3d, values: Tensor) -> Tensor:
     if max(embedding.kernel_size) == 1:
         return nn.functional.linear(values.flatten(2).transpose(1, 2), embedding.weight.flatten(1), embedding.bias)
     return embedding(values).flatten(2).transpose(1, 2)
-
-
-_TOKENS = ("values", "coordinates", "cameras", "exists")
-
-
-def _kept(tokens: Tokens, rows: Tensor) -> Tokens:
-    index = rows.nonzero()[:, 0]  # once: an accelerator is waited for to learn how many there are
-    return Tokens(*(getattr(tokens, name)[:, index] for name in _TOKENS))
 
 
 def _check_config(

@@ -7,7 +7,6 @@ encoder, tokenizer and scheduler are the pipeline's own. What is new to them sta
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKLWan,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     WanImageToVideoPipeline,
 )
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.depth import HuggingFaceDepth
@@ -35,11 +30,6 @@ PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 OFFLOADS = ("model", "sequential")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTISATIONS = ("4bit", "8bit")
-PROMPT_TOKENS = 512
-"""What Wan's transformers were trained with; shorter prompts are padded with zeros."""
-
-Stream = tuple[Any, ...]
-"""Where one clip's decoding stands: its last frame `[3, H, W]`, then what every causal convolution keeps."""
 
 
 @dataclass(frozen=True)
@@ -79,165 +69,6 @@ class WanOptions:
     offload: str | None = None
     quantisation: str | None = None
     compile: bool = False
-
-
-class WanCodec(nn.Module):
-    """Wan's causal autoencoder, one latent frame at a time.
-
-    Decoding goes on where it stopped: what every causal convolution keeps of the frames before is a value, passed
-    in and returned, so a clip decoded in pieces equals the clip decoded at once, and states can be forked.
-
-    Args:
-        vae: diffusers' autoencoder.
-        restarts: whether every step begins a clip of its own from the last frame, as an image-to-video model was
-            trained to; otherwise one clip goes on for ever.
-    """
-
-    def __init__(self, vae: AutoencoderKLWan, restarts: bool = True):
-        super().__init__()
-        self.vae = vae
-        self.restarts = restarts
-        self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1), persistent=False)
-
-    def channels_last(self) -> WanCodec:
-        """Lays the weights out with channels last, in place: what GPUs' convolutions in half precision work on."""
-        for layer in self.vae.modules():
-            if isinstance(layer, nn.Conv3d):
-                layer.to(memory_format=torch.channels_last_3d)
-            elif isinstance(layer, nn.Conv2d):
-                layer.to(memory_format=torch.channels_last)
-        return self
-
-    @property
-    def channels(self) -> int:
-        return self.vae.config.z_dim
-
-    @property
-    def stride(self) -> int:
-        return self.vae.config.scale_factor_spatial
-
-    @property
-    def still_stride(self) -> int:
-        """A still is the latent itself: resampling it is the paper's Warped Latent, on its own grid."""
-        return self.stride
-
-    def still(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The latents: they belong to their last instant, whose depth and camera place them."""
-        return latents
-
-    def from_stills(self, stills: Float[Tensor, "b 4 c h w"]) -> Float[Tensor, "b c h w"]:
-        """Of four stills `[b, 4, c, h, w]` the last, `[b, c, h, w]`."""
-        return stills[:, -1]
-
-    def encode(
-        self, frames: Float[Tensor, "b 4 3 H W"], before: Float[Tensor, "b 3 H W"] | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """Latents `[b, c, h, w]` of real frames `[b, 4, 3, H, W]` in [-1, 1].
-
-        Args:
-            before: the frame in front of them; None for a body at rest, whose last frame is encoded as an image.
-
-        Raises:
-            ValueError: a size the stride does not divide.
-        """
-        if frames.shape[-2] % self.stride or frames.shape[-1] % self.stride:
-            raise ValueError(
-                f"Wan's autoencoder takes sizes that {self.stride} divides; got {frames.shape[-2]}x{frames.shape[-1]}"
-            )
-        clip = frames[:, -1:] if before is None else torch.cat([before[:, None], frames], dim=1)
-        return self.encode_clip(clip)[:, -1]
-
-    def encode_clip(self, frames: Float[Tensor, "b f 3 H W"]) -> Float[Tensor, "b t c h w"]:
-        """Latents `[b, 1 + t, c, h, w]` of a clip of `1 + 4 * t` frames in [-1, 1]; the first is an image's."""
-        moments = self.vae.encode(frames.transpose(1, 2).to(self.vae.dtype)).latent_dist
-        return ((moments.mode().to(self.mean.dtype) - self.mean) / self.deviation).transpose(1, 2)
-
-    def decode_next(
-        self, latents: Float[Tensor, "b c h w"], streams: Sequence[Stream]
-    ) -> tuple[Float[Tensor, "b f 3 H W"], list[Stream]]:
-        """The frames of one more latent of every clip, and where the clips then stand.
-
-        Args:
-            latents: `[b, c, h, w]`.
-            streams: for each clip what the last call returned for it; () for a clip that begins, whose first latent
-                is one frame. All clips begin, or none does.
-        """
-        frames: list[Tensor | None] = [None] * len(latents)
-        after: list[Stream] = [()] * len(latents)
-        for members in _alike(streams):
-            shown, kept = self._decode(latents[members], [streams[i] for i in members])
-            for row, i in enumerate(members):
-                frames[i], after[i] = shown[row], kept[row]
-        return torch.stack(frames), after
-
-    def begin(self, latents: Float[Tensor, "b c h w"]) -> list[Stream]:
-        """Clips that have shown their first latent, an image's."""
-        return self.decode_next(latents, [()] * len(latents))[1]
-
-    def present(self, latent: Tensor, stream: Stream) -> Float[Tensor, "3 H W"]:
-        """The last frame `[3, H, W]` that was shown."""
-        return stream[0]
-
-    def _decode(self, latents: Tensor, streams: Sequence[Stream]) -> tuple[Tensor, list[Stream]]:
-        vae = self.vae
-        if hasattr(vae, "_hf_hook"):  # decode() would have moved an offloaded autoencoder to its device
-            vae._hf_hook.pre_forward(vae)
-        beginning = not streams[0]
-        count = vae._cached_conv_counts["decoder"]
-        cache = [None] * count if beginning else [_joined(parts) for parts in zip(*(s[1:] for s in streams))]  # noqa: B905
-        scaled = (latents[:, :, None] * self.deviation + self.mean).to(vae.dtype)
-        told = {"first_chunk": True} if beginning else {}
-        out = vae.decoder(vae.post_quant_conv(scaled), feat_cache=cache, feat_idx=[0], **told)
-        if vae.config.patch_size is not None:
-            out = unpatchify(out, patch_size=vae.config.patch_size)
-        frames = out.float().clamp(-1.0, 1.0).transpose(1, 2)  # [b, f, 3, H, W]
-        return frames, [(frames[row, -1].clone(), *_row(cache, row)) for row in range(len(latents))]
-
-
-def _alike(streams: Sequence[Stream]) -> list[list[int]]:
-    """Members whose clips stand alike, and can be decoded together."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for index, stream in enumerate(streams):
-        kind = tuple("tensor" if isinstance(part, Tensor) else part for part in stream)
-        groups.setdefault(kind, []).append(index)
-    return list(groups.values())
-
-
-def _row(cache: Sequence[Any], row: int) -> list[Any]:
-    """One clip's share of a batch's cache, on its own: a view would keep the others' alive."""
-    return [part[row : row + 1].clone() if isinstance(part, Tensor) and len(part) > 1 else part for part in cache]
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) and len(parts) > 1 else parts[0]
-
-
-class WanPrompts:
-    """UMT5 and its tokenizer, as Wan's pipeline uses them.
-
-    Args:
-        pipeline: with text encoder and tokenizer.
-    """
-
-    def __init__(self, pipeline: WanImageToVideoPipeline):
-        self.pipeline = pipeline
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`[b, 512, d]` of prompts; what is behind a prompt's end is zero.
-
-        Raises:
-            ValueError: a prompt longer than Wan reads; it is not cut.
-        """
-        for prompt in prompts:
-            count = len(self.pipeline.tokenizer(prompt).input_ids)
-            if count > PROMPT_TOKENS:
-                raise ValueError(f"a prompt has at most {PROMPT_TOKENS} tokens; this one has {count}. Shorten it")
-        device = self.pipeline._execution_device
-        embeds, _ = self.pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, max_sequence_length=PROMPT_TOKENS, device=device
-        )
-        return embeds
 
 
 def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVideoPipeline:

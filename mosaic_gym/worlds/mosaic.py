@@ -1,7 +1,8 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
 Open this file first. `MosaicWorld.see_chunk` is the method in one reading: picture the map, recall, denoise,
-decode, estimate depth, remember. `step` puts control in front of it. How an episode begins is told in `beginning.py`.
+decode, estimate depth, remember. `step` puts control in front of it. How memory is read and written is told in
+`remembering.py`, how an episode begins in `beginning.py`.
 """
 
 from __future__ import annotations
@@ -14,25 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
-from mosaic_gym.memory.keyframe import BY_HEART, Keyframe, lift, median_per_cell
-from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
+from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.memory.obstacles import obstacles_near
-from mosaic_gym.memory.whereabouts import recognised
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
-from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.beginning import Beginning
 from mosaic_gym.worlds.protocol import View
-from mosaic_gym.worlds.state import Glimpse, WorldState, load_state, pack_state, save_state, unpack_state
+from mosaic_gym.worlds.remembering import Remembering
+from mosaic_gym.worlds.state import Glimpse, Keeping, WorldState
 
 
-class MosaicWorld(Beginning):
+class MosaicWorld(Beginning, Remembering, Keeping):
     """The World protocol over a `WorldModel`; batched over states, one network call for all.
 
     Args:
@@ -211,53 +208,6 @@ class MosaicWorld(Beginning):
         """The present frame of a state, uint8 `[H, W, 3]`."""
         return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
 
-    def covered(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
-        """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
-        return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
-
-    def recall(
-        self, states: Sequence[WorldState], cameras: Tensor, pictures: Sequence[Tensor | None] | None = None
-    ) -> Recall:
-        """What the states' memories give for their next cameras `[b, t, 4, 4, 4]`, metres: `b * t` views.
-
-        Args:
-            pictures: of the views, by heart; see `pictures`.
-        """
-        settings = self.model.settings
-        t = cameras.shape[1]
-        memories = [kept for kept in map(self._recallable, states) for _ in range(t)]
-        where = cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape
-        return recall(memories, *where, settings.max_sources, settings.max_patches, self._patch, pictures)
-
-    def _recallable(self, state: WorldState) -> Sequence[Keyframe]:
-        """What a state remembers, without what was dreamt where its place on the map was known.
-
-        That was drawn by heart, and is better drawn anew: of the same map, from where it is seen now. Measured on 14
-        ways out and back, memory and atlas alone, places less exact than now: 24.2 dB with it recalled, 27.3 without.
-        """
-        keyframes = state.memory.keyframes
-        # Nothing draws them anew once no true frame is left to know the place by, as when one frame is all it keeps.
-        if self.atlas is None or not any(keyframe.trust > 0 for keyframe in keyframes):
-            return keyframes
-        return [keyframe for keyframe in keyframes if not keyframe.is_by_heart]
-
-    @torch.no_grad()
-    def pictures(self, states: Sequence[WorldState], cameras: Tensor) -> list[Tensor | None]:
-        """The states' next views from cameras `[b, t, 4, 4, 4]`, as the atlas knows the map by heart: `b * t` of them.
-
-        Each is `[4, 3, H, W]` in [-1, 1]; None where no true frame in memory was recognised.
-        """
-        b, t = cameras.shape[:2]
-        if self.atlas is None:
-            return [None] * (b * t)
-        known = [recognised(state.memory.keyframes, cameras[i].flatten(0, 1)) for i, state in enumerate(states)]
-        places = [each for each in known if each is not None]  # [t * 4, 3] each
-        if not places:
-            return [None] * (b * t)
-        shown = self.atlas.picture(torch.cat(places), self.k)[0].clamp(-1.0, 1.0)
-        views = iter(shown.unflatten(0, (-1, FRAMES_PER_STEP)))
-        return [None if each is None else next(views) for each in known for _ in range(t)]
-
     @torch.no_grad()
     def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
         """The latents `[b, t, c, h, w]` of the states' next views from cameras `[b, t, 4, 4, 4]`."""
@@ -327,48 +277,6 @@ class MosaicWorld(Beginning):
         touched = self.model.detail(flat, *told).clamp(-1.0, 1.0)
         return self.model.codec.encode(touched).view_as(latents), touched.view_as(frames), streams
 
-    def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
-        """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""
-        last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
-        depth_m = self.model.depth.estimate(last, self.k.expand(len(last), 3, 3))
-        return align_scale(depth_m, recalled.depth_m).unflatten(0, frames.shape[:2])
-
-    def _remember(
-        self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
-    ) -> list[list[MosaicMemory]]:
-        """Every state's memory behind each of its new frames."""
-        # A patch is one generation further from a true frame than what it was made from.
-        generation = (recalled.generation + 1.0).unflatten(0, cameras.shape[:2])
-        remembered = []
-        for i, state in enumerate(states):
-            memories = [state.memory]
-            places = None if self.atlas is None else recognised(state.memory.keyframes, cameras[i, :, -1])
-            if places is not None:
-                places = F.pad(places, (0, 1), value=BY_HEART)
-            for k in range(cameras.shape[1]):
-                step = state.step_index + 1 + k
-                place = None if places is None else places[k]
-                keyframe = self.lift(latents[i, k], depth_m[i, k], cameras[i, k], generation[i, k], step, place)
-                memories.append(memories[-1].remember(keyframe))
-            remembered.append(memories[1:])
-        return remembered
-
-    def lift(
-        self,
-        latent: Tensor,
-        depth_m: Tensor,
-        cameras: Tensor,
-        generation: Tensor,
-        step: int,
-        place: Tensor | None = None,
-    ) -> Keyframe:
-        """A keyframe, its depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
-        if self._still_cells == tuple(depth_m.shape):
-            return lift(latent, depth_m, cameras, self.k, generation, step, place)
-        coarse_m = median_per_cell(depth_m, self._still_cells)
-        still_k = rescale_intrinsics(self.k, tuple(depth_m.shape), self._still_cells)
-        return lift(latent, coarse_m, cameras, still_k, generation, step, place)
-
     def _carried_on(
         self, latents: Tensor, frames: Tensor, cameras: Tensor, streams: list[tuple[Any, ...]]
     ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
@@ -415,26 +323,6 @@ class MosaicWorld(Beginning):
             ValueError: a prompt that is too long.
         """
         return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
-
-    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A state as tensors by name and what JSON can say."""
-        return pack_state(state)
-
-    def unpack(self, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> WorldState:
-        """The state that `pack` described, bit for bit."""
-        return unpack_state(tensors, about, self.device)
-
-    def save_state(self, state: WorldState, path: Path | str) -> None:
-        """Writes a state, its memory included, into one safetensors file."""
-        save_state(state, path, self.model.fingerprint)
-
-    def load_state(self, path: Path | str) -> WorldState:
-        """Reads what `save_state` wrote; the future continues bit for bit.
-
-        Raises:
-            FileNotFoundError: no such file. ValueError: damaged, or a state of another checkpoint.
-        """
-        return load_state(path, self.model.fingerprint, self.device)
 
     def close(self) -> None:
         """Nothing is held outside Python; here for the protocol."""

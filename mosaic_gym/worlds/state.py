@@ -113,3 +113,27 @@ def load_state(path: Path | str, fingerprint: str, device: torch.device) -> Worl
     if about["fingerprint"] != fingerprint:
         raise ValueError(f"{path} is a state of another checkpoint; load it in the world that saved it")
     return unpack_state(tensors, about, device)
+
+
+class Keeping:
+    """The part of `MosaicWorld` that puts states away and fetches them."""
+
+    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A state as tensors by name and what JSON can say."""
+        return pack_state(state)
+
+    def unpack(self, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> WorldState:
+        """The state that `pack` described, bit for bit."""
+        return unpack_state(tensors, about, self.device)
+
+    def save_state(self, state: WorldState, path: Path | str) -> None:
+        """Writes a state, its memory included, into one safetensors file."""
+        save_state(state, path, self.model.fingerprint)
+
+    def load_state(self, path: Path | str) -> WorldState:
+        """Reads what `save_state` wrote; the future continues bit for bit.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: damaged, or a state of another checkpoint.
+        """
+        return load_state(path, self.model.fingerprint, self.device)

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym.memory.mosaic import Recall, recall
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import denoise
-from mosaic_gym.model.transformer import Context, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanCodec, WanOptions, load_pipeline
+from mosaic_gym.model.tokens import Context
+from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.wan import WanOptions, load_pipeline
+from mosaic_gym.model.wan_codec import WanCodec
 from tests.tiny import save_depth
 from tests.tiny_wan import CHANNELS, SIZE, TEXT, save_pipeline, tiny_pipeline, tiny_transformer, tiny_vae
 

@@ -1,0 +1,111 @@
+"""How the learned world reads its memory and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mosaic_gym.geometry.camera import rescale_intrinsics
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
+from mosaic_gym.memory.keyframe import BY_HEART, Keyframe, lift, median_per_cell
+from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
+from mosaic_gym.memory.whereabouts import recognised
+from mosaic_gym.model.depth import align_scale
+from mosaic_gym.worlds.state import WorldState
+
+
+class Remembering:
+    """The half of `MosaicWorld` that recalls and remembers."""
+
+    def covered(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
+        """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
+        return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
+
+    def recall(
+        self, states: Sequence[WorldState], cameras: Tensor, pictures: Sequence[Tensor | None] | None = None
+    ) -> Recall:
+        """What the states' memories give for their next cameras `[b, t, 4, 4, 4]`, metres: `b * t` views.
+
+        Args:
+            pictures: of the views, by heart; see `pictures`.
+        """
+        settings = self.model.settings
+        t = cameras.shape[1]
+        memories = [kept for kept in map(self._recallable, states) for _ in range(t)]
+        where = cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape
+        return recall(memories, *where, settings.max_sources, settings.max_patches, self._patch, pictures)
+
+    def _recallable(self, state: WorldState) -> Sequence[Keyframe]:
+        """What a state remembers, without what was dreamt where its place on the map was known.
+
+        That was drawn by heart, and is better drawn anew: of the same map, from where it is seen now. Measured on 14
+        ways out and back, memory and atlas alone, places less exact than now: 24.2 dB with it recalled, 27.3 without.
+        """
+        keyframes = state.memory.keyframes
+        # Nothing draws them anew once no true frame is left to know the place by, as when one frame is all it keeps.
+        if self.atlas is None or not any(keyframe.trust > 0 for keyframe in keyframes):
+            return keyframes
+        return [keyframe for keyframe in keyframes if not keyframe.is_by_heart]
+
+    @torch.no_grad()
+    def pictures(self, states: Sequence[WorldState], cameras: Tensor) -> list[Tensor | None]:
+        """The states' next views from cameras `[b, t, 4, 4, 4]`, as the atlas knows the map by heart: `b * t` of them.
+
+        Each is `[4, 3, H, W]` in [-1, 1]; None where no true frame in memory was recognised.
+        """
+        b, t = cameras.shape[:2]
+        if self.atlas is None:
+            return [None] * (b * t)
+        known = [recognised(state.memory.keyframes, cameras[i].flatten(0, 1)) for i, state in enumerate(states)]
+        places = [each for each in known if each is not None]  # [t * 4, 3] each
+        if not places:
+            return [None] * (b * t)
+        shown = self.atlas.picture(torch.cat(places), self.k)[0].clamp(-1.0, 1.0)
+        views = iter(shown.unflatten(0, (-1, FRAMES_PER_STEP)))
+        return [None if each is None else next(views) for each in known for _ in range(t)]
+
+    def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
+        """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""
+        last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
+        depth_m = self.model.depth.estimate(last, self.k.expand(len(last), 3, 3))
+        return align_scale(depth_m, recalled.depth_m).unflatten(0, frames.shape[:2])
+
+    def _remember(
+        self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
+    ) -> list[list[MosaicMemory]]:
+        """Every state's memory behind each of its new frames."""
+        # A patch is one generation further from a true frame than what it was made from.
+        generation = (recalled.generation + 1.0).unflatten(0, cameras.shape[:2])
+        remembered = []
+        for i, state in enumerate(states):
+            memories = [state.memory]
+            places = None if self.atlas is None else recognised(state.memory.keyframes, cameras[i, :, -1])
+            if places is not None:
+                places = F.pad(places, (0, 1), value=BY_HEART)
+            for k in range(cameras.shape[1]):
+                step = state.step_index + 1 + k
+                place = None if places is None else places[k]
+                keyframe = self.lift(latents[i, k], depth_m[i, k], cameras[i, k], generation[i, k], step, place)
+                memories.append(memories[-1].remember(keyframe))
+            remembered.append(memories[1:])
+        return remembered
+
+    def lift(
+        self,
+        latent: Tensor,
+        depth_m: Tensor,
+        cameras: Tensor,
+        generation: Tensor,
+        step: int,
+        place: Tensor | None = None,
+    ) -> Keyframe:
+        """A keyframe, its depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
+        if self._still_cells == tuple(depth_m.shape):
+            return lift(latent, depth_m, cameras, self.k, generation, step, place)
+        coarse_m = median_per_cell(depth_m, self._still_cells)
+        still_k = rescale_intrinsics(self.k, tuple(depth_m.shape), self._still_cells)
+        return lift(latent, coarse_m, cameras, still_k, generation, step, place)
