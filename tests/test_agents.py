@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
     [
         (["agents/scripted.py", "--steps", "4"], "explorer:"),
         (["agents/scripted.py", "--real", "--steps", "4"], "chance:"),
-        (["agents/planner.py", "--episodes", "1", "--steps", "1"], "memory off: home"),
+        (["agents/planner.py", "--episodes", "1", "--steps", "1"], "memory place: home"),
         (["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"], "memory off: home"),
         (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the engine"),
         (["examples/04_plan_with_forks.py"], "step 1: "),

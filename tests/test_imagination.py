@@ -1,7 +1,4 @@
-"""Imagination over a counting world and a tiny dream, and planning where the best plan is known."""
-
-import sys
-from pathlib import Path
+"""Imagination over a counting world and a tiny dream."""
 
 import numpy as np
 import pytest
@@ -13,9 +10,6 @@ from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
 from .tiny import tiny_model
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "agents"))
-from planner import Planner, Search, blurred  # noqa: E402
 
 AHEAD = np.tile([1.0, 0.0, 0.0], (2, 3, 1))
 
@@ -129,20 +123,3 @@ def test_the_engine_says_that_it_cannot_imagine():
     with pytest.raises(RuntimeError, match="one true present"):
         imagine(world, state, AHEAD)
     world.close()
-
-
-@pytest.mark.parametrize("method", ["cem", "mppi"])
-def test_a_planner_finds_the_known_optimum(method):
-    # In the counting world nothing stands in the way, and the goal's place is straight ahead. Full thrust
-    # forward is the obvious best; a planner may even find out that side steps add to it, as Doom's players do.
-    world = CountingWorld()
-    planner = Planner(world, Search(method, futures=64, horizon=4, rounds=4, elites=8), seed=1)
-    state, view = world.start(Start(seed=0))
-    planner.state, planner.goal, planner.plan = state, blurred(view.frames[-1]), np.zeros((4, 3))
-    planner.places = [(blurred(view.frames[-1]), np.array([0.5, 6.0]))]
-    best = state
-    for _ in range(5):
-        (planner.state, best), _ = world.step([planner.state, best], np.stack([planner.act(), [1.0, 0.0, 0.0]]))
-    gained_m = 5.5 - np.hypot(*(planner.state.pose.world_from_camera[[0, 2], 3] - [0.5, 6.0]))
-    best_m = best.pose.world_from_camera[2, 3] - 0.5
-    assert gained_m > 0.75 * best_m
