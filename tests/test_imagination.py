@@ -46,6 +46,26 @@ def test_an_ended_future_is_paid_no_more():
     assert futures["terminated"].tolist() == [[False, True, True, True]]
 
 
+def test_without_a_task_the_worlds_own_reward_and_end_are_kept():
+    world = CountingWorld(last_step=2)
+    state, _ = world.start(Start(seed=0))
+    futures = imagine(world, state, np.tile([1.0, 0.0, 0.0], (1, 4, 1)))
+    torch.testing.assert_close(futures["reward"], torch.tensor([[0.1, 0.2, 0.0, 0.0]]))
+    assert futures["terminated"].tolist() == [[False, True, True, True]]
+
+
+def test_a_dream_keeps_the_rewards_that_it_predicts():
+    model = tiny_model()
+    model.outcome.tell.bias.data.copy_(torch.tensor([-12.0, 0.0, 12.0, -12.0]))  # surely a gain, and no end
+    world = MosaicWorld(model)
+    state, _ = world.start(Start(seed=1))
+    assert world.pays and (imagine(world, state, AHEAD)["reward"] == 1.0).all()
+    latents = imagine(world, state, AHEAD, pixels=False)
+    assert not latents["reward"].any() and not latents["terminated"].any()
+    model.outcome = None
+    assert not world.pays and not imagine(world, state, AHEAD)["reward"].any()
+
+
 def test_a_dream_imagines_what_it_then_lives():
     world = MosaicWorld(tiny_model())
     state, _ = world.start(Start(seed=1))
