@@ -23,7 +23,7 @@ from mosaic_gym.envs.spaces import make_action_space, make_observation_space, ob
 from mosaic_gym.envs.tasks import EngineTask, Task, make_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
-from mosaic_gym.worlds.protocol import Start, State, View, World
+from mosaic_gym.worlds.protocol import State, View, World
 from mosaic_gym.worlds.registry import make_world
 
 FRAMES_PER_SECOND = 35.0
@@ -99,15 +99,9 @@ class WorldEnv(gym.Env):
                 `memory` a path or a memory.
         """
         asked = check_options(options or {}, self.options, self.world.height, self.world.width)
-        # A reset that fails must leave things as they were, what is drawn next included.
-        before = self.np_random.bit_generator.state
+        (episode,), (generator,) = begin(self.world, self.task, [asked], [seed], [self.np_random], self.prompt)
         super().reset(seed=seed)
-        start = start_of(asked, seed, self.np_random, self.prompt)
-        try:
-            (self.episode,) = begin(self.world, self.task, [start], [asked.get("goal")])
-        except Exception:
-            self.np_random.bit_generator.state = before
-            raise
+        self.np_random.bit_generator.state, self.episode = generator.bit_generator.state, episode
         self._show()
         return observe(self.observation_space, self.view, self.episode.goal), self.episode.info()
 
@@ -163,13 +157,11 @@ class WorldEnv(gym.Env):
         Raises:
             ValueError: n below 1. ResetNeeded, RuntimeError: as `snapshot`.
         """
-        if n < 1:
-            raise ValueError(f"fork makes at least 1; got {n}")
-        return [self.snapshot()] * n
+        return snapshots.fork(self.snapshot(), n)
 
     def save(self, path: Path | str) -> None:
         """Writes the present into one file, from which `load` goes on bit for bit, in another process too."""
-        snapshots.save(self.snapshot(), self.world, path)
+        snapshots.save([self.snapshot()], self.world, path)
 
     def load(self, path: Path | str) -> tuple[Any, dict[str, Any]]:
         """Goes on from what `save` wrote; returns the observation and info there.
@@ -177,7 +169,8 @@ class WorldEnv(gym.Env):
         Raises:
             FileNotFoundError: no such file. ValueError: damaged, or of another checkpoint or task.
         """
-        return self.restore(snapshots.load(self.world, path))
+        (kept,) = snapshots.load(self.world, path)
+        return self.restore(kept)
 
     def render(self) -> np.ndarray | None:
         """The last frame, uint8 `[H, W, 3]`, in mode `rgb_array`; a window in mode `human`."""
@@ -349,17 +342,6 @@ def check_pays(world: World, task: Task) -> None:
 def honoured(options: Collection[str], observation: str, task: Task) -> tuple[str, ...]:
     """The reset options that have an effect: no goal that no observation shows, or that the task draws itself."""
     return tuple(key for key in options if key != "goal" or (observation == "dict" and not task.draws_goal))
-
-
-def start_of(asked: dict[str, Any], seed: int | None, rng: np.random.Generator, prompt: str | None) -> Start:
-    """How an episode begins: as the checked reset options ask, the rest by the seed, or by the generator's next."""
-    return Start(
-        seed=int(rng.integers(2**31)) if seed is None else int(seed),
-        image=asked.get("image"),
-        world_from_camera=asked.get("pose"),
-        prompt=asked.get("prompt", prompt),
-        memory=asked.get("memory"),
-    )
 
 
 def _check_resolution(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:
