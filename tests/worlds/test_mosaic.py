@@ -125,6 +125,16 @@ def test_truly_seen_frames_are_generation_zero_and_dreamt_ones_are_not(world):
     assert float(dreamt.memory.keyframes[-1].generation.min()) >= 1.0
 
 
+def test_a_given_image_does_not_get_another_views_caption(world):
+    image = np.zeros((*SIZE, 3), np.uint8)
+    told = {world.start(Start(seed=seed))[0].prompt for seed in range(24)}
+    assert told == set(world.model.start_prompts)
+    assert world.start(Start(seed=1, image=image))[0].prompt == ""
+    assert world.start(Start(seed=1, image=image, prompt="a red hall"))[0].prompt == "a red hall"
+    assert world.start(Start(seed=1, prompt="a red hall"))[0].prompt == "a red hall"
+    assert world.start(Start(seed=1, prompt=""))[0].prompt == ""
+
+
 def test_another_prompt_is_another_world(world):
     image = np.full((*SIZE, 3), 90, np.uint8)
     one, _ = world.start(Start(seed=1, image=image, prompt="a red hall"))
