@@ -171,10 +171,11 @@ def draw_batch(
 
 def build(config: Config, store: EpisodeStore) -> WorldModel:
     """A fresh world around the fitted codec and the trained depth estimator."""
-    codec = LinearCodec.from_pretrained(config.codec, low_cpu_mem_usage=False)
-    depth = ConvDepth.from_pretrained(config.depth, low_cpu_mem_usage=False)
-    outcome = OutcomeHeads.from_pretrained(config.outcome, low_cpu_mem_usage=False)
-    atlas = Atlas.from_pretrained(config.atlas, low_cpu_mem_usage=False)
+    told = {"low_cpu_mem_usage": False, "use_safetensors": True}
+    codec = LinearCodec.from_pretrained(config.codec, **told)
+    depth = ConvDepth.from_pretrained(config.depth, **told)
+    outcome = OutcomeHeads.from_pretrained(config.outcome, **told)
+    atlas = Atlas.from_pretrained(config.atlas, **told)
     text_encoder = ByteTextEncoder()
     transformer = MosaicTransformer3DModel(
         patch_size=(1, 1, 1),
