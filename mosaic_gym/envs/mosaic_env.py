@@ -240,48 +240,40 @@ def make_dream(
         loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
     """
-    task = make_task(task)
-    check_faces(action_space, observation, render_mode, task)
-    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading)
-    return WorldEnv(
-        world,
-        action_space=action_space,
-        observation=observation,
-        task=task,
-        rules=Rules(least_coverage=least_coverage, patience=patience),
-        options=dream_options(memory),
-        prompt=prompt,
-        render_mode=render_mode,
-    )
+    world, faces = open_dream(locals())
+    return WorldEnv(world, render_mode=render_mode, **faces)
 
 
-def dream_options(memory: bool) -> list[str]:
-    """The reset options a learned world honours, with or without memory."""
-    return [key for key in OPTIONS if memory or key != "memory"]
+def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[World, dict[str, Any]]:
+    """The learned world behind `make_dream`'s arguments, and what `WorldEnv` and `Members` are told beside it.
 
-
-def open_dream(
-    checkpoint: str,
-    device: str,
-    resolution: int | Sequence[int] | None,
-    denoising_steps: int | None,
-    memory: bool,
-    collision: bool,
-    temperature: float,
-    loading: Mapping[str, Any] | None,
-) -> World:
-    """The learned world behind `make_dream`'s arguments, checked before anything is loaded."""
-    if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
-        raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {denoising_steps!r}")
-    size = _check_resolution(resolution)
-    asked = {"checkpoint": checkpoint, "device": device, "denoising_steps": denoising_steps, "memory": memory}
-    asked |= {"collision": collision, "temperature": temperature, "size": size, "loading": loading}
-    world = make_world("mosaic", **asked)
+    Args:
+        asked: all arguments of `make_dream` by name; checked before anything is loaded.
+        max_steps: of an episode; None for no limit.
+    """
+    task = make_task(asked["task"])
+    check_faces(asked["action_space"], asked["observation"], asked["render_mode"], task)
+    rules = Rules(max_steps, asked["least_coverage"], asked["patience"])
+    steps = asked["denoising_steps"]
+    if steps is not None and (type(steps) is not int or steps not in DENOISING_STEPS):
+        raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {steps!r}")
+    size = _check_resolution(asked["resolution"])
+    of_world = ("checkpoint", "device", "denoising_steps", "memory", "collision", "temperature", "loading")
+    world = make_world("mosaic", size=size, **{name: asked[name] for name in of_world})
     if size not in (None, (world.height, world.width)):
         supported = f"[{world.height}, {world.width}]"
         world.close()
-        raise ValueError(f"checkpoint {checkpoint!r} was trained at resolution {supported}; got {resolution!r}")
-    return world
+        raise ValueError(
+            f"checkpoint {asked['checkpoint']!r} was trained at resolution {supported}; got {asked['resolution']!r}"
+        )
+    return world, {
+        "action_space": asked["action_space"],
+        "observation": asked["observation"],
+        "task": task,
+        "rules": rules,
+        "options": [key for key in OPTIONS if asked["memory"] or key != "memory"],
+        "prompt": asked["prompt"],
+    }
 
 
 def make_real(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from mosaic_gym.envs import snapshot as snapshots
-from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.mosaic_env import WorldEnv, check_faces, dream_options, open_dream
+from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, open_dream
 from mosaic_gym.envs.snapshot import Snapshot
-from mosaic_gym.envs.tasks import Task, make_task
 
 
 def check_render_mode(render_mode: str | None) -> None:
@@ -183,37 +182,17 @@ class WorldVectorEnv(VectorEnv):
         return infos
 
 
-def dream_members(
-    num_envs: int,
-    checkpoint: str = "doom-tiny",
-    device: str = "cpu",
-    resolution: int | Sequence[int] | None = None,
-    denoising_steps: int | None = None,
-    action_space: str = "discrete",
-    observation: str = "image",
-    memory: bool = True,
-    prompt: str | None = None,
-    task: str | Task = "explore",
-    collision: bool = True,
-    temperature: float = 1.0,
-    least_coverage: float | None = None,
-    patience: int = 8,
-    loading: Mapping[str, Any] | None = None,
-    max_episode_steps: int | None = None,
-) -> Members:
-    """`num_envs` members of the learned world; the other arguments as `make_dream` takes them."""
-    task = make_task(task)
-    check_faces(action_space, observation, None, task)
-    return Members(
-        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading),
-        num_envs,
-        action_space=action_space,
-        observation=observation,
-        task=task,
-        rules=Rules(max_episode_steps, least_coverage, patience),
-        options=dream_options(memory),
-        prompt=prompt,
-    )
+def dream_members(num_envs: int, max_episode_steps: int | None = None, **kwargs: Any) -> Members:
+    """`num_envs` members of the learned world.
+
+    Args:
+        max_episode_steps: after which an episode is truncated; None never.
+        kwargs: as `make_dream` takes them.
+    """
+    asked = inspect.signature(make_dream).bind(**kwargs)
+    asked.apply_defaults()
+    world, faces = open_dream(asked.arguments, max_episode_steps)
+    return Members(world, num_envs, **faces)
 
 
 def make_dreams(
