@@ -76,8 +76,8 @@ class Planner:
     Args:
         dream: a learned world, with its memory and atlas. (One without `observe` is planned in, but cannot see.)
         search: how much is imagined.
-        memory: `on`; `place`, which forgets all frames but the last, and still knows where on the map that is and where
-            what was seen; or `off`, which forgets frames and places.
+        memory: what futures are imagined from. `on`: all that was seen. `place`: the last frame alone, and where on the
+            map all that was seen tells it to be, and where what was seen. `off`: neither frames nor places.
         seed: of the search.
 
     Raises:
@@ -89,7 +89,8 @@ class Planner:
             raise ValueError(f"unknown memory {memory!r}; the known ones are {', '.join(MEMORIES)}")
         self.dream, self.search, self.memory = dream, search, memory
         self.rng = np.random.default_rng(seed)
-        self.state: State | None = None
+        self.state: State | None = None  # that futures are imagined from
+        self._seen: State | None = None  # and this one holds all that tells the place
         self.goal: np.ndarray | None = None
         self.plan = np.zeros((search.horizon, 3))
         self.places: list[tuple[np.ndarray, np.ndarray]] = []
@@ -118,15 +119,13 @@ class Planner:
     def begin(self, views: Sequence[View], goal: np.ndarray) -> None:
         """Takes in what was seen so far, oldest first, and the goal image, uint8 `[H, W, 3]`."""
         self.goal, self.plan, self.places, self.ahead = blurred(goal), np.zeros((self.search.horizon, 3)), [], []
-        self.state = self.dream.begin(views[0].frames, poses_of(views[0]), seed=0, prompt="")
-        self._forget(views[0])
+        self._take_in(self.dream.begin(views[0].frames, poses_of(views[0]), seed=0, prompt=""), views[0])
         for view in views[1:]:
             self.see(view)
 
     def see(self, view: View) -> None:
         """Takes in one more step."""
-        self.state = self.dream.observe(self.state, view.frames, poses_of(view))
-        self._forget(view)
+        self._take_in(self.dream.observe(self._seen, view.frames, poses_of(view)), view)
 
     def act(self) -> np.ndarray:
         """The next thrust `[3]`, of the present plan or, if as many were taken as it commits to, of a new one."""
@@ -171,16 +170,16 @@ class Planner:
             return None
         return self.places[best][1]
 
-    def _forget(self, view: View) -> None:
-        """Keeps where the latest view was seen, and lets go of what this memory does not hold."""
+    def _take_in(self, state: State, view: View) -> None:
+        """Keeps what was just seen, and lets go of what this memory does not hold."""
+        self._seen = self.state = state
         self.places.append((blurred(view.frames[-1]), view.world_from_camera[-1][[0, 2], 3]))
-        held = self.state.memory
         if self.memory == "place":
-            held = replace(held, keyframes=held.keyframes[-1:])
+            self.state = replace(state, memory=replace(state.memory, keyframes=state.memory.keyframes[-1:]))
         elif self.memory == "off":
             # A memory that holds nothing is found nowhere: not even the last frame's place is known then.
-            held, self.places = replace(held, keyframes=(), capacity=0), self.places[-1:]
-        self.state = replace(self.state, memory=held)
+            self._seen = self.state = replace(state, memory=replace(state.memory, keyframes=(), capacity=0))
+            self.places = self.places[-1:]
 
 
 def poses_of(view: View) -> list[Pose]:

@@ -49,6 +49,9 @@ def test_a_planner_remembers_as_much_as_it_is_told_to(memory):
         assert [one.step for one in kept] == list(range(len(views))) and len(planner.places) == len(views)
     elif memory == "place":
         assert [one.step for one in kept] == [len(views) - 1] and len(planner.places) == len(views)
+        whole = Planner(world, Search(futures=4, horizon=2), seed=1)
+        whole.begin(views, env.episode.goal)
+        assert kept[0].place.equal(whole.state.memory.keyframes[-1].place), "the place is known as well as with frames"
     else:
         assert not kept and planner.state.memory.capacity == 0 and len(planner.places) == 1
     known = planner.recognised()
