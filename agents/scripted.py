@@ -10,28 +10,20 @@ import argparse
 import gymnasium as gym
 import numpy as np
 
-from mosaic_gym import ACTIONS
+from mosaic_gym import ACTIONS, thrust_towards_depth
 
-NAMES = list(ACTIONS)
-NEAR_M = 1.2
+THRUSTS = np.array(list(ACTIONS.values()))
 
 
 def explorer(seen: dict[str, np.ndarray], rng: np.random.Generator) -> int:
-    """A discrete action, from the depth image at the height of the eye."""
-    height, width = seen["depth"].shape
-    horizon = seen["depth"][height * 15 // 32 : height * 17 // 32].mean(0)
-    left, right = horizon[: width // 2].mean(), horizon[width // 2 :].mean()
-    if horizon[3 * width // 8 : 5 * width // 8].min() < NEAR_M:
-        return NAMES.index("turn_left" if left > right else "turn_right")
-    deepest = np.argmax(horizon) / width + rng.normal(0.0, 0.15)
-    if abs(deepest - 0.5) < 0.2:
-        return NAMES.index("forward")
-    return NAMES.index("forward_turn_left" if deepest < 0.5 else "forward_turn_right")
+    """The discrete action that is nearest to a walk towards where the depth image is deep."""
+    wanted = thrust_towards_depth(seen["depth"], rng)
+    return int(np.square(THRUSTS - wanted).sum(-1).argmin())
 
 
 def chance(seen: dict[str, np.ndarray], rng: np.random.Generator) -> int:
     """Every action as likely."""
-    return int(rng.integers(len(NAMES)))
+    return int(rng.integers(len(ACTIONS)))
 
 
 def earn(env: gym.Env, choose, steps: int, seed: int) -> float:

@@ -17,7 +17,8 @@ steps = int(sys.argv[1]) if len(sys.argv) > 1 else 4096
 path = sys.argv[2] if len(sys.argv) > 2 else "trained_in_the_dream.mp4"
 
 dream = VecMonitor(mosaic_gym.make_sb3(8, max_episode_steps=48, task="explore"))
-model = PPO("CnnPolicy", dream, n_steps=64, batch_size=128, seed=0, device="cpu", verbose=1)
+rollout = min(64, steps // 8)  # steps of every member between updates
+model = PPO("CnnPolicy", dream, n_steps=rollout, batch_size=min(128, 8 * rollout), seed=0, device="cpu", verbose=1)
 model.learn(steps)
 dream.close()
 

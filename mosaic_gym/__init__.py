@@ -6,8 +6,10 @@ engine it was trained on). Networks and engines load when an environment is made
 
 from gymnasium.envs.registration import register as _register
 
+from mosaic_gym.data.explore import thrust_towards_depth
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.imagination import imagine
+from mosaic_gym.planning import Planner, Search
 from mosaic_gym.worlds.conformance import check_world
 from mosaic_gym.worlds.protocol import StaleStateError, Start, State, View, World
 from mosaic_gym.worlds.registry import WORLDS, make_world
@@ -16,7 +18,9 @@ __all__ = [
     "ACTIONS",
     "Control",
     "FRAMES_PER_STEP",
+    "Planner",
     "Pose",
+    "Search",
     "StaleStateError",
     "Start",
     "State",
@@ -28,6 +32,7 @@ __all__ = [
     "make_sb3",
     "make_world",
     "pose_at",
+    "thrust_towards_depth",
 ]
 
 

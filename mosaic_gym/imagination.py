@@ -36,7 +36,8 @@ def imagine(
         state: where all futures begin, or a list of B states, one for each.
         act: thrusts `[B, H, 3]` (forward, strafe right, turn right), or a policy.
         horizon: H, steps. May be None where `act` is an array, which has its own.
-        task: pays rewards and ends futures, by its `judge`; None pays nothing.
+        task: pays rewards and ends futures, by its `judge`; None passes on the world's own, where it predicts them and
+            pixels are shown, and else pays nothing.
         progress: what the task remembers at the beginning, one for all futures.
         pixels: False skips what the latents do not need (decoding, detail, depth, writing to memory): for costs that
             are computed on latents or poses, over horizons too short to forget.
@@ -105,14 +106,16 @@ def _ask(policy: Policy, frames: np.ndarray, count: int) -> np.ndarray:
 
 
 def _judge(
-    task: Any, progresses: list[Any], shown: Sequence[View], ended: np.ndarray
+    task: Any, progresses: list[Any], shown: Sequence[Any], ended: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and ends of this step; progress moves on in place."""
     rewards, ends = np.zeros(len(shown), dtype=np.float32), np.zeros(len(shown), dtype=bool)
-    if task is None:
-        return rewards, ends
     for i, view in enumerate(shown):
-        if not ended[i]:
+        if ended[i] or not isinstance(view, View):  # a glimpse in latents alone says nothing of either
+            continue
+        if task is None:
+            rewards[i], ends[i] = view.reward, view.terminated
+        else:
             judgement = task.judge(progresses[i], view)
             progresses[i] = judgement.progress
             rewards[i], ends[i] = judgement.reward, judgement.terminated or view.terminated
@@ -147,5 +150,6 @@ def _stack(kept: list[dict[str, Any]], count: int, horizon: int, device: Any) ->
     import torch
     from tensordict import TensorDict
 
-    stacked = {name: torch.stack([row[name].to(device) for row in kept], dim=1) for name in kept[0]}
+    # Each goes to the device in one piece, and not step by step.
+    stacked = {name: torch.stack([row[name] for row in kept], dim=1).to(device) for name in kept[0]}
     return TensorDict(stacked, batch_size=[count, horizon], device=device)

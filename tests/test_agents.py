@@ -1,10 +1,13 @@
 """Agents and examples run as their first lines say, on small budgets."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mosaic_gym.cli import parse, split
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,9 +17,12 @@ ROOT = Path(__file__).parent.parent
     [
         (["agents/scripted.py", "--steps", "4"], "explorer:"),
         (["agents/scripted.py", "--real", "--steps", "4"], "chance:"),
-        (["agents/planner.py", "--episodes", "1", "--steps", "1"], "memory off: home"),
+        (["agents/planner.py", "--episodes", "1", "--steps", "1"], "memory place: home"),
         (["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"], "memory off: home"),
         (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the engine"),
+        (["examples/01_step_a_world.py"], "an image (64, 64, 3) uint8; 9 actions: noop, forward"),
+        (["examples/02_walk_out_and_back.py", "sheet.png"], "wrote sheet.png"),
+        (["examples/03_train_in_the_dream.py", "16", "watched.mp4"], "wrote watched.mp4"),
         (["examples/04_plan_with_forks.py"], "step 1: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -26,3 +32,27 @@ def test_it_runs(words, said, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+    for name in words[1:]:
+        if name.endswith((".png", ".mp4")):
+            assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_the_commands_of_the_shell_example_take_their_options():
+    source = (ROOT / "examples" / "05_make_your_own_world.sh").read_text()
+    lines = source.replace("\\\n", " ").replace("${1:-out/my_world}", "out").replace("$out", "out").splitlines()
+    commands = [words[1:] for line in lines if (words := shlex.split(line, comments=True)) and words[0] == "mosaic-gym"]
+    assert [words[:2] for words in commands[1:-1]] == [
+        ["train", name] for name in ("codec", "depth", "outcome", "atlas", "world")
+    ]
+    written = {}
+    for words in commands:
+        name, options = split(words)
+        function, config = parse(name, options)
+        assert callable(function)
+        written[name] = config
+    # What one recipe writes, the next is told to read.
+    world = written["train world"]
+    assert world.data == written["record"].out and world.codec == written["train codec"].out
+    for part in ("depth", "outcome", "atlas"):
+        assert getattr(world, part) == written[f"train {part}"].out / "weights"
+    assert Path(written["play"].checkpoint) == world.out / "weights"

@@ -1,7 +1,4 @@
-"""Imagination over a counting world and a tiny dream, and planning where the best plan is known."""
-
-import sys
-from pathlib import Path
+"""Imagination over a counting world and a tiny dream."""
 
 import numpy as np
 import pytest
@@ -13,9 +10,6 @@ from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
 from .tiny import tiny_model
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "agents"))
-from planner import Planner, Search, blurred  # noqa: E402
 
 AHEAD = np.tile([1.0, 0.0, 0.0], (2, 3, 1))
 
@@ -50,6 +44,26 @@ def test_an_ended_future_is_paid_no_more():
     futures = imagine(world, state, np.tile([1.0, 0.0, 0.0], (1, 4, 1)), task=OnceTask())
     assert futures["reward"].tolist() == [[1.0, 1.0, 0.0, 0.0]]
     assert futures["terminated"].tolist() == [[False, True, True, True]]
+
+
+def test_without_a_task_the_worlds_own_reward_and_end_are_kept():
+    world = CountingWorld(last_step=2)
+    state, _ = world.start(Start(seed=0))
+    futures = imagine(world, state, np.tile([1.0, 0.0, 0.0], (1, 4, 1)))
+    torch.testing.assert_close(futures["reward"], torch.tensor([[0.1, 0.2, 0.0, 0.0]]))
+    assert futures["terminated"].tolist() == [[False, True, True, True]]
+
+
+def test_a_dream_keeps_the_rewards_that_it_predicts():
+    model = tiny_model()
+    model.outcome.tell.bias.data.copy_(torch.tensor([-12.0, 0.0, 12.0, -12.0]))  # surely a gain, and no end
+    world = MosaicWorld(model)
+    state, _ = world.start(Start(seed=1))
+    assert world.pays and (imagine(world, state, AHEAD)["reward"] == 1.0).all()
+    latents = imagine(world, state, AHEAD, pixels=False)
+    assert not latents["reward"].any() and not latents["terminated"].any()
+    model.outcome = None
+    assert not world.pays and not imagine(world, state, AHEAD)["reward"].any()
 
 
 def test_a_dream_imagines_what_it_then_lives():
@@ -129,20 +143,3 @@ def test_the_engine_says_that_it_cannot_imagine():
     with pytest.raises(RuntimeError, match="one true present"):
         imagine(world, state, AHEAD)
     world.close()
-
-
-@pytest.mark.parametrize("method", ["cem", "mppi"])
-def test_a_planner_finds_the_known_optimum(method):
-    # In the counting world nothing stands in the way, and the goal's place is straight ahead. Full thrust
-    # forward is the obvious best; a planner may even find out that side steps add to it, as Doom's players do.
-    world = CountingWorld()
-    planner = Planner(world, Search(method, futures=64, horizon=4, rounds=4, elites=8), seed=1)
-    state, view = world.start(Start(seed=0))
-    planner.state, planner.goal, planner.plan = state, blurred(view.frames[-1]), np.zeros((4, 3))
-    planner.places = [(blurred(view.frames[-1]), np.array([0.5, 6.0]))]
-    best = state
-    for _ in range(5):
-        (planner.state, best), _ = world.step([planner.state, best], np.stack([planner.act(), [1.0, 0.0, 0.0]]))
-    gained_m = 5.5 - np.hypot(*(planner.state.pose.world_from_camera[[0, 2], 3] - [0.5, 6.0]))
-    best_m = best.pose.world_from_camera[2, 3] - 0.5
-    assert gained_m > 0.75 * best_m

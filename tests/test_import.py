@@ -17,6 +17,7 @@ FLOORS = {
     "data": 1,
     "worlds": 2,
     "imagination": 3,
+    "planning": 4,
     "envs": 4,
     "training": 5,
     "evaluation": 5,

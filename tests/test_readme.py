@@ -1,5 +1,8 @@
 """The README keeps its word: its commands, targets, options, programs and files exist."""
 
+import ast
+import dataclasses
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from mosaic_gym.cli import parse, split
+from mosaic_gym.envs.mosaic_env import make_dream
+from mosaic_gym.model.wan import WanOptions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,6 +49,23 @@ def test_every_command_takes_the_options_shown(words):
     name, options = split(words)
     function, _ = parse(name, options)
     assert callable(function)
+
+
+def defaults(head: str) -> dict[str, object]:
+    """The names and defaults in the first column of the table under a head."""
+    table = README.split(f"| {head} | |\n")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines()[1:]]
+    found = [pair for cell in cells for pair in re.findall(r"`(\w+)=([^`]+)`", cell)]
+    return {name: ast.literal_eval(default) for name, default in found}
+
+
+def test_the_table_of_arguments_is_what_the_environment_takes():
+    taken = inspect.signature(make_dream).parameters.values()
+    assert defaults("argument of `gym.make`") == {each.name: each.default for each in taken}
+
+
+def test_the_table_of_loading_is_what_a_pipeline_takes():
+    assert defaults("key of `loading={...}`") == {each.name: each.default for each in dataclasses.fields(WanOptions)}
 
 
 @pytest.mark.parametrize("source", blocks("python"))

@@ -1,7 +1,8 @@
-"""A scripted explorer that goes and comes back, so that memory has something to be right about.
+"""Scripted walkers: one that goes where it is deep, and an explorer that goes and comes back.
 
-It alternates four things: look around and back, wander through the map, retrace the last walk backwards frame
-by frame, and turn round and walk home. Every discrete action and mixed continuous ones occur.
+The explorer gives memory something to be right about. It alternates four things: look around and back, wander through
+the map, retrace the last walk backwards frame by frame, and turn round and walk home. Every discrete action and mixed
+continuous ones occur.
 """
 
 from __future__ import annotations
@@ -18,6 +19,40 @@ if TYPE_CHECKING:
 
 STOPPING_STEPS = 6
 """Steps after which a walking body surely rests; a walk that ended at rest can be retraced exactly."""
+NEAR_M = 1.2
+"""A walker that is nearer than this to what stands before it turns, metres."""
+
+
+def depth_at_eyes(depth_m: np.ndarray) -> np.ndarray:
+    """How deep a view `[H, W]` is in every column `[W]` at the height of the eyes, metres."""
+    height = depth_m.shape[0]
+    return depth_m[height * 15 // 32 : height * 17 // 32].mean(0)
+
+
+def before_m(columns: np.ndarray, share: int = 4) -> float:
+    """What is nearest in the middle, one part in `share`, of `depth_at_eyes`, metres."""
+    width = len(columns)
+    return columns[(share - 1) * width // (2 * share) : (share + 1) * width // (2 * share)].min()
+
+
+def thrust_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The next thrust of a walker that goes ahead where it is deep, and turns where it is not.
+
+    Args:
+        depth_m: `[H, W]`, what it sees, metres.
+        rng: of its whims.
+
+    Returns:
+        `[3]`: forward, strafe right, turn right, each in [-1, 1].
+    """
+    columns = depth_at_eyes(depth_m)
+    width = len(columns)
+    if before_m(columns) < NEAR_M:
+        deeper = "turn_left" if columns[: width // 2].mean() > columns[width // 2 :].mean() else "turn_right"
+        return np.array(ACTIONS[deeper])
+    whim = rng.normal(0.0, 0.25)
+    side = float(np.argmax(columns)) / width * 2 - 1
+    return np.array([1.0, 0.0, np.clip(side + whim, -1.0, 1.0)])
 
 
 class Explorer:
@@ -94,12 +129,10 @@ class Explorer:
         """
         whim, side, escaping = 0.0, float(self.rng.choice([-1.0, 1.0])), False
         for _ in range(steps):
-            depth_m = self.views[-1].depth_m
-            rows = slice(depth_m.shape[0] * 15 // 32, depth_m.shape[0] * 17 // 32)
-            columns = depth_m[rows].mean(0)
+            columns = depth_at_eyes(self.views[-1].depth_m)
             width = len(columns)
-            ahead = columns[width // 4 : 3 * width // 4] if careful else columns[3 * width // 8 : 5 * width // 8]
-            escaping = ahead.min() < (3.0 if escaping else 2.0 if careful else 1.2)
+            ahead_m = before_m(columns, 2 if careful else 4)
+            escaping = ahead_m < (3.0 if escaping else 2.0 if careful else NEAR_M)
             if escaping:
                 self.act(0.0, 0.0, side)
                 continue

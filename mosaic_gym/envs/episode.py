@@ -6,11 +6,13 @@ rules are written once, and taking a copy of an episode is taking a reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from gymnasium.utils import seeding
 
 from mosaic_gym.envs.tasks import Task
 from mosaic_gym.worlds.protocol import Start, State, View, World
@@ -86,13 +88,45 @@ class Episode:
         }
 
 
-def begin(world: World, task: Task, starts: Sequence[Start], goals: Sequence[np.ndarray | None]) -> list[Episode]:
-    """Fresh episodes, one for each start; a goal that is None is the scene's own."""
-    scenes = task.set_scenes(world, starts)
-    return [
-        Episode(scene.state, scene.view, scene.goal if goal is None else goal, task.begin(scene), seen=scene.seen)
-        for scene, goal in zip(scenes, goals, strict=True)
+def begin(
+    world: World,
+    task: Task,
+    asked: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int | None],
+    generators: Sequence[np.random.Generator | None],
+    prompt: str | None = None,
+) -> tuple[list[Episode], list[np.random.Generator]]:
+    """Fresh episodes, and the generators that the seeds of those after them will come from.
+
+    What is given stays as it was, so that a reset which fails leaves all as it was, what is drawn next included.
+
+    Args:
+        asked: checked reset options, one for each episode.
+        seeds: one each; None draws from a copy of that episode's generator.
+        generators: one each, None where nothing was drawn yet.
+        prompt: for episodes that ask for none.
+    """
+    fresh = [seed is not None or generator is None for seed, generator in zip(seeds, generators, strict=True)]
+    drawn = [
+        seeding.np_random(seed)[0] if anew else copy.deepcopy(generator)
+        for seed, generator, anew in zip(seeds, generators, fresh, strict=True)
     ]
+    starts = [
+        Start(
+            seed=int(rng.integers(2**31)) if seed is None else int(seed),
+            image=options.get("image"),
+            world_from_camera=options.get("pose"),
+            prompt=options.get("prompt", prompt),
+            memory=options.get("memory"),
+        )
+        for options, seed, rng in zip(asked, seeds, drawn, strict=True)
+    ]
+    scenes = task.set_scenes(world, starts)
+    episodes = [
+        Episode(scene.state, scene.view, options.get("goal", scene.goal), task.begin(scene), seen=scene.seen)
+        for scene, options in zip(scenes, asked, strict=True)
+    ]
+    return episodes, drawn
 
 
 def advance(

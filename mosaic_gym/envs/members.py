@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from gymnasium.utils import seeding
 
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
-from mosaic_gym.envs.mosaic_env import check_faces, check_pays, honoured, start_of
+from mosaic_gym.envs.mosaic_env import check_faces, check_pays, honoured
 from mosaic_gym.envs.options import OPTIONS, check_options
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, thrust_of
@@ -70,23 +70,37 @@ class Members:
         self,
         indices: Sequence[int],
         seeds: Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Begins new episodes for some members; seeds are for them, one each, None draws from their own generators.
 
+        Args:
+            options: for all of them, or one each.
+
         Raises:
-            ValueError: a wrong option; nothing has changed then.
+            ValueError: a wrong option, or not one for each; nothing has changed then.
         """
-        asked = check_options(options or {}, self.options, self.world.height, self.world.width)
+        each = [options or {}] * len(indices) if options is None or isinstance(options, Mapping) else list(options)
+        if len(each) != len(indices):
+            raise ValueError(f"{len(indices)} members take one dict of options, or {len(indices)}; got {len(each)}")
+        asked = [check_options(one, self.options, self.world.height, self.world.width) for one in each]
         seeds = [None] * len(indices) if seeds is None else seeds
-        starts, generators = [], []
-        for i, seed in zip(indices, seeds, strict=True):
-            fresh = seed is not None or self._generators[i] is None
-            generators.append(seeding.np_random(seed)[0] if fresh else copy.deepcopy(self._generators[i]))
-            starts.append(start_of(asked, seed, generators[-1], self.prompt))
-        begun = begin(self.world, self.task, starts, [asked.get("goal")] * len(starts))
-        for i, episode, generator in zip(indices, begun, generators, strict=True):
+        generators = [self._generators[i] for i in indices]
+        begun = begin(self.world, self.task, asked, seeds, generators, self.prompt)
+        for i, episode, generator in zip(indices, *begun, strict=True):
             self.episodes[i], self._generators[i] = episode, generator
+
+    def begun(self, indices: Iterable[int] | None = None) -> list[Episode]:
+        """The episodes of some members, None for all.
+
+        Raises:
+            ResetNeeded: one of them has not begun.
+        """
+        indices = range(len(self)) if indices is None else indices
+        missing = [int(i) for i in indices if self.episodes[i] is None]
+        if missing:
+            raise ResetNeeded(f"the episodes of members {missing} have not begun: reset them first")
+        return [self.episodes[i] for i in indices]
 
     def thrusts(self, actions: Iterable[Any]) -> np.ndarray:
         """`[n, 3]` of one action a member.
@@ -105,13 +119,12 @@ class Members:
         Raises:
             ResetNeeded: one of them has not begun, or has ended; nothing has moved then.
         """
-        for i in indices:
-            if self.episodes[i] is None or self.episodes[i].ended:
-                why = "has ended" if self.episodes[i] else "has not begun"
-                raise ResetNeeded(f"cannot step, the episode of member {i} {why}: reset it first")
-        if not len(indices):
+        present = self.begun(indices)
+        for i, episode in zip(indices, present, strict=True):
+            if episode.ended:
+                raise ResetNeeded(f"cannot step, the episode of member {i} has ended: reset it first")
+        if not present:
             return
-        present = [self.episodes[i] for i in indices]
         for i, episode in zip(indices, advance(self.world, self.task, self.rules, present, thrusts), strict=True):
             self.episodes[i] = episode
 
@@ -119,29 +132,76 @@ class Members:
         """The observation of a member."""
         return observe(self.observation_space, self.episodes[i].view, self.episodes[i].goal)
 
-    def snapshot(self) -> list[Snapshot]:
-        """One for each member.
+    def snapshot(self, indices: Iterable[int] | None = None) -> list[Snapshot]:
+        """One for each of some members, None for all.
 
         Raises:
             ResetNeeded: one of them has not begun.
         """
-        if any(episode is None for episode in self.episodes):
-            raise ResetNeeded("there is nothing to keep, a member has not begun: call reset() first")
-        kept = zip(self.episodes, self._generators, strict=True)
-        return [snapshots.take(self.world, self.task, episode, generator) for episode, generator in kept]
+        indices = list(range(len(self)) if indices is None else indices)
+        return [
+            snapshots.take(self.world, self.task, episode, self._generators[i])
+            for i, episode in zip(indices, self.begun(indices), strict=True)
+        ]
 
-    def restore(self, kept: Sequence[Snapshot]) -> None:
-        """Goes (back) to snapshots, one for each member, in any order and from any environment of this world and task.
+    def restore(self, kept: Sequence[Snapshot], indices: Iterable[int] | None = None) -> None:
+        """Goes (back) to snapshots, one for each of some members, None for all.
+
+        They may be in any order, and from any environment of this world and task.
 
         Raises:
             TypeError, ValueError: not so many, not snapshots, or of another checkpoint or task; nothing has changed.
         """
-        if len(kept) != len(self):
-            raise ValueError(f"{len(self)} members take {len(self)} snapshots; got {len(kept)}")
+        indices = list(range(len(self)) if indices is None else indices)
+        if len(kept) != len(indices):
+            raise ValueError(f"{len(indices)} members take {len(indices)} snapshots; got {len(kept)}")
         for snapshot in kept:
             snapshots.check_snapshot(snapshot, self.world, self.task)
-        for i, snapshot in enumerate(kept):
+        for i, snapshot in zip(indices, kept, strict=True):
             self.episodes[i] = snapshot.episode
             generator, _ = seeding.np_random(0)
             generator.bit_generator.state = snapshot.generator
             self._generators[i] = generator
+
+
+class Member:
+    """One of `Members`, with the verbs of a single environment (see `WorldEnv`); it has no step of its own."""
+
+    def __init__(self, members: Members, index: int) -> None:
+        self._members, self._index = members, index
+
+    def info(self) -> dict[str, Any]:
+        """What `info` says of the present."""
+        (episode,) = self._members.begun([self._index])
+        return episode.info()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begins an episode."""
+        self._members.reset([self._index], [seed], options)
+        return self._shown()
+
+    def snapshot(self) -> Snapshot:
+        """The present, to go back to."""
+        (kept,) = self._members.snapshot([self._index])
+        return kept
+
+    def restore(self, snapshot: Snapshot) -> tuple[Any, dict[str, Any]]:
+        """Goes (back) to a snapshot; returns its observation and info."""
+        self._members.restore([snapshot], [self._index])
+        return self._shown()
+
+    def fork(self, n: int) -> list[Snapshot]:
+        """`n` snapshots of the present."""
+        return snapshots.fork(self.snapshot(), n)
+
+    def save(self, path: Path | str) -> None:
+        """Writes the present into one file, as `WorldEnv.save` does."""
+        snapshots.save([self.snapshot()], self._members.world, path)
+
+    def load(self, path: Path | str) -> tuple[Any, dict[str, Any]]:
+        """Goes on from what `save` wrote, here or in a single environment."""
+        (kept,) = snapshots.load(self._members.world, path)
+        return self.restore(kept)
+
+    def _shown(self) -> tuple[Any, dict[str, Any]]:
+        return self._members.observe(self._index), self.info()

@@ -23,7 +23,7 @@ from mosaic_gym.envs.spaces import make_action_space, make_observation_space, ob
 from mosaic_gym.envs.tasks import EngineTask, Task, make_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
-from mosaic_gym.worlds.protocol import Start, State, View, World
+from mosaic_gym.worlds.protocol import State, View, World
 from mosaic_gym.worlds.registry import make_world
 
 FRAMES_PER_SECOND = 35.0
@@ -99,15 +99,9 @@ class WorldEnv(gym.Env):
                 `memory` a path or a memory.
         """
         asked = check_options(options or {}, self.options, self.world.height, self.world.width)
-        # A reset that fails must leave things as they were, what is drawn next included.
-        before = self.np_random.bit_generator.state
+        (episode,), (generator,) = begin(self.world, self.task, [asked], [seed], [self.np_random], self.prompt)
         super().reset(seed=seed)
-        start = start_of(asked, seed, self.np_random, self.prompt)
-        try:
-            (self.episode,) = begin(self.world, self.task, [start], [asked.get("goal")])
-        except Exception:
-            self.np_random.bit_generator.state = before
-            raise
+        self.np_random.bit_generator.state, self.episode = generator.bit_generator.state, episode
         self._show()
         return observe(self.observation_space, self.view, self.episode.goal), self.episode.info()
 
@@ -163,13 +157,11 @@ class WorldEnv(gym.Env):
         Raises:
             ValueError: n below 1. ResetNeeded, RuntimeError: as `snapshot`.
         """
-        if n < 1:
-            raise ValueError(f"fork makes at least 1; got {n}")
-        return [self.snapshot()] * n
+        return snapshots.fork(self.snapshot(), n)
 
     def save(self, path: Path | str) -> None:
         """Writes the present into one file, from which `load` goes on bit for bit, in another process too."""
-        snapshots.save(self.snapshot(), self.world, path)
+        snapshots.save([self.snapshot()], self.world, path)
 
     def load(self, path: Path | str) -> tuple[Any, dict[str, Any]]:
         """Goes on from what `save` wrote; returns the observation and info there.
@@ -177,7 +169,8 @@ class WorldEnv(gym.Env):
         Raises:
             FileNotFoundError: no such file. ValueError: damaged, or of another checkpoint or task.
         """
-        return self.restore(snapshots.load(self.world, path))
+        (kept,) = snapshots.load(self.world, path)
+        return self.restore(kept)
 
     def render(self) -> np.ndarray | None:
         """The last frame, uint8 `[H, W, 3]`, in mode `rgb_array`; a window in mode `human`."""
@@ -247,48 +240,40 @@ def make_dream(
         loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
     """
-    task = make_task(task)
-    check_faces(action_space, observation, render_mode, task)
-    world = open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading)
-    return WorldEnv(
-        world,
-        action_space=action_space,
-        observation=observation,
-        task=task,
-        rules=Rules(least_coverage=least_coverage, patience=patience),
-        options=dream_options(memory),
-        prompt=prompt,
-        render_mode=render_mode,
-    )
+    world, faces = open_dream(locals())
+    return WorldEnv(world, render_mode=render_mode, **faces)
 
 
-def dream_options(memory: bool) -> list[str]:
-    """The reset options a learned world honours, with or without memory."""
-    return [key for key in OPTIONS if memory or key != "memory"]
+def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[World, dict[str, Any]]:
+    """The learned world behind `make_dream`'s arguments, and what `WorldEnv` and `Members` are told beside it.
 
-
-def open_dream(
-    checkpoint: str,
-    device: str,
-    resolution: int | Sequence[int] | None,
-    denoising_steps: int | None,
-    memory: bool,
-    collision: bool,
-    temperature: float,
-    loading: Mapping[str, Any] | None,
-) -> World:
-    """The learned world behind `make_dream`'s arguments, checked before anything is loaded."""
-    if denoising_steps is not None and (type(denoising_steps) is not int or denoising_steps not in DENOISING_STEPS):
-        raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {denoising_steps!r}")
-    size = _check_resolution(resolution)
-    asked = {"checkpoint": checkpoint, "device": device, "denoising_steps": denoising_steps, "memory": memory}
-    asked |= {"collision": collision, "temperature": temperature, "size": size, "loading": loading}
-    world = make_world("mosaic", **asked)
+    Args:
+        asked: all arguments of `make_dream` by name; checked before anything is loaded.
+        max_steps: of an episode; None for no limit.
+    """
+    task = make_task(asked["task"])
+    check_faces(asked["action_space"], asked["observation"], asked["render_mode"], task)
+    rules = Rules(max_steps, asked["least_coverage"], asked["patience"])
+    steps = asked["denoising_steps"]
+    if steps is not None and (type(steps) is not int or steps not in DENOISING_STEPS):
+        raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {steps!r}")
+    size = _check_resolution(asked["resolution"])
+    of_world = ("checkpoint", "device", "denoising_steps", "memory", "collision", "temperature", "loading")
+    world = make_world("mosaic", size=size, **{name: asked[name] for name in of_world})
     if size not in (None, (world.height, world.width)):
         supported = f"[{world.height}, {world.width}]"
         world.close()
-        raise ValueError(f"checkpoint {checkpoint!r} was trained at resolution {supported}; got {resolution!r}")
-    return world
+        raise ValueError(
+            f"checkpoint {asked['checkpoint']!r} was trained at resolution {supported}; got {asked['resolution']!r}"
+        )
+    return world, {
+        "action_space": asked["action_space"],
+        "observation": asked["observation"],
+        "task": task,
+        "rules": rules,
+        "options": [key for key in OPTIONS if asked["memory"] or key != "memory"],
+        "prompt": asked["prompt"],
+    }
 
 
 def make_real(
@@ -349,17 +334,6 @@ def check_pays(world: World, task: Task) -> None:
 def honoured(options: Collection[str], observation: str, task: Task) -> tuple[str, ...]:
     """The reset options that have an effect: no goal that no observation shows, or that the task draws itself."""
     return tuple(key for key in options if key != "goal" or (observation == "dict" and not task.draws_goal))
-
-
-def start_of(asked: dict[str, Any], seed: int | None, rng: np.random.Generator, prompt: str | None) -> Start:
-    """How an episode begins: as the checked reset options ask, the rest by the seed, or by the generator's next."""
-    return Start(
-        seed=int(rng.integers(2**31)) if seed is None else int(seed),
-        image=asked.get("image"),
-        world_from_camera=asked.get("pose"),
-        prompt=asked.get("prompt", prompt),
-        memory=asked.get("memory"),
-    )
 
 
 def _check_resolution(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
-from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.members import Member, Members
 from mosaic_gym.envs.vector_env import check_render_mode, dream_members
 
 EPISODE_STEPS = 256
@@ -32,8 +32,12 @@ class MosaicVecEnv(VecEnv):
         super().__init__(len(members), members.observation_space, members.action_space)
 
     def reset(self) -> Any:
-        """Begins all episodes, with the seeds that `seed` set."""
-        self.members.reset(range(self.num_envs), self._seeds)
+        """Begins all episodes, with the seeds that `seed` set and the options that `set_options` did, used once.
+
+        Raises:
+            ValueError: a wrong option, or a list of another length than members; nothing has changed then.
+        """
+        self.members.reset(range(self.num_envs), self._seeds, self._options)
         self.reset_infos = [episode.info() for episode in self.members.episodes]
         self._reset_seeds()
         self._reset_options()
@@ -90,8 +94,16 @@ class MosaicVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *args: Any, indices: None | int | Iterable[int] = None, **kwargs: Any
     ) -> list[Any]:
-        """Calls a method of each member's episode (`info`), or a shared one."""
-        return [self._of(i, method_name)(*args, **kwargs) for i in self._get_indices(indices)]
+        """Calls a method of each member, as if it were an environment of its own: see `Member`.
+
+        Raises:
+            AttributeError: members have no such method; those they have are listed.
+        """
+        known = [name for name, value in vars(Member).items() if callable(value) and not name.startswith("_")]
+        if method_name not in known:
+            raise AttributeError(f"members have no method {method_name!r}; they have {', '.join(sorted(known))}")
+        indices = self._get_indices(indices)
+        return [getattr(Member(self.members, i), method_name)(*args, **kwargs) for i in indices]
 
     def env_is_wrapped(self, wrapper_class: type, indices: None | int | Iterable[int] = None) -> list[bool]:
         """No member is wrapped; a wrapper goes round all of them."""

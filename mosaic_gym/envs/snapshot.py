@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mosaic_gym.envs.tasks import Task
 from mosaic_gym.worlds.protocol import View, World
 
 FORMAT = "mosaic-snapshot-1"
+"""Of a file with one snapshot; `FORMAT_MANY` of one with several."""
+FORMAT_MANY = "mosaic-snapshots-1"
 _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
 _TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "progress")
@@ -66,40 +69,90 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
         raise ValueError(f"the snapshot is of a {snapshot.task}, this environment has a {type(task).__name__}")
 
 
-def save(snapshot: Snapshot, world: World, path: Path | str) -> None:
-    """Writes a snapshot into one safetensors file."""
-    import torch
+def fork(snapshot: Snapshot, n: int) -> list[Snapshot]:
+    """`n` snapshots of the same present, which share what is equal.
+
+    Raises:
+        ValueError: n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"fork makes at least 1; got {n}")
+    return [snapshot] * n
+
+
+def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
+    """Writes snapshots into one safetensors file; what they share is written once."""
     from safetensors.torch import save_file
 
-    episode, view = snapshot.episode, snapshot.episode.view
-    tensors, about_state = world.pack(episode.state)
-    named = {_STATE + name: value for name, value in tensors.items()}
-    for name in _ARRAYS:
-        if getattr(view, name) is not None:
-            named[_VIEW + name] = torch.tensor(getattr(view, name)).contiguous()
-    named["goal"] = torch.tensor(episode.goal).contiguous()
-    about = {
-        "format": FORMAT,
-        "fingerprint": snapshot.fingerprint,
-        "task": snapshot.task,
-        "generator": snapshot.generator,
-        "state": about_state,
-        "view": {field.name: getattr(view, field.name) for field in fields(View) if field.name not in _ARRAYS},
-        **{name: getattr(episode, name) for name in _TOLD},
-    }
+    named: dict[str, Any] = {}
+    told, names, storages = [], {}, set()
+    # Packed all at once, and forks of one episode once: addresses tell what is shared, while it lives.
+    packed = {id(snapshot.episode): _pack(snapshot.episode, world) for snapshot in kept}
+    for index, snapshot in enumerate(kept):
+        tensors, about = packed[id(snapshot.episode)]
+        shared = {}
+        for name, value in tensors.items():
+            full = name if len(kept) == 1 else f"{index}.{name}"
+            storage = value.untyped_storage().data_ptr()
+            written = names.setdefault((value.device, value.data_ptr(), tuple(value.shape), value.dtype), full)
+            if written != full and value.numel():
+                shared[name] = written
+                continue
+            # The file's format takes no two tensors that overlap.
+            named[full] = value.clone() if storage in storages else value
+            storages.add(storage)
+        whose = {name: getattr(snapshot, name) for name in ("fingerprint", "task", "generator")}
+        told.append({**whose, **about, "shared": shared})
+    about = {"format": FORMAT, **told[0]} if len(kept) == 1 else {"format": FORMAT_MANY, "members": told}
     save_file(named, str(path), metadata={"about": json.dumps(about, default=np.ndarray.tolist)})
 
 
-def load(world: World, path: Path | str) -> Snapshot:
-    """Reads what `save` wrote.
+def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
+    """Reads what `save` wrote of `count` snapshots.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: damaged, no snapshot, or one of another checkpoint.
+        FileNotFoundError: no such file. ValueError: damaged, not so many snapshots, or those of another checkpoint.
     """
     from mosaic_gym.memory.mosaic import load_described
 
     check_forkable(world)
-    tensors, about = load_described(path, FORMAT, "snapshot")
+    if count == 1:
+        tensors, about = load_described(path, FORMAT, "snapshot")
+        members, before = [about], [""]
+    else:
+        tensors, about = load_described(path, FORMAT_MANY, f"snapshot of {count} members")
+        members, before = about["members"], [f"{index}." for index in range(count)]
+    if len(members) != count:
+        raise ValueError(f"{path} holds {len(members)} members, this environment has {count}: make it with as many")
+    kept = []
+    for prefix, told in zip(before, members, strict=True):
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        own |= {name: tensors[written] for name, written in told.get("shared", {}).items()}
+        kept.append(_unpack(world, path, own, told))
+    return kept
+
+
+def _pack(episode: Episode, world: World) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An episode as tensors by name, and what JSON can say."""
+    import torch
+
+    view = episode.view
+    tensors, about_state = world.pack(episode.state)
+    named = {_STATE + name: value for name, value in tensors.items()}
+    for name in _ARRAYS:
+        if getattr(view, name) is not None:
+            named[_VIEW + name] = torch.from_numpy(np.array(getattr(view, name), order="C"))
+    named["goal"] = torch.from_numpy(np.array(episode.goal, order="C"))
+    about = {
+        "state": about_state,
+        "view": {field.name: getattr(view, field.name) for field in fields(View) if field.name not in _ARRAYS},
+        **{name: getattr(episode, name) for name in _TOLD},
+    }
+    return named, about
+
+
+def _unpack(world: World, path: Path | str, tensors: dict[str, Any], about: dict[str, Any]) -> Snapshot:
+    """The snapshot of an episode that `_pack` described."""
     if about["fingerprint"] != world.fingerprint:
         raise ValueError(f"{path} is a snapshot of another checkpoint; load it in an environment with that one")
     state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}

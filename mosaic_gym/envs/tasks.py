@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mosaic_gym.geometry.control import ACTIONS
+from mosaic_gym.data.explore import thrust_towards_depth
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
 
@@ -241,18 +241,6 @@ class ReturnTask(Reach):
             Scene(state, walk[-1], walk[0].frames[-1].copy(), place_of(walk[0]), tuple(walk[:-1]))
             for state, walk in zip(states, walks, strict=True)
         ]
-
-
-def thrust_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The next thrust `[3]` of a scripted walker that sees `[H, W]`: ahead where it is deep, round where it is not."""
-    height, width = depth_m.shape
-    columns = depth_m[height * 15 // 32 : height * 17 // 32].mean(0)
-    if columns[3 * width // 8 : 5 * width // 8].min() < 1.2:
-        deeper = "turn_left" if columns[: width // 2].mean() > columns[width // 2 :].mean() else "turn_right"
-        return np.array(ACTIONS[deeper])
-    whim = rng.normal(0.0, 0.25)
-    side = float(np.argmax(columns)) / width * 2 - 1
-    return np.array([1.0, 0.0, np.clip(side + whim, -1.0, 1.0)])
 
 
 def place_of(view: View) -> tuple[float, float]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
-from mosaic_gym.envs.episode import Rules
+from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.mosaic_env import WorldEnv, check_faces, dream_options, open_dream
+from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, open_dream
 from mosaic_gym.envs.snapshot import Snapshot
-from mosaic_gym.envs.tasks import Task, make_task
 
 
 def check_render_mode(render_mode: str | None) -> None:
@@ -75,6 +75,9 @@ class WorldVectorEnv(VectorEnv):
         if len(seeds) != self.num_envs:
             raise ValueError(f"{self.num_envs} members take {self.num_envs} seeds; got {len(seeds)}")
         indices = np.flatnonzero(mask)
+        missing = [i for i, episode in enumerate(self.members.episodes) if episode is None and not mask[i]]
+        if missing:
+            raise ValueError(f"members {missing} have never begun: the first reset is of all of them")
         self.members.reset(indices, [seeds[i] for i in indices], options)
         self._over[indices] = False
         return self._observations(), self._infos(indices)
@@ -110,9 +113,7 @@ class WorldVectorEnv(VectorEnv):
         """The last frame of every member, uint8 `[H, W, 3]`, in mode `rgb_array`."""
         if self.render_mode is None:
             return None
-        if any(episode is None for episode in self.members.episodes):
-            raise ResetNeeded("cannot render, no episode has begun: call reset() first")
-        return tuple(episode.view.frames[-1].copy() for episode in self.members.episodes)
+        return tuple(episode.view.frames[-1].copy() for episode in self.members.begun())
 
     def snapshot(self) -> list[Snapshot]:
         """One snapshot a member; copies nothing."""
@@ -127,6 +128,33 @@ class WorldVectorEnv(VectorEnv):
         self.members.restore(kept)
         self._over = np.array([snapshot.episode.ended for snapshot in kept])
         return self._observations(), self._infos(range(self.num_envs))
+
+    def fork(self, n: int) -> list[list[Snapshot]]:
+        """`n` snapshots of every member's present, member by member; they share what is equal.
+
+        Raises:
+            ValueError: n below 1. ResetNeeded: a member has not begun.
+        """
+        return [snapshots.fork(snapshot, n) for snapshot in self.snapshot()]
+
+    def save(self, path: Path | str) -> None:
+        """Writes the present of all members into one file, from which `load` goes on bit for bit.
+
+        A file of one member is one that a single environment loads too.
+
+        Raises:
+            ResetNeeded: a member has not begun.
+        """
+        snapshots.save(self.snapshot(), self.members.world, path)
+
+    def load(self, path: Path | str) -> tuple[Any, dict[str, Any]]:
+        """Goes on from what `save` wrote; returns the observations and infos there.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: damaged, of another number of members, or of another checkpoint
+            or task; nothing has changed then.
+        """
+        return self.restore(snapshots.load(self.members.world, path, self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the world."""
@@ -143,9 +171,6 @@ class WorldVectorEnv(VectorEnv):
         return mask
 
     def _observations(self) -> Any:
-        missing = [i for i, episode in enumerate(self.members.episodes) if episode is None]
-        if missing:
-            raise ValueError(f"members {missing} have never begun: the first reset is of all of them")
         space = self.single_observation_space
         each = [self.members.observe(i) for i in range(self.num_envs)]
         return concatenate(space, each, create_empty_array(space, self.num_envs))
@@ -157,37 +182,17 @@ class WorldVectorEnv(VectorEnv):
         return infos
 
 
-def dream_members(
-    num_envs: int,
-    checkpoint: str = "doom-tiny",
-    device: str = "cpu",
-    resolution: int | Sequence[int] | None = None,
-    denoising_steps: int | None = None,
-    action_space: str = "discrete",
-    observation: str = "image",
-    memory: bool = True,
-    prompt: str | None = None,
-    task: str | Task = "explore",
-    collision: bool = True,
-    temperature: float = 1.0,
-    least_coverage: float | None = None,
-    patience: int = 8,
-    loading: Mapping[str, Any] | None = None,
-    max_episode_steps: int | None = None,
-) -> Members:
-    """`num_envs` members of the learned world; the other arguments as `make_dream` takes them."""
-    task = make_task(task)
-    check_faces(action_space, observation, None, task)
-    return Members(
-        open_dream(checkpoint, device, resolution, denoising_steps, memory, collision, temperature, loading),
-        num_envs,
-        action_space=action_space,
-        observation=observation,
-        task=task,
-        rules=Rules(max_episode_steps, least_coverage, patience),
-        options=dream_options(memory),
-        prompt=prompt,
-    )
+def dream_members(num_envs: int, max_episode_steps: int | None = None, **kwargs: Any) -> Members:
+    """`num_envs` members of the learned world.
+
+    Args:
+        max_episode_steps: after which an episode is truncated; None never.
+        kwargs: as `make_dream` takes them.
+    """
+    asked = inspect.signature(make_dream).bind(**kwargs)
+    asked.apply_defaults()
+    world, faces = open_dream(asked.arguments, max_episode_steps)
+    return Members(world, num_envs, **faces)
 
 
 def make_dreams(

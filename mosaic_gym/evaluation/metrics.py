@@ -85,3 +85,14 @@ def interval(values: Sequence[float], draws: int = 4000) -> dict[str, float]:
     means = array[rng.integers(0, len(array), (draws, len(array)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"value": float(array.mean()), "low": float(low), "high": float(high)}
+
+
+def share_interval(successes: Sequence[float], z: float = 1.96) -> dict[str, float]:
+    """A share of successes (0 or 1 each) and its 95 % interval (Wilson 1927), as value, low, high.
+
+    Unlike a bootstrap's it does not close up where all, or none, of a few succeeded.
+    """
+    count, share = len(successes), float(np.mean(successes))
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return {"value": share, "low": float(max(centre - reach, 0.0)), "high": float(min(centre + reach, 1.0))}

@@ -148,8 +148,10 @@ def train(config: Config) -> Atlas:
     sights, heldout = gather(store), gather(EpisodeStore(config.data, "heldout"))
     device = accelerator.device
     k = torch.tensor(store.image_from_camera, dtype=torch.float32)
-    begun = config.begin is not None
-    atlas = Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False) if begun else fresh(store, sights)
+    if config.begin is None:
+        atlas = fresh(store, sights)
+    else:
+        atlas = Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False, use_safetensors=True)
     atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
     learner = Learner(atlas.train(), k)
     run = Run(

@@ -29,7 +29,7 @@ from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training.finetune import draw_sample, open_teacher, remember_long_enough
+from mosaic_gym.training.finetune import MIX, draw_sample, open_teacher, remember_long_enough
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import MemoryMix
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -67,7 +67,7 @@ class Config:
     """Share of samples whose prompt is empty."""
     shift: float = 5.0
     """Of the noise levels: above 1 leans towards noise."""
-    mix: MemoryMix = field(default_factory=lambda: MemoryMix(worn=0.0, wedge=0.0, away=0.0))
+    mix: MemoryMix = field(default_factory=lambda: MIX)
     """How much of the past a sample remembers."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""

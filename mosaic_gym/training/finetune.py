@@ -32,12 +32,12 @@ from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.transformer import TIMESTEPS
 from mosaic_gym.model.wan import WanOptions
 from mosaic_gym.training.run import Run
-from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past
+from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
 
-WARPS = ("both", "rope", "latent")
-"""How a sample's memory is told; the paper's ablation has the mixture ahead of either alone."""
+MIX = MemoryMix(worn=0.0, wedge=0.0, away=0.0, alone=2 / 3)
+"""A third of the samples is told of memory by both warps, and a third by each alone."""
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
 
@@ -74,8 +74,8 @@ class Config:
     """Share of samples whose prompt is empty, for guidance."""
     shift: float = 5.0
     """Of the noise levels, as Wan's own schedule: above 1 leans towards noise."""
-    mix: MemoryMix = field(default_factory=lambda: MemoryMix(worn=0.0, wedge=0.0, away=0.0))
-    """How much of the past a sample remembers."""
+    mix: MemoryMix = field(default_factory=lambda: MIX)
+    """How much of the past a sample remembers, and by which warps it is told."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""
     precision: str = "bf16"
@@ -133,22 +133,6 @@ def remember_long_enough(world: MosaicWorld, store: EpisodeStore, config: Any) -
     return {index: remember(world, store, index) for index in bar}
 
 
-def told_by(recalled: Recall, warp: str) -> Recall:
-    """What is recalled, told by one of the warps alone or by both."""
-    if warp == "rope":
-        hidden = torch.zeros_like(recalled.covered), torch.zeros_like(recalled.pixels_covered)
-        return replace(recalled, covered=hidden[0], pixels_covered=hidden[1])
-    if warp == "latent":
-        return replace(
-            recalled,
-            patches=recalled.patches[:, :0],
-            patch_uv=recalled.patch_uv[:, :0],
-            patch_cameras=recalled.patch_cameras[:, :0],
-            patch_exists=recalled.patch_exists[:, :0],
-        )
-    return recalled
-
-
 @torch.no_grad()
 def draw_sample(
     world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Any, seed: int
@@ -177,8 +161,7 @@ def draw_sample(
         step_index=step - 1,
     )
     cameras = torch.stack([each.world_from_camera for each in episode.keyframes[step : step + config.clip]])[None]
-    recalled = told_by(world.recall([state], cameras), WARPS[int(rng.integers(len(WARPS)))])
-    return state, recalled, latents[:, 1:], cameras
+    return state, recall_mixed(world, [state], cameras, None, config.mix, rng), latents[:, 1:], cameras
 
 
 def prepare(config: Config, model: WorldModel) -> None:

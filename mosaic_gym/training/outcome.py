@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.outcome import SIGNS, OutcomeHeads
 from mosaic_gym.training.run import Run
 
@@ -67,7 +68,7 @@ def rareness(rewards: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 def report(heads: OutcomeHeads, store: EpisodeStore) -> dict[str, float]:
     """On held-out steps: how likely an end is held, at steps that ended and at others; and the reward's error."""
     frames, rewards, ends = outcomes(store)
-    told = [heads(part.permute(0, 3, 1, 2).float() / 127.5 - 1.0) for part in frames.split(256)]
+    told = [heads(frames_to_float(part)) for part in frames.split(256)]
     likely = torch.cat([end for _, end in told]).sigmoid()
     expected = torch.cat([sign for sign, _ in told]).softmax(-1) @ heads.reward_values
     found = {"ends": float(ends.sum()), "likely_elsewhere": float(likely[~ends].mean())}
@@ -96,7 +97,7 @@ def train(config: Config) -> OutcomeHeads:
             special[torch.randint(len(special), (few,), generator=generator)],
             common[torch.randint(len(common), (config.batch - few,), generator=generator)],
         ])  # fmt: skip
-        seen = frames[drawn].permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        seen = frames_to_float(frames[drawn])
         mirrored = torch.rand(config.batch, generator=generator) < 0.5
         seen = torch.where(mirrored[:, None, None, None], seen.flip(-1), seen).to(device)
         with accelerator.autocast():

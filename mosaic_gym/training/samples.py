@@ -7,7 +7,7 @@ the episode's past, recalled by the very code that recalls in play.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -18,13 +18,15 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import Keyframe, lift
-from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.memory.whereabouts import recognise_walk
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.model.depth import DepthEstimator
-from mosaic_gym.worlds.mosaic import WorldState
+from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
 
+WARPS = ("both", "rope", "latent")
+"""How a sample is told of its memory: by patches that lie where they land, by a grid of warped values, or by both."""
 ASTRAY_RAD_PER_M = 0.12
 """How far headings are off for each metre that places are: about as in play."""
 
@@ -98,6 +100,7 @@ class MemoryMix:
         longest_away: so many steps at most.
         astray: places on the map are off by this standard deviation at most, metres, as they are in play.
         unplaced: share of samples none of whose frames was recognised, as in a world that is not of the map.
+        alone: share of samples that are told of memory by one of the two warps alone, half of them by each.
     """
 
     forget: float = 0.15
@@ -109,6 +112,7 @@ class MemoryMix:
     longest_away: int = 24
     astray: float = 0.05
     unplaced: float = 0.5
+    alone: float = 0.0
 
 
 def choose_past(past: Sequence[Keyframe], mix: MemoryMix, rng: np.random.Generator) -> list[Keyframe]:
@@ -166,6 +170,59 @@ def draw_state(
         seed=seed,
         step_index=step - 1,
     )
+
+
+def draw_warp(mix: MemoryMix, rng: np.random.Generator) -> str:
+    """How one sample is told of its memory: a member of `WARPS`."""
+    if not mix.alone or rng.random() >= mix.alone:  # a mixture of none draws nothing, and leaves what is drawn next
+        return "both"
+    return ("rope", "latent")[int(rng.integers(2))]
+
+
+def told_by(recalled: Recall, nothing: Recall, warps: Sequence[str]) -> Recall:
+    """What is recalled, each view told by one of the warps alone, or by both.
+
+    Args:
+        recalled: of some views, and `nothing`, what the same views recall of empty memories.
+        warps: a member of `WARPS` for each view. `rope` leaves patches as tokens, where they land, beside a grid that
+            nothing covers; `latent` leaves the warped grid, without patches.
+    """
+    if len(warps) != len(recalled.warped):
+        raise ValueError(f"{len(recalled.warped)} views are told by as many warps; got {len(warps)}")
+    if not set(warps) <= set(WARPS):
+        raise ValueError(f"unknown warps {sorted(set(warps) - set(WARPS))}; the known ones are {', '.join(WARPS)}")
+    rope, latent = (
+        torch.tensor([warp == kind for warp in warps], device=recalled.warped.device) for kind in ("rope", "latent")
+    )
+    grids = {}
+    for name in (each.name for each in fields(Recall) if not each.name.startswith("patch")):
+        full, empty = getattr(recalled, name), getattr(nothing, name)
+        grids[name] = torch.where(rope.view(-1, *[1] * (full.ndim - 1)), empty, full)
+    return replace(recalled, **grids, patch_exists=recalled.patch_exists & ~latent[:, None])
+
+
+def recall_mixed(
+    world: MosaicWorld,
+    states: Sequence[WorldState],
+    cameras: Tensor,
+    pictures: Sequence[Tensor | None] | None,
+    mix: MemoryMix,
+    rng: np.random.Generator,
+) -> Recall:
+    """What states recall for their next views from cameras `[b, t, 4, 4, 4]`, told as `mix` says.
+
+    The paper's ablation has a mixture of the two warps ahead of either, on every column.
+
+    Args:
+        pictures: of the `b * t` views, as `MosaicWorld.pictures` draws them; None without a map.
+    """
+    recalled = world.recall(states, cameras, pictures)
+    warps = [draw_warp(mix, rng) for _ in states]
+    if set(warps) == {"both"}:
+        return recalled
+    empty = [replace(state, memory=replace(state.memory, keyframes=())) for state in states]
+    nothing = world.recall(empty, cameras, pictures)
+    return told_by(recalled, nothing, [warp for warp in warps for _ in range(cameras.shape[1])])
 
 
 def forget_a_wedge(state: WorldState, world_from_camera: Tensor, rng: np.random.Generator) -> WorldState:

@@ -2,6 +2,9 @@
 
 Every sample is a recorded place, remembered in part (memory dropout), recalled with estimated depth by the
 code that recalls in play, its memory sometimes worn, and sometimes reached through the model's own dream.
+
+Every sample is told of its memory by both warps, as a step in play is; the shipped weights were made so. The paper
+mixes: `--mix.alone 0.67` tells a third of the samples by both, and a third by each alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,14 @@ from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.training.run import Run
-from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, forget_a_wedge, remember_all
+from mosaic_gym.training.samples import (
+    MemoryMix,
+    Remembered,
+    draw_state,
+    forget_a_wedge,
+    recall_mixed,
+    remember_all,
+)
 from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
 
 BY_ITSELF = 0.5
@@ -75,7 +85,7 @@ class Config:
     empty_prompt: float = 0.1
     """Share of samples whose prompt is empty."""
     mix: MemoryMix = field(default_factory=MemoryMix)
-    """How much of the past a sample remembers."""
+    """How much of the past a sample remembers, and by which warps it is told."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""
     precision: str = "no"
@@ -171,10 +181,11 @@ def draw_batch(
 
 def build(config: Config, store: EpisodeStore) -> WorldModel:
     """A fresh world around the fitted codec and the trained depth estimator."""
-    codec = LinearCodec.from_pretrained(config.codec, low_cpu_mem_usage=False)
-    depth = ConvDepth.from_pretrained(config.depth, low_cpu_mem_usage=False)
-    outcome = OutcomeHeads.from_pretrained(config.outcome, low_cpu_mem_usage=False)
-    atlas = Atlas.from_pretrained(config.atlas, low_cpu_mem_usage=False)
+    told = {"low_cpu_mem_usage": False, "use_safetensors": True}
+    codec = LinearCodec.from_pretrained(config.codec, **told)
+    depth = ConvDepth.from_pretrained(config.depth, **told)
+    outcome = OutcomeHeads.from_pretrained(config.outcome, **told)
+    atlas = Atlas.from_pretrained(config.atlas, **told)
     text_encoder = ByteTextEncoder()
     transformer = MosaicTransformer3DModel(
         patch_size=(1, 1, 1),
@@ -282,7 +293,9 @@ def train(config: Config) -> WorldModel:
         generator = run.generator()
         # 1. A batch of states, and what their memories give for the next view.
         states, latents, cameras = draw_batch(world, episodes, config, run.seed)
-        recalled = world.recall(states, cameras[:, None], world.pictures(states, cameras[:, None]))
+        pictures = world.pictures(states, cameras[:, None])
+        rng = np.random.default_rng([run.seed, 1])  # the batch's own draws stay what they are, whatever the mixture
+        recalled = recall_mixed(world, states, cameras[:, None], pictures, config.mix, rng)
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)

@@ -30,6 +30,8 @@ class Beginning:
     def start(self, start: Start) -> tuple[WorldState, View]:
         """A body at rest in front of a start image: the given one, or one of the checkpoint's, by seed.
 
+        Without a prompt the checkpoint's image has its own caption, and a given one none: the prompt is empty.
+
         Raises:
             ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long.
             TypeError: a memory that is not a MosaicMemory.
@@ -45,17 +47,15 @@ class Beginning:
 
     def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
         """The first image, uint8 `[H, W, 3]`, and the prompt."""
-        count = len(self.model.start_images)
-        drawn = int(np.random.default_rng(start.seed).integers(count)) if count else None
-        if start.prompt is not None:
-            prompt = start.prompt
-        else:
-            prompt = DEFAULT_PROMPT if drawn is None else self.model.start_prompts[drawn]
         if start.image is not None:
-            return self._checked_image(start.image), prompt
-        if drawn is not None:
-            return self.model.start_images[drawn].numpy(), prompt
-        return self._pictured(prompt, start.seed), prompt
+            return self._checked_image(start.image), start.prompt or ""
+        count = len(self.model.start_images)
+        if not count:
+            prompt = DEFAULT_PROMPT if start.prompt is None else start.prompt
+            return self._pictured(prompt, start.seed), prompt
+        drawn = int(np.random.default_rng(start.seed).integers(count))
+        prompt = self.model.start_prompts[drawn] if start.prompt is None else start.prompt
+        return self.model.start_images[drawn].numpy(), prompt
 
     @torch.no_grad()
     def _pictured(self, prompt: str, seed: int) -> np.ndarray:

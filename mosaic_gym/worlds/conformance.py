@@ -76,20 +76,38 @@ def _roll(world: World, state: State, thrusts: np.ndarray) -> tuple[State, list[
     return state, views
 
 
+def _expect(kept: bool, promise: str, found: object) -> None:
+    """Raises AssertionError unless a promise is kept; an `assert` would be lost under `python -O`."""
+    if not kept:
+        raise AssertionError(f"expected: {promise}; found: {found}")
+
+
+def _expect_equal(one: np.ndarray, other: np.ndarray, promise: str) -> None:
+    one, other = np.asarray(one), np.asarray(other)
+    _expect(one.shape == other.shape, promise, f"shapes {one.shape} and {other.shape}")
+    differ = one != other
+    _expect(not differ.any(), promise, f"{differ.mean():.2%} of the numbers differ")
+
+
 def _check_views(world: World) -> None:
     state, view = world.start(Start(seed=5))
     again, same = world.start(Start(seed=5))
     size = (world.height, world.width)
-    assert state.step_index == again.step_index == 0, "a fresh state has step_index 0"
-    assert view.frames.shape == (FRAMES_PER_STEP, *size, 3) and view.frames.dtype == np.uint8, "frames are uint8 [4HW3]"
-    assert view.depth_m.shape == size and (view.depth_m >= 0).all(), "depth is [H, W], not negative"
-    assert view.world_from_camera.shape == (FRAMES_PER_STEP, 4, 4), "there are four cameras"
-    assert 0.0 <= view.coverage <= 1.0, "coverage is a share"
-    np.testing.assert_array_equal(view.frames, same.frames, "the same seed starts with the same frames")
+    indices = state.step_index, again.step_index
+    _expect(indices == (0, 0), "a fresh state has step_index 0", indices)
+    frames, depth_m, cameras = view.frames, view.depth_m, view.world_from_camera
+    shape = (FRAMES_PER_STEP, *size, 3)
+    right = frames.shape == shape and frames.dtype == np.uint8
+    _expect(right, f"frames are uint8 {shape}", f"{frames.dtype} {frames.shape}")
+    _expect(depth_m.shape == size, f"depth has shape {size}", depth_m.shape)
+    _expect(bool((depth_m >= 0).all()), "depth is not negative, nor NaN", f"{depth_m.min():g} m at the least")
+    _expect(cameras.shape == (FRAMES_PER_STEP, 4, 4), "there are four cameras [4, 4]", f"shape {cameras.shape}")
+    _expect(0.0 <= view.coverage <= 1.0, "coverage is a share, 0 to 1", view.coverage)
+    _expect_equal(frames, same.frames, "the same seed starts with the same frames")
     (after,), (seen,) = world.step([again], _thrusts(("forward",)))
-    assert after.step_index == 1, "a step adds one to step_index"
-    last = after.pose.world_from_camera
-    np.testing.assert_allclose(last, seen.world_from_camera[-1], err_msg="the state's pose is the last camera's")
+    _expect(after.step_index == 1, "a step adds one to step_index", after.step_index)
+    off = np.abs(after.pose.world_from_camera - seen.world_from_camera[-1]).max()
+    _expect(bool(off < 1e-6), "the state's pose is the last camera's", f"{off:.2g} between them")
 
 
 def _check_it_says_so(world: World) -> None:
@@ -101,7 +119,8 @@ def _check_it_says_so(world: World) -> None:
             act()
         except RuntimeError:
             continue
-        raise AssertionError("a world that is not forkable raises RuntimeError when an old state is stepped or packed")
+        promise = "a world that is not forkable raises RuntimeError when an old state is stepped or packed"
+        _expect(False, promise, "no error")
 
 
 def _check_repeats(
@@ -122,7 +141,7 @@ def _check_sharing(world: World, middle: State, walk: np.ndarray, other: np.ndar
             before = held.get(name)
             if before is None or before.numel() < COUNTS or not torch.equal(before, tensor):
                 continue
-            assert tensor.data_ptr() == before.data_ptr(), f"forks share what is equal: {name} was copied"
+            _expect(tensor.data_ptr() == before.data_ptr(), "forks share what is equal", f"{name} was copied")
 
 
 def _check_packing(
@@ -143,10 +162,13 @@ def _check_packing(
         try:
             frames = receiver.recv()
         except EOFError:
-            raise AssertionError("in another process the world or its state could not be made") from None
+            raise AssertionError(
+                "expected: make(), pickled, makes the world in another process, and it unpacks the state; found: that "
+                "process ended (its error is above)"
+            ) from None
         process.join()
     for view, elsewhere in zip(before, frames, strict=True):
-        np.testing.assert_array_equal(view.frames, elsewhere, "a saved state goes on bit for bit in another process")
+        _expect_equal(view.frames, elsewhere, "a saved state goes on bit for bit in another process")
 
 
 def _go_on_elsewhere(
@@ -175,13 +197,16 @@ def _check_batches(
     for step, alone in enumerate(before):
         states, views = world.step(states, np.stack([other[step], walk[step], other[step]]))
         apart_m = np.abs(views[1].world_from_camera - alone.world_from_camera).max()
-        assert apart_m <= tolerance_m, f"poses depend on the batch by {apart_m:.2g}, more than {tolerance_m:g}"
+        near = f"poses depend on the batch by {tolerance_m:g} m at most"
+        _expect(bool(apart_m <= tolerance_m), near, f"{apart_m:.2g} m")
         beyond = (np.abs(views[1].frames.astype(int) - alone.frames.astype(int)) > tolerance).mean()
-        assert beyond <= FLIPPED, f"{beyond:.2%} of a frame depends on the batch by more than {tolerance} grey levels"
+        most = f"{FLIPPED:.2%} of a frame at most depends on the batch by more than {tolerance} grey levels"
+        _expect(bool(beyond <= FLIPPED), most, f"{beyond:.2%}")
 
 
 def _same(one: list[View], other: list[View], promise: str) -> None:
-    for a, b in zip(one, other, strict=True):
+    for step, (a, b) in enumerate(zip(one, other, strict=True), start=1):
         for name in ("frames", "depth_m", "world_from_camera"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), f"{promise}: {name} differ")
-        assert (a.coverage, a.reward, a.terminated) == (b.coverage, b.reward, b.terminated), promise
+            _expect_equal(getattr(a, name), getattr(b, name), f"{promise}, {name} of step {step}")
+        told = [(view.coverage, view.reward, view.terminated) for view in (a, b)]
+        _expect(told[0] == told[1], f"{promise}, coverage, reward and end of step {step}", f"{told[0]} and {told[1]}")

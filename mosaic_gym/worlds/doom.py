@@ -15,7 +15,7 @@ import numpy as np
 import vizdoom
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, yaw_of
-from mosaic_gym.worlds.doom_engine import UNITS_PER_M, Eye, Surfaces, can_stand, choose_crop, open_game, pose_of
+from mosaic_gym.worlds.doom_engine import UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
 _DEAF_TICS = 16  # the engine ignores input in the first 14 tics of some scenarios
@@ -94,13 +94,17 @@ class DoomWorld:
 
         Raises:
             ValueError: an image, prompt or memory is given, or a camera where no body can stand, or not at the height
-                of its eyes; another start may follow.
+                of its eyes: the running episode goes on then. Or the engine does not let the body stay there: then it
+                is over, and another start may follow.
         """
         for name in ("image", "prompt", "memory"):
             if getattr(start, name) is not None:
                 raise ValueError(f"the engine cannot start from a given {name}: it shows its own map")
         asked = None if start.world_from_camera is None else check_pose(start.world_from_camera)
         game = self._open_game()
+        if asked is not None and self._surfaces is not None:
+            self._check_place(asked)  # before anything moves: the engine could not go back
+        self._moment += 1
         game.set_seed(start.seed % 2**31)
         game.new_episode()
         game.make_action([0, 0, 0], _DEAF_TICS)
@@ -108,9 +112,9 @@ class DoomWorld:
             raise RuntimeError(f"{self.scenario} ended before the body could move; give a longer timeout_tics")
         self._surfaces = Surfaces.of(game.get_state())
         self._sight = None
-        self._ended = False
         if asked is not None:
             self._put(asked)
+        self._ended = False
         rest = [Pose(pose_of(game.get_state()).world_from_camera)] * FRAMES_PER_STEP
         return self._drive(rest, step_index=0, seed=start.seed)
 
@@ -161,28 +165,38 @@ class DoomWorld:
             raise RuntimeError("this DoomWorld is closed; make a new one")
         return self._game
 
+    def _check_place(self, pose: Pose) -> None:
+        """Raises ValueError unless a body can stand behind a camera, by what the map says."""
+        x, height_m, y = pose.world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
+        place = f"x {x / UNITS_PER_M:.2f}, z {y / UNITS_PER_M:.2f} m of {self.scenario}"
+        heights_m = sorted(-eyes / UNITS_PER_M for eyes in self._surfaces.eye_heights(x, y))
+        if not heights_m:
+            raise ValueError(f"no body can stand at {place}: it is off the map, or in a wall")
+        if min(abs(height_m - there_m) for there_m in heights_m) > _PUT_M:
+            known = " or ".join(f"{there_m:.3f}" for there_m in heights_m)
+            raise ValueError(f"the eyes of a body at {place} are at y = {known} m, not {height_m:.3f}")
+
     def _put(self, pose: Pose) -> None:
         """Puts the body at a pose, at rest."""
+        self._check_place(pose)
         game = self._open_game()
-        x, height_m, y = pose.world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
-        place = f"x {x / UNITS_PER_M:.2f}, z {y / UNITS_PER_M:.2f} m"
+        asked_m = pose.world_from_camera[:3, 3]
+        place = f"x {asked_m[0]:.2f}, z {asked_m[2]:.2f} m of {self.scenario}"
         self._ended = True  # until the body stands there
-        if not can_stand(game.get_state(), self._surfaces, x, y):
-            raise ValueError(f"no body can stand at {place} of {self.scenario}: it is off the map, or in a wall")
-        game.send_game_command(f"warp {round(x)} {round(y)}")  # it takes whole units only
+        x, y = (round(metres * UNITS_PER_M) for metres in asked_m[[0, 2]])  # it takes whole units only
+        game.send_game_command(f"warp {x} {y}")
         for _ in range(_LANDING_TICS):
             game.make_action([0, 0, 0])
         for _ in range(2):
             self._drive([pose] * FRAMES_PER_STEP, step_index=0, seed=0)
         if self._ended:
-            raise ValueError(f"an episode of {self.scenario} ends at once at {place}")
-        self._ended = True
-        stood = pose_of(game.get_state()).world_from_camera
-        missed_m = np.abs(stood - pose.world_from_camera)[:3, 3].max()
+            raise ValueError(f"an episode ends at once at {place}; start anew")
+        stood_m = pose_of(game.get_state()).world_from_camera[:3, 3]
+        missed_m = np.abs(stood_m - asked_m).max()
         if missed_m > _PUT_M:
-            eye = f"; the eyes are at y = {stood[1, 3]:.3f} m there, not {height_m:.3f}"
-            raise ValueError(f"the body came to stand {missed_m:.3f} m from {place} of {self.scenario}{eye}")
-        self._ended = False
+            self._ended = True
+            stood = f"x {stood_m[0]:.2f}, y {stood_m[1]:.3f}, z {stood_m[2]:.2f} m"
+            raise ValueError(f"a body put at {place} came to stand {missed_m:.3f} m away, at {stood}; start anew")
 
     def _check_present(self, state: DoomState) -> DoomState:
         self._open_game()

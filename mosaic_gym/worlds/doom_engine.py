@@ -36,6 +36,7 @@ _VARIABLES = (
 _ENGINE_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
 _PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, whatever the resolution
 _BODY_RADIUS = 15.0  # map units; the engine's is 16, and a body that touches a wall is at most a unit inside that
+_EYES = 41.0  # map units, above the floor a body stands on
 _LEAST_OVERSAMPLING = 2  # one engine pixel a picture pixel would alias
 
 
@@ -152,7 +153,7 @@ def _is_map(name: str, map_name: str) -> bool:
 
 @dataclass(frozen=True)
 class Surfaces:
-    """The flat surfaces of a map, to which coarse depths are snapped.
+    """The flat surfaces of a map: coarse depths are snapped to them, and bodies stand on them.
 
     The engine's depth buffer has 256 levels, one every 22 cm. Where the map says which surface a
     pixel shows, the surface's own depth takes the reading's place; things keep their reading.
@@ -160,10 +161,14 @@ class Surfaces:
     Attributes:
         walls: `[n, 2, 2]`, both ends of every blocking line, map units.
         ceiling: the height every sector's ceiling has, or None where they differ.
+        outlines: `[n, 2, 2]` for every sector, both ends of its lines, map units.
+        floors: the height of every sector's floor, map units.
     """
 
     walls: np.ndarray
     ceiling: float | None
+    outlines: tuple[np.ndarray, ...]
+    floors: tuple[float, ...]
 
     @staticmethod
     def of(state: vizdoom.GameState) -> Surfaces:
@@ -171,7 +176,12 @@ class Surfaces:
         lines = [line for sector in state.sectors for line in sector.lines if line.is_blocking]
         walls = np.unique([(line.x1, line.y1, line.x2, line.y2) for line in lines], axis=0).reshape(-1, 2, 2)
         ceilings = {sector.ceiling_height for sector in state.sectors}
-        return Surfaces(walls, ceilings.pop() if len(ceilings) == 1 else None)
+        outlines = tuple(
+            np.array([(line.x1, line.y1, line.x2, line.y2) for line in sector.lines]).reshape(-1, 2, 2)
+            for sector in state.sectors
+        )
+        floors = tuple(float(sector.floor_height) for sector in state.sectors)
+        return Surfaces(walls, ceilings.pop() if len(ceilings) == 1 else None, outlines, floors)
 
     def wall_depths(self, x: float, y: float, yaw_rad: float, slopes: np.ndarray) -> np.ndarray:
         """Perpendicular depth `[columns]` of the nearest wall in every column, map units; inf where none is.
@@ -193,26 +203,38 @@ class Surfaces:
         return np.where(hit, depth, np.inf).min(axis=1, initial=np.inf)
 
 
-def can_stand(state: vizdoom.GameState, surfaces: Surfaces, x: float, y: float) -> bool:
-    """Whether a body fits at a place (map units): inside a sector of the map, and clear of what blocks.
+    def eye_heights(self, x: float, y: float) -> set[float]:
+        """How high the eyes of a body may be that stands at a place, map units; empty where no body fits.
 
-    The engine itself puts a body anywhere, into walls and beyond the map, where it is then stuck.
-    """
+        It fits inside a sector of the map, clear of what blocks, and stands on the highest floor under it. (The engine
+        itself puts a body anywhere, into walls and beyond the map, where it is then stuck.)
+        """
+        if _meets_body(self.walls, x, y).any():
+            return set()
+        inside = [_is_inside(outline, x, y) for outline in self.outlines]
+        if not any(inside):
+            return set()
+        under = zip(self.outlines, self.floors, inside, strict=True)
+        return {floor + _EYES for outline, floor, within in under if within or _meets_body(outline, x, y).any()}
+
+
+def _meets_body(lines: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Which lines `[n, 2, 2]` run through a body at a place, bool `[n]`; map units."""
     # A body is a square box. A line misses it if all of it lies beyond one side, or all four corners on one side of it.
-    (x1, y1), (x2, y2) = (surfaces.walls - (x, y)).transpose(1, 2, 0)
+    (x1, y1), (x2, y2) = (lines - (x, y)).transpose(1, 2, 0)
     beyond = np.minimum(np.abs(x1), np.abs(x2)) * (np.sign(x1) == np.sign(x2)) >= _BODY_RADIUS
     beyond |= np.minimum(np.abs(y1), np.abs(y2)) * (np.sign(y1) == np.sign(y2)) >= _BODY_RADIUS
     run_x, run_y = x2 - x1, y2 - y1
     aside = np.abs(run_x * y1 - run_y * x1) >= _BODY_RADIUS * (np.abs(run_x) + np.abs(run_y))
-    if not (beyond | aside).all():
-        return False
-    for sector in state.sectors:
-        x1, y1, x2, y2 = np.array([(line.x1, line.y1, line.x2, line.y2) for line in sector.lines]).T
-        crossed = (y1 > y) != (y2 > y)
-        where = x1[crossed] + (y - y1[crossed]) / (y2 - y1)[crossed] * (x2 - x1)[crossed]
-        if np.count_nonzero(where > x) % 2:  # a ray from inside leaves its outline once more than it enters
-            return True
-    return False
+    return ~(beyond | aside)
+
+
+def _is_inside(outline: np.ndarray, x: float, y: float) -> bool:
+    """Whether a place is inside a sector; map units."""
+    (x1, y1), (x2, y2) = outline.transpose(1, 2, 0)
+    crossed = (y1 > y) != (y2 > y)
+    where = x1[crossed] + (y - y1[crossed]) / (y2 - y1)[crossed] * (x2 - x1)[crossed]
+    return np.count_nonzero(where > x) % 2 == 1  # a ray from inside leaves its outline once more than it enters
 
 
 # Fitted on analytic distances of 15,600 wall and 100,000 floor pixels: walls and floors are

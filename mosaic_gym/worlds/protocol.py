@@ -56,7 +56,7 @@ class Start:
 
     Attributes:
         seed: of everything random in the episode.
-        image: uint8 `[H, W, 3]`, the first frame (learned worlds).
+        image: uint8 `[H, W, 3]`, the first frame (learned worlds). With it, a prompt that is None is empty.
         world_from_camera: `[4, 4]`, the first camera, metres.
         prompt: text that conditions a learned world.
         memory: a saved memory to begin with (learned worlds).

@@ -56,6 +56,45 @@ def test_attributes_and_methods_of_members():
         env.set_attr("no_such", 1)
 
 
+def test_every_member_keeps_and_restores_its_own(tmp_path):
+    env = counting()
+    env.seed(5)
+    env.reset()
+    kept = env.env_method("snapshot")
+    assert [snapshot.episode.state.start.seed for snapshot in kept] == [5, 6, 7]
+    env.step(np.full(3, FORWARD))
+    ((seen, info),) = env.env_method("restore", kept[2], indices=[1])
+    assert seen[0, 0, 1] == 7 and info["step_index"] == 0
+    assert env.get_attr("steps") == [1, 0, 1]
+    forks = env.env_method("fork", 2, indices=[0, 1])
+    assert [[one.episode.steps for one in each] for each in forks] == [[1, 1], [0, 0]]
+    env.env_method("save", tmp_path / "member", indices=[0])
+    ((seen, info),) = env.env_method("load", tmp_path / "member", indices=[2])
+    assert seen[0, 0, 1] == 5 and info["step_index"] == 1
+    ((seen, info),) = env.env_method("reset", seed=9, indices=[0])
+    assert seen[0, 0, 1] == 9 and info["step_index"] == 0 and env.get_attr("steps") == [0, 0, 1]
+    with pytest.raises(AttributeError, match="no method 'fly'; they have fork, info, load, reset, restore, save, snap"):
+        env.env_method("fly")
+
+
+def test_options_are_for_the_next_reset_only_and_may_differ_by_member():
+    env = counting(observation="dict")
+    image = np.full((40, 64, 3), 9, np.uint8)
+    env.set_options({"image": image})
+    assert (env.reset()["image"] == 9).all()
+    assert not (env.reset()["image"] == 9).all(axis=(1, 2, 3)).any()
+    env.set_options([{"goal": image}, {}, {"image": image}])
+    seen = env.reset()
+    assert (seen["goal"][0] == 9).all() and not (seen["image"][0] == 9).all()
+    assert not (seen["goal"][1] == 9).all() and (seen["image"][2] == 9).all()
+    before = list(env.members.episodes)
+    for options, said in (({"imaeg": image}, "unknown reset option 'imaeg'"), ([{}, {}], "or 3; got 2")):
+        env.set_options(options)
+        with pytest.raises(ValueError, match=said):
+            env.reset()
+    assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
 def test_a_bad_action_moves_nothing():
     env = counting()
     env.reset()

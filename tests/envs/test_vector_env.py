@@ -149,8 +149,11 @@ def test_the_first_reset_is_of_all():
     env = counting()
     with pytest.raises(ValueError, match=r"members \[1, 2\] have never begun"):
         env.reset(seed=0, options={"reset_mask": np.array([True, False, False])})
-    with pytest.raises(ResetNeeded, match="not begun"):
-        counting().step([FORWARD] * 3)
+    assert env.members.episodes == [None] * 3
+    shown = counting(render_mode="rgb_array")
+    for act in (lambda: shown.step([FORWARD] * 3), shown.render, shown.snapshot):
+        with pytest.raises(ResetNeeded, match=r"members \[0, 1, 2\] have not begun"):
+            act()
 
 
 def test_lost_in_the_unknown_is_cut_off():
@@ -185,6 +188,57 @@ def test_forks_of_one_become_members_of_many():
     env = counting()
     observation, _ = env.restore(alone.fork(3))
     assert indices(observation) == [1, 1, 1] and observation[:, 0, 0, 1].tolist() == [4, 4, 4]
+
+
+def test_every_member_forks():
+    env = counting(count=2)
+    env.reset(seed=4)
+    env.step([FORWARD] * 2)
+    forks = env.fork(3)
+    assert [len(each) for each in forks] == [3, 3]
+    assert [each[0].episode.state.start.seed for each in forks] == [4, 5]
+    env.step([FORWARD] * 2)
+    observation, _ = env.restore([forks[1][0], forks[1][1]])
+    assert indices(observation) == [1, 1] and observation[:, 0, 0, 1].tolist() == [5, 5]
+    with pytest.raises(ValueError, match="fork makes at least 1; got 0"):
+        env.fork(0)
+    with pytest.raises(ResetNeeded, match=r"members \[0, 1, 2\] have not begun"):
+        counting().fork(1)
+
+
+def test_all_members_are_saved_in_one_file_and_go_on_bit_for_bit(tmp_path):
+    def tiny(count):
+        return WorldVectorEnv(Members(MosaicWorld(tiny_model()), count, rules=Rules(max_steps=4)))
+
+    env, actions = tiny(3), np.random.default_rng(0).integers(0, len(ACTIONS), (5, 3))
+    env.reset(seed=20)
+    env.step(actions[0])
+    # One member goes on from where another is: what they share is written once.
+    first, _, third = env.snapshot()
+    env.restore([first, first, third])
+    env.save(tmp_path / "three")
+    lone = tiny(1)
+    lone.restore([first])
+    lone.save(tmp_path / "one")
+    assert (tmp_path / "three").stat().st_size < 2.5 * (tmp_path / "one").stat().st_size
+    later = [env.step(row)[0] for row in actions]  # over the end of the episodes, into those drawn after them
+    other = tiny(3)
+    observation, infos = other.load(tmp_path / "three")
+    assert infos["step_index"].tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(observation[0], first.episode.view.frames[-1])
+    for row, seen in zip(actions, later, strict=True):
+        np.testing.assert_array_equal(other.step(row)[0], seen)
+    alone = WorldEnv(MosaicWorld(tiny_model()))
+    np.testing.assert_array_equal(alone.load(tmp_path / "one")[0], observation[0])
+    before = list(other.members.episodes)
+    for path, said in ((tmp_path / "one", "not a snapshot of 3 members"), (tmp_path / "two", "holds 2 members")):
+        if path.name == "two":
+            two = tiny(2)
+            two.restore([first, third])
+            two.save(path)
+        with pytest.raises(ValueError, match=said):
+            other.load(path)
+    assert all(one is kept for one, kept in zip(other.members.episodes, before, strict=True))
 
 
 def test_the_engine_cannot_be_many_members():

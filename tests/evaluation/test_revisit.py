@@ -13,6 +13,7 @@ from mosaic_gym.evaluation.metrics import (
     decibels,
     interval,
     realigned_error,
+    share_interval,
     squared_error,
     ssim_map,
 )
@@ -88,6 +89,13 @@ def test_intervals_hold_the_mean_and_narrow_with_more_paths():
     few, many = interval(rng.normal(5, 1, 10)), interval(rng.normal(5, 1, 1000))
     assert few["low"] < few["value"] < few["high"]
     assert many["high"] - many["low"] < few["high"] - few["low"]
+
+
+def test_the_interval_of_a_share_stays_open_where_none_succeeded():
+    none, some = share_interval([0.0] * 30), share_interval([1.0] * 18 + [0.0] * 12)
+    assert none["value"] == none["low"] == 0.0 and none["high"] == pytest.approx(0.1135, abs=1e-3)
+    # Wilson's interval of 18 in 30, from his formula by hand.
+    assert [round(some[key], 3) for key in ("value", "low", "high")] == [0.6, 0.423, 0.754]
 
 
 def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(path):

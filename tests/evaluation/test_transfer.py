@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from stable_baselines3.common.vec_env import VecTransposeImage
 
-from mosaic_gym import Start
+from mosaic_gym import Planner, Start
 from mosaic_gym.envs.sb3 import make_sb3
 from mosaic_gym.envs.tasks import EngineTask, Judgement
 from mosaic_gym.evaluation.transfer import benchmark
@@ -81,6 +81,7 @@ def test_recordings_without_a_walk_are_refused():
 def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(benchmark, "EPISODE_STEPS", 6)
+    monkeypatch.setattr(benchmark, "PLAN_STEPS", 2)
     monkeypatch.setattr(benchmark, "MEMBERS", 4)
     height, width = 48, 64
     data = tmp_path / "data"
@@ -88,21 +89,38 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
         checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=32, episodes=2,
-        rank_episodes=1, policies=2, places=12, rollout=8,
+        rank_episodes=1, plan_episodes=2, policies=2, places=12, rollout=8,
     )  # fmt: skip
     found = evaluate(config)
     assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
     assert set(found["ranking"]["returns_dream_engine"]) == {"0", "1", "random", "engine", "ahead", "scripted"}
-    assert json.loads((tmp_path / "out" / "transfer.json").read_text())["arms"] == found["arms"]
+    assert set(found["planner"]) == {"on", "place", "off"}
+    written = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert written["arms"] == found["arms"] and written["planner"] == found["planner"]
+    said = capsys.readouterr().out
+    assert all(f"planner, memory {memory:<5} comes home" in said for memory in found["planner"])
     assert (tmp_path / "out" / "transfer.png").stat().st_size > 5000
-    capsys.readouterr()
+    played = []
+    play = Planner.play
+    monkeypatch.setattr(Planner, "play", lambda planner, env, seed: played.append(seed) or play(planner, env, seed))
     again = evaluate(config)
-    assert again["arms"] == found["arms"] and "in the engine:" not in capsys.readouterr().err, "nothing is done twice"
+    assert again["arms"] == found["arms"] and again["planner"] == found["planner"]
+    assert "in the engine:" not in capsys.readouterr().err and not played, "nothing is done twice"
+    plans = tmp_path / "out" / "plan_off.json"
+    planned = json.loads(plans.read_text())
+    assert len(planned) == 2 and planned[0].keys() == {"return", "success"}
+    plans.write_text(json.dumps(planned[:1]))  # as if cut off after the first episode
     before = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
     more = evaluate(dataclasses.replace(config, rank_episodes=3))
+    assert played == [benchmark.FIRST_TEST_SEED + 10]
+    assert json.loads(plans.read_text()) == planned, "the same episode comes out alike"
     after = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
     assert len(before) == 1 and len(after) == 3 and after[0] == before[0]
     assert more["ranking"]["returns_dream_engine"]["0"][0] == np.mean([one["return"] for one in after])
+    alone = evaluate(dataclasses.replace(config, rank_episodes=0, plan_episodes=0))
+    assert "planner" not in alone and len(played) == 1
+    with pytest.raises(ValueError, match="plan-episodes is at least 2, or 0"):
+        evaluate(dataclasses.replace(config, plan_episodes=1))
     with pytest.raises(ValueError, match=r"found with seed=0, steps=64; .*--out"):
         evaluate(dataclasses.replace(config, seed=1, steps=65))
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")

@@ -16,7 +16,7 @@ from mosaic_gym.model.tokens import Context
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions, load_pipeline
 from mosaic_gym.model.wan_codec import WanCodec
-from tests.tiny import save_depth
+from tests.tiny import pickled_only, save_depth
 from tests.tiny_wan import CHANNELS, SIZE, TEXT, save_pipeline, tiny_pipeline, tiny_transformer, tiny_vae
 
 GRID = (SIZE[0] // 16, SIZE[1] // 16)
@@ -248,6 +248,26 @@ def test_a_transformer_lacking_weights_is_named(folder, tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks.*blocks.1.ffn"):
         load_pipeline(place, EXACT)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("transformer", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],
+)
+def test_pickled_weights_are_refused_unread(folder, depth, part, name, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "copy")
+    pickled_only(place / part, name, tmp_path / "sprung")
+    with pytest.raises((ValueError, OSError), match="safetensors"):
+        WorldModel.from_pretrained(place, SIZE, {"depth": str(depth), "dtype": "float32"})
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_pickled_depth_model_is_refused_unread(folder, depth, tmp_path):
+    place = shutil.copytree(depth, tmp_path / "depth")
+    pickled_only(place, "model", tmp_path / "sprung")
+    with pytest.raises((ValueError, OSError), match="safetensors"):
+        WorldModel.from_pretrained(folder, SIZE, {"depth": str(place), "dtype": "float32"})
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_options_that_are_none_are_named(folder, depth):

@@ -77,6 +77,15 @@ def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data,
     assert model.start_images.shape[1:] == (48, 64, 3) and len(model.start_prompts) == len(model.start_images)
 
 
+def test_the_world_trains_on_a_mixture_of_warps(data, parts, tmp_path):
+    plain = world_config(data, parts, tmp_path / "both", 2)
+    mixed = replace(plain, out=tmp_path / "mixed", mix=replace(plain.mix, alone=1.0))
+    both, either = world.train(plain), world.train(mixed)
+    weights = either.transformer.proj_out.weight
+    assert weights.isfinite().all() and weights.abs().max() > 0
+    assert not torch.equal(weights, both.transformer.proj_out.weight)
+
+
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     first = world.train(world_config(data, parts, tmp_path / "first", 2))
     begun = replace(world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")

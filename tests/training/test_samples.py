@@ -1,15 +1,30 @@
 """Training samples: memory that ends somewhere across the view, or some steps ago."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
+import pytest
 import torch
 
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import lift
-from mosaic_gym.memory.mosaic import MosaicMemory
-from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, draw_state, forget_a_wedge, gone_astray
+from mosaic_gym.memory.mosaic import MosaicMemory, Recall
+from mosaic_gym.training.samples import (
+    WARPS,
+    MemoryMix,
+    Remembered,
+    choose_past,
+    draw_state,
+    draw_warp,
+    forget_a_wedge,
+    gone_astray,
+    recall_mixed,
+    told_by,
+)
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState
+from tests.tiny import tiny_model
 
 
 def test_a_wedge_is_forgotten_on_one_side_only():
@@ -75,3 +90,44 @@ def test_some_samples_know_no_place():
 
     assert all(known(0.0, seed) for seed in range(10)) and not any(known(1.0, seed) for seed in range(10))
     assert 5 < sum(known(0.5, seed) for seed in range(40)) < 35
+
+
+def test_every_view_is_told_by_its_own_warp():
+    world = MosaicWorld(tiny_model(), atlas=False)
+    states = [world.start(Start(seed=seed))[0] for seed in (1, 2, 3)]
+    cameras = torch.stack([state.history_cameras for state in states])
+    recalled = world.recall(states, cameras)
+    nothing = world.recall([replace(state, memory=MosaicMemory()) for state in states], cameras)
+    told = told_by(recalled, nothing, ["both", "rope", "latent"])
+    assert recalled.patch_exists.any(1).all() and recalled.pixels_covered.flatten(1).any(1).all()
+    for name in (field.name for field in fields(Recall)):
+        assert torch.equal(getattr(told, name)[0], getattr(recalled, name)[0]), f"both: {name}"
+        rope = recalled if name.startswith("patch") else nothing
+        assert torch.equal(getattr(told, name)[1], getattr(rope, name)[1]), f"rope: {name}"
+        if name != "patch_exists":
+            assert torch.equal(getattr(told, name)[2], getattr(recalled, name)[2]), f"latent: {name}"
+    assert not told.patch_exists[2].any() and not told.covered[1, :-1].any() and told.coverage[1] == 0
+    with pytest.raises(ValueError, match="3 views are told by as many warps; got 1"):
+        told_by(recalled, nothing, ["both"])
+    with pytest.raises(ValueError, match=r"unknown warps .'bent'.; the known ones are both, rope, latent"):
+        told_by(recalled, nothing, ["both", "bent", "rope"])
+
+
+def test_warps_are_drawn_as_often_as_the_mixture_says():
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    assert {draw_warp(MemoryMix(), rng) for _ in range(20)} == {"both"}
+    assert rng.bit_generator.state == before, "the recipe without a mixture draws what it always drew"
+    drawn = [draw_warp(MemoryMix(alone=0.5), rng) for _ in range(2000)]
+    shares = [drawn.count(warp) / 2000 for warp in WARPS]
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.04)
+
+
+def test_a_mixture_tells_clips_whole():
+    world = MosaicWorld(tiny_model(), atlas=False)
+    states = [world.start(Start(seed=seed))[0] for seed in range(12)]
+    cameras = torch.stack([state.history_cameras.expand(2, 4, 4, 4) for state in states])  # clips of two steps
+    told = recall_mixed(world, states, cameras, None, MemoryMix(alone=1.0), np.random.default_rng(0))
+    kinds = torch.stack([told.patch_exists.any(1), told.pixels_covered.flatten(1).any(1)], dim=1).view(12, 2, 2)
+    assert torch.equal(kinds[:, 0], kinds[:, 1]), "both steps of a clip alike"
+    assert {tuple(kind) for kind in kinds[:, 0].tolist()} == {(True, False), (False, True)}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.protocol import StaleStateError, Start, World
 
@@ -104,8 +104,8 @@ def test_the_body_can_be_put_behind_a_camera(world):
     assert np.abs(after.world_from_camera[-1] - foreseen).max() < 5e-3, "it walks on from there"
 
 
-def test_a_camera_where_no_body_can_be_is_refused(world):
-    _, view = world.start(Start(seed=OPEN_SEED))
+def test_a_camera_where_no_body_can_be_is_refused_and_the_episode_goes_on(world):
+    state, view = world.start(Start(seed=OPEN_SEED))
     camera = view.world_from_camera[-1]
     wall_m = float(view.depth_m[24, 32])
     for ahead_m in (wall_m, 500.0):
@@ -115,8 +115,45 @@ def test_a_camera_where_no_body_can_be_is_refused(world):
             world.start(Start(seed=0, world_from_camera=lost))
     high = camera.copy()
     high[1, 3] -= 1.0
-    with pytest.raises(ValueError, match=r"the eyes are at y = -1.281 m there, not -2.281"):
+    with pytest.raises(ValueError, match=r"the eyes of a body at x .* are at y = -1.281 m, not -2.281"):
         world.start(Start(seed=0, world_from_camera=high))
+    (after,), (seen,) = world.step([state], FORWARD)
+    assert after.step_index == 1
+    state, _ = world.start(Start(seed=OPEN_SEED))
+    (_,), (again,) = world.step([state], FORWARD)
+    assert np.array_equal(seen.frames, again.frames), "as if nothing had been asked"
+
+
+def test_the_first_start_of_all_may_be_refused_too():
+    world = DoomWorld("my_way_home", 48, 64)
+    with pytest.raises(ValueError, match="no body can stand at x 500.00, z 0.00 m of my_way_home"):
+        world.start(Start(seed=0, world_from_camera=pose_at(500.0, -1.281, 0.0, 0.0).world_from_camera))
+    state, _ = world.start(Start(seed=0))
+    world.step([state], REST)
+    world.close()
+
+
+def test_a_body_stands_on_the_floor_under_it_whatever_its_height():
+    world = DoomWorld("freedoom1:E1M1", 48, 64)
+    state, _ = world.start(Start(seed=0))
+    for action in [FORWARD] * 12 + [RIGHT] * 3 + [FORWARD] * 12:
+        (state,), (view,) = world.step([state], action)
+        camera = view.world_from_camera[-1]
+        eyes_m = [-eyes / 32.0 for eyes in world._surfaces.eye_heights(camera[0, 3] * 32, camera[2, 3] * 32)]
+        assert min(abs(eye_m - camera[1, 3]) for eye_m in eyes_m) < 0.4, "up to what a step down takes to fall"
+    world.close()
+
+
+def test_an_episode_that_cannot_go_on_there_is_stale(world, monkeypatch):
+    state, view = world.start(Start(seed=OPEN_SEED))
+    camera = view.world_from_camera[-1].copy()
+    monkeypatch.setattr("mosaic_gym.worlds.doom._PUT_M", -1.0)  # no engine is as exact
+    monkeypatch.setattr(world, "_check_place", lambda pose: None)
+    with pytest.raises(ValueError, match=r"put at x .* came to stand 0.0.. m away, at x .*, y -1.281, z .*; start"):
+        world.start(Start(seed=0, world_from_camera=camera))
+    with pytest.raises(StaleStateError, match="moved past"):
+        world.step([state], REST)
+    monkeypatch.undo()
     world.start(Start(seed=0))
 
 

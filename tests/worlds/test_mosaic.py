@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start, World
-from tests.tiny import SIZE, tiny_model
+from tests.tiny import SIZE, pickled_only, tiny_model
 
 FORWARD, LEFT, RIGHT = np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), np.array([0, 0, 1.0])
 
@@ -123,6 +124,16 @@ def test_truly_seen_frames_are_generation_zero_and_dreamt_ones_are_not(world):
     assert float(seen.memory.keyframes[-1].generation.max()) == 0.0
     (dreamt,), _ = world.see([state], [poses])
     assert float(dreamt.memory.keyframes[-1].generation.min()) >= 1.0
+
+
+def test_a_given_image_does_not_get_another_views_caption(world):
+    image = np.zeros((*SIZE, 3), np.uint8)
+    told = {world.start(Start(seed=seed))[0].prompt for seed in range(24)}
+    assert told == set(world.model.start_prompts)
+    assert world.start(Start(seed=1, image=image))[0].prompt == ""
+    assert world.start(Start(seed=1, image=image, prompt="a red hall"))[0].prompt == "a red hall"
+    assert world.start(Start(seed=1, prompt="a red hall"))[0].prompt == "a red hall"
+    assert world.start(Start(seed=1, prompt=""))[0].prompt == ""
 
 
 def test_another_prompt_is_another_world(world):
@@ -245,6 +256,19 @@ def test_damaged_folders_name_what_is_wrong(world, tmp_path):
             WorldModel.from_pretrained(tmp_path / str(number))
     with pytest.raises(ValueError, match="unknown checkpoint 'doom-huge': give one of"):
         resolve("doom-huge")
+
+
+@pytest.mark.parametrize("part", ["transformer", "detail", "depth", "atlas"])
+def test_pickled_weights_are_refused_unread(world, part, tmp_path):
+    world.model.save_pretrained(tmp_path / "copy")
+    pickled_only(tmp_path / "copy" / part, "diffusion_pytorch_model", tmp_path / "sprung")
+    with pytest.raises(ValueError, match=f"lacks its part '{part}'"):
+        WorldModel.from_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(pickle.UnpicklingError, match="Weights only"):
+        torch.load(tmp_path / "copy" / part / "diffusion_pytorch_model.bin")
+    torch.load(tmp_path / "copy" / part / "diffusion_pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "sprung").exists(), "the trap is one"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA")

@@ -5,6 +5,9 @@ memory knows, and its goal is where the recorded walk went on to. Then it walks 
 that only goes ahead, a scripted walker, and PPO trained in the engine for as many frames as the recording has. And: do
 returns in the dream rank policies as the engine does, over the same episodes at held-out recorded places?
 
+And a planner (CEM over forks of the dream) walks home in the engine, where it has just wandered: with its memory,
+without frames, and without frames and places.
+
 Everything lands in a folder as it is done, and a second run goes on from there; asked for more episodes, it adds them.
 """
 
@@ -22,15 +25,19 @@ import numpy as np
 from mosaic_gym.envs.tasks import GoalTask, Task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from stable_baselines3.common.vec_env import VecEnv
 
     from mosaic_gym.evaluation.transfer.policies import Choose
+    from mosaic_gym.model.checkpoints import WorldModel
 
 MEMBERS = 16
 EPISODE_STEPS = 32
 """Steps an episode may take, in dream and engine."""
+PLAN_STEPS = 24
+"""Steps that a planner's episode may take to come home."""
 FIRST_TEST_SEED = 2_000_009
-"""Of the engine's episodes; tests are on seeds ending in 9, held out from the recording."""
+"""Of the engine's episodes, the planner's too; tests are on seeds ending in 9, held out from the recording."""
 FIRST_RANK_SEED = 7
 """Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
 
@@ -57,6 +64,9 @@ class Config:
     """Engine episodes for each arm."""
     rank_episodes: int = 96
     """Episodes, in dream and in engine, for each policy that is ranked; 0 to leave the ranking out."""
+    plan_episodes: int = 30
+    """Engine episodes of the return task for the planner with memory, without frames, and without frames and places:
+    at least 2, some 35 seconds each on one core; 0 to leave it out."""
     policies: int = 8
     """Kept during training in the dream, from the first to the last, which is the one tested; all are ranked, with the
     other arms."""
@@ -65,7 +75,7 @@ class Config:
     rollout: int = 32
     """Steps of every member between PPO's updates."""
     seed: int = 0
-    """Of PPO and chance."""
+    """Of PPO and chance. (The planner draws its plans from each episode's own seed.)"""
 
 
 def open_engine(size: tuple[int, int], task: Task | None = None, members: int = 1) -> VecEnv:
@@ -135,6 +145,8 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     if min(config.episodes, config.policies) < 2 or min(config.steps, config.places) < 1:
         raise ValueError("give at least 2 episodes, 2 policies, 1 step and 1 place")
+    if config.plan_episodes < 0 or config.plan_episodes == 1:
+        raise ValueError(f"plan-episodes is at least 2, or 0 to leave the planner out; got {config.plan_episodes}")
     store = EpisodeStore(config.data, "train")
     config.out.mkdir(parents=True, exist_ok=True)
     world = WorldModel.from_pretrained(config.checkpoint)
@@ -197,6 +209,8 @@ def evaluate(config: Config) -> dict[str, Any]:
             "engine": lambda: open_engine(size, engine_task(heldout)),
         }
         found["ranking"] = rank(config, places, ranked)
+    if config.plan_episodes:
+        found["planner"] = plan(config, world)
     (config.out / "transfer.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(config.out / "transfer.png", found)
     return found
@@ -240,6 +254,41 @@ def rank(
     return {"returns_dream_engine": pairs, **told}
 
 
+def plan(config: Config, model: WorldModel) -> dict[str, dict[str, dict[str, float]]]:
+    """Success and return of CEM in the engine, by what the planner remembers; every episode is kept as it ends."""
+    import gymnasium as gym
+    from tqdm import tqdm
+
+    import mosaic_gym  # noqa: F401, registers the ids
+    from mosaic_gym.evaluation.metrics import interval, share_interval
+    from mosaic_gym.planning import MEMORIES, Planner
+    from mosaic_gym.worlds.mosaic import MosaicWorld
+
+    dream = MosaicWorld(model)
+    faces = {"task": "return", "observation": "dict", "action_space": "continuous"}
+    faces["resolution"] = [dream.height, dream.width]
+    opened = cache(lambda: gym.make("MosaicWorldReal-v0", max_episode_steps=PLAN_STEPS, **faces))
+    seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.plan_episodes, 10)
+    found = {}
+    for memory in MEMORIES:
+        path = config.out / f"plan_{memory}.json"
+        told = kept(path, list)
+        for seed in tqdm(seeds[len(told) :], desc=f"planner, memory {memory}", unit="episode"):
+            gained, home = Planner(dream, memory=memory, seed=seed).play(opened(), seed)
+            told.append({"return": gained, "success": float(home)})
+            path.write_text(json.dumps(told, indent=1) + "\n")
+        successes, returns = ([one[key] for one in told[: len(seeds)]] for key in ("success", "return"))
+        found[memory] = {"success": share_interval(successes), "return": interval(returns)}
+        figure = found[memory]["success"]
+        print(
+            f"planner, memory {memory:<5} comes home in the engine {figure['value']:.3f} "
+            f"[{figure['low']:.3f}, {figure['high']:.3f}]"
+        )
+    if opened.cache_info().currsize:
+        opened().close()
+    return found
+
+
 def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 1000) -> dict[str, float]:
     """How far the order of policies by their mean returns is the same in dream and engine.
 
@@ -271,19 +320,24 @@ def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 100
     return {"spearman": rho(dream, engine), "low": float(low), "high": float(high), "ceiling": ceiling}
 
 
+def bars(axes: Axes, arms: Mapping[str, dict[str, dict[str, float]]], colours: list[str]) -> None:
+    """Successes by name, with their intervals."""
+    rows = [told["success"] for told in arms.values()]
+    values = [row["value"] for row in rows]
+    reach = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
+    axes.bar(list(arms), values, yerr=reach, capsize=4, color=colours[: len(rows)])
+    axes.set_ylim(0.0, 1.0)
+
+
 def draw(path: Path, found: dict[str, Any]) -> None:
-    """Successes with their intervals, and the ranking."""
+    """Successes with their intervals, the ranking, and the planner."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    names = list(found["arms"])
-    rows = [found["arms"][name]["success"] for name in names]
-    values = [row["value"] for row in rows]
-    reach = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
-    left.bar(names, values, yerr=reach, capsize=4, color=["0.85", "0.7", "0.55", "tab:blue", "tab:green"][: len(names)])
+    figure, (left, right, last) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    bars(left, found["arms"], ["0.85", "0.7", "0.55", "tab:blue", "tab:green"])
     left.set(ylabel="success in the engine", title="goal task; where each policy was trained")
     if "ranking" in found:
         pairs = found["ranking"]["returns_dream_engine"]
@@ -295,5 +349,10 @@ def draw(path: Path, found: dict[str, Any]) -> None:
         right.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
     else:
         right.set_axis_off()
+    if "planner" in found:
+        bars(last, found["planner"], ["tab:blue", "tab:cyan", "0.7"])
+        last.set(ylabel="comes home in the engine", xlabel="memory", title="return task; CEM in the dream")
+    else:
+        last.set_axis_off()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import nn
 
-from mosaic_gym.envs.tasks import thrust_towards_depth
+from mosaic_gym.data.explore import thrust_towards_depth
 from mosaic_gym.geometry.control import ACTIONS
 
 DISCOUNT = 0.95

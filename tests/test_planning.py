@@ -1,0 +1,87 @@
+"""Planning where the best plan is known, and what a planner remembers."""
+
+import numpy as np
+import pytest
+
+from mosaic_gym import Planner, Search, Start
+from mosaic_gym.envs.episode import Rules
+from mosaic_gym.envs.mosaic_env import WorldEnv
+from mosaic_gym.envs.tasks import ReturnTask
+from mosaic_gym.planning import blurred
+from mosaic_gym.worlds.mosaic import MosaicWorld
+
+from .envs.counting_world import CountingWorld
+from .tiny import tiny_model
+
+
+@pytest.mark.parametrize("method", ["cem", "mppi"])
+def test_a_planner_finds_the_known_optimum(method):
+    # In the counting world nothing stands in the way, and the goal's place is straight ahead. Full thrust
+    # forward is the obvious best; a planner may even find out that side steps add to it, as Doom's players do.
+    world = CountingWorld()
+    planner = Planner(world, Search(method, futures=64, horizon=4, rounds=4, commit=1, elites=8), seed=1)
+    state, view = world.start(Start(seed=0))
+    planner.state, planner.goal, planner.plan = state, blurred(view.frames[-1]), np.zeros((4, 3))
+    planner.places = [(blurred(view.frames[-1]), np.array([0.5, 6.0]))]
+    best = state
+    for _ in range(5):
+        (planner.state, best), _ = world.step([planner.state, best], np.stack([planner.act(), [1.0, 0.0, 0.0]]))
+    gained_m = 5.5 - np.hypot(*(planner.state.pose.world_from_camera[[0, 2], 3] - [0.5, 6.0]))
+    best_m = best.pose.world_from_camera[2, 3] - 0.5
+    assert gained_m > 0.75 * best_m
+
+
+@pytest.mark.parametrize("memory", ["on", "place", "off"])
+def test_a_planner_remembers_as_much_as_it_is_told_to(memory):
+    world = MosaicWorld(tiny_model())
+    env = WorldEnv(
+        world, task=ReturnTask(far_m=1.5, steps=(3, 4)), observation="dict", action_space="continuous",
+        rules=Rules(max_steps=2),
+    )  # fmt: skip
+    planner = Planner(world, Search(futures=4, horizon=2), memory, seed=1)
+    gained_m, reached = planner.play(env, seed=3)
+    assert env.episode.ended and reached == env.episode.terminated and np.isfinite(gained_m)
+    views = [*env.episode.seen, env.episode.view]
+    planner.begin(views, env.episode.goal)
+    kept = planner.state.memory.keyframes
+    assert planner.state.step_index == len(views) - 1
+    if memory == "on":
+        assert [one.step for one in kept] == list(range(len(views))) and len(planner.places) == len(views)
+    elif memory == "place":
+        assert [one.step for one in kept] == [len(views) - 1] and len(planner.places) == len(views)
+        whole = Planner(world, Search(futures=4, horizon=2), seed=1)
+        whole.begin(views, env.episode.goal)
+        assert kept[0].place.equal(whole.state.memory.keyframes[-1].place), "the place is known as well as with frames"
+    else:
+        assert not kept and planner.state.memory.capacity == 0 and len(planner.places) == 1
+    known = planner.recognised()
+    first_m = views[0].world_from_camera[-1][[0, 2], 3]
+    assert (known is not None and (known == first_m).all()) == (memory != "off"), "the goal is where it began"
+    assert planner.act().shape == (3,)
+
+
+def test_a_planner_repeats_itself():
+    world = MosaicWorld(tiny_model())
+    _, view = world.start(Start(seed=1))
+    told = []
+    for seed in (1, 1, 2):
+        planner = Planner(world, Search(futures=4, horizon=2), seed=seed)
+        planner.begin([view], view.frames[0])
+        told.append(planner.act())
+    np.testing.assert_array_equal(told[0], told[1])
+    assert (told[0] != told[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Search("magic"), "unknown method 'magic'; the known ones are cem, mppi"),
+        (lambda: Search(futures=4, elites=5), "1 to all of its futures as elites"),
+        (lambda: Search(commit=0), "commits to 1 to all steps"),
+        (lambda: Planner(CountingWorld(), memory="some"), "unknown memory 'some'; the known ones are on, place, off"),
+        (lambda: blurred(np.zeros((36, 36, 3))), "multiples of 8 pixels; got 36x36"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
