@@ -68,7 +68,7 @@ def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there
     # A turn shows memory as it was seen; a step aside shows it from elsewhere, where depth must be believed.
     turned, aside = asked(world, state), asked(world, state, turns=2)
     aside[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])
-    for cameras, least, most in ((turned, 0.9, 1.0), (aside, 0.05, 0.7)):
+    for cameras, least, most in ((turned, 0.8, 1.0), (aside, 0.01, 0.3)):
         beside = world.recall([state], cameras, world.pictures([state], cameras))
         covered, reliance = beside.pixels_covered, beside.reliance
         assert not reliance[~covered].any()
