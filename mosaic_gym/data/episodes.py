@@ -123,6 +123,11 @@ class EpisodeStore:
         """
         return TensorDict.load_memmap(self.folders[index])
 
-    def all(self, key: str) -> torch.Tensor:
-        """One tensor of every episode, one behind the other, `[sum of S, ...]`, in memory; see `load`."""
-        return torch.cat([self.load(index)[key] for index in range(len(self))])
+    def all(self, key: str, part: Any = ..., every: int = 1) -> torch.Tensor:
+        """One tensor of every episode, one behind the other, `[sum of S, ...]`, in memory; see `load`.
+
+        Args:
+            part: an index into each, so that no more than that is read.
+            every: of how many episodes one is taken.
+        """
+        return torch.cat([self.load(index)[key][part] for index in range(0, len(self), every)])

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -68,7 +69,7 @@ def gather(store: EpisodeStore) -> Sights:
     """All frames of a split."""
     cameras = store.all("world_from_camera").float()
     row = int(store.image_from_camera[1, 2])
-    horizon = torch.cat([store.load(index)["depth_m"][:, :, row] for index in range(len(store))]).float()
+    horizon = store.all("depth_m", np.s_[:, :, row]).float()
     return Sights(
         store.all("frames").flatten(0, 1),
         place_of(cameras).flatten(0, 1),
@@ -121,7 +122,7 @@ def report(atlas: Atlas, sights: Sights, k: Tensor, count: int = 400) -> dict[st
 
 def heights(store: EpisodeStore, every: int = 12) -> tuple[float, float]:
     """How far below and above the camera floor and ceiling mostly are, metres: the lowest and highest that is seen."""
-    depth_m = torch.cat([store.load(index)["depth_m"][::4, 0] for index in range(0, len(store), every)]).float()
+    depth_m = store.all("depth_m", np.s_[::4, 0], every).float()
     rows = torch.arange(depth_m.shape[1])[:, None] + 0.5 - store.image_from_camera[1, 2]
     down_m = (depth_m * (rows / store.image_from_camera[1, 1])).flatten()
     least = max(1, round(0.005 * len(down_m)))  # of pixels that may lie lower still, as in a pit

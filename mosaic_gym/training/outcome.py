@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -40,10 +41,7 @@ class Config:
 
 def outcomes(store: EpisodeStore) -> tuple[Tensor, Tensor, Tensor]:
     """Last frames uint8 `[n, H, W, 3]`, rewards `[n]` and ends bool `[n]` of every recorded step."""
-    episodes = [store.load(index) for index in range(len(store))]
-    names = ("reward", "terminated")
-    rewards, ends = (torch.cat([episode[name][:] for episode in episodes]) for name in names)
-    return torch.cat([episode["frames"][:, -1] for episode in episodes]), rewards, ends
+    return store.all("frames", np.s_[:, -1]), store.all("reward"), store.all("terminated")
 
 
 def sign_values(rewards: Tensor) -> Tensor:
