@@ -15,7 +15,7 @@ from mosaic_gym.envs.tasks import EngineTask, Judgement
 from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
 from mosaic_gym.evaluation.transfer.policies import WayFromStart, load_policy, make_policy, scripted, train
-from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording
+from mosaic_gym.evaluation.transfer.recorded import DreamtGoalTask, RecordedGoalTask, Recording
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.worlds.doom import DoomWorld
@@ -73,6 +73,34 @@ def test_the_same_seed_is_the_same_episode_in_the_engine():
     assert np.abs(scene.view.frames[-1].astype(float) - frames[here]).mean() < 3.0
 
 
+def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed():
+    world = MosaicWorld(tiny_model())
+    recordings = [line(count=3), line(count=5)]
+    task = DreamtGoalTask(world, recordings, scenes=20)
+    assert len(task.scenes) == 20
+    for number, scene in enumerate(task.scenes):
+        recording = recordings[number % 2]
+        assert int(scene.view.frames[-1, 0, 0, 0]) < len(recording.frames)
+        assert task.begin(scene)["left_m"] > task.reach_m, "no episode is over before it begins"
+    again = DreamtGoalTask(world, recordings, scenes=20).scenes
+    assert all((one.goal == other.goal).all() for one, other in zip(task.scenes, again, strict=True))
+    starts = [Start(seed=seed) for seed in range(40)]
+    drawn = task.set_scenes(world, starts)
+    assert all(one is other for one, other in zip(drawn, task.set_scenes(world, starts), strict=True))
+    assert len({id(scene) for scene in drawn}) > 10
+    states, views = world.step([scene.state for scene in drawn[:2]], np.array([[1.0, 0.0, 0.0]] * 2))
+    assert len(states) == len(views) == 2, "scenes can be walked on from"
+
+
+def test_runs_count_alike_and_an_arm_without_training_has_one():
+    told = [[{"success": 1.0}, {"success": 0.0}, {"success": 1.0}, {"success": 0.0}], [{"success": 1.0}] * 4]
+    assert benchmark.means(told, "success", 0) == [1.0, 0.5, 1.0, 0.5]
+    assert benchmark.means(told, "success", 1) == [0.5, 1.0]
+    config = Config(runs=3)
+    assert benchmark.names_of("dream", config) == ["dream_0", "dream_1", "dream_2"]
+    assert benchmark.names_of("random", config) == ["random"]
+
+
 def test_recordings_without_a_walk_are_refused():
     with pytest.raises(ValueError, match="record longer episodes"):
         RecordedGoalTask([line(5)])
@@ -89,11 +117,14 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
         checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=32, episodes=2,
-        rank_episodes=1, plan_episodes=2, policies=2, places=12, rollout=8,
+        rank_episodes=1, plan_episodes=2, policies=2, places=12, scenes=6, rollout=8,
     )  # fmt: skip
     found = evaluate(config)
     assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
-    assert set(found["ranking"]["returns_dream_engine"]) == {"0", "1", "random", "engine", "ahead", "scripted"}
+    assert set(found["ranking"]["returns_dream_engine"]) == {
+        "0", "1", "dream_1", "random", "engine_0", "engine_1", "ahead", "scripted",
+    }  # fmt: skip
+    assert all(len(found["arms"][arm]["success_of_runs"]) == 2 for arm in ("dream", "engine"))
     assert set(found["planner"]) == {"on", "place", "off"}
     written = json.loads((tmp_path / "out" / "transfer.json").read_text())
     assert written["arms"] == found["arms"] and written["planner"] == found["planner"]

@@ -1,9 +1,10 @@
 """Does what was learned in the dream work in the engine?
 
 PPO is trained on the goal task in the dream alone: every episode begins at a recorded place whose surroundings
-memory knows, and its goal is where the recorded walk went on to. Then it walks in the engine, beside chance, a body
-that only goes ahead, a scripted walker, and PPO trained in the engine for as many frames as the recording has. And: do
-returns in the dream rank policies as the engine does, over the same episodes at held-out recorded places?
+memory knows, and its goal is where a scripted walk, dreamt as well, ended. Then it walks in the engine, beside chance,
+a body that only goes ahead, a scripted walker, and PPO trained in the engine for as many frames as the recording has.
+And: do returns in the dream rank policies as the engine does, over the same episodes at held-out recorded places,
+where goals are what the recorded walk went on to?
 
 And a planner (CEM over forks of the dream) walks home in the engine, where it has just wandered: with its memory,
 without frames, and without frames and places.
@@ -14,7 +15,7 @@ Everything lands in a folder as it is done, and a second run goes on from there;
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from stable_baselines3.common.vec_env import VecEnv
 
+    from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.evaluation.transfer.policies import Choose
     from mosaic_gym.model.checkpoints import WorldModel
 
@@ -40,9 +42,9 @@ FIRST_TEST_SEED = 2_000_009
 """Of the engine's episodes, the planner's too; tests are on seeds ending in 9, held out from the recording."""
 FIRST_RANK_SEED = 7
 """Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
-
-
-RECIPE = ("data", "steps", "engine_steps", "policies", "places", "rollout", "seed")
+LEARNT = ("dream", "engine")
+"""Arms that are trained, in runs."""
+RECIPE = ("data", "steps", "engine_steps", "policies", "places", "scenes", "rollout", "seed")
 """Of `Config`: a folder of results is of one choice of these."""
 
 
@@ -56,8 +58,10 @@ class Config:
     """Recorded episodes: where the dream's episodes begin."""
     out: Path = Path("out/transfer")
     """Policies and results; what is already there is kept."""
+    runs: int = 2
+    """Of PPO, in the dream and in the engine each, with seeds counted up: they differ by more than episodes tell."""
     steps: int = 60_000
-    """Steps of PPO in the dream."""
+    """Steps of PPO in the dream, for each run."""
     engine_steps: int | None = None
     """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
     episodes: int = 200
@@ -68,14 +72,16 @@ class Config:
     """Engine episodes of the return task for the planner with memory, without frames, and without frames and places:
     at least 2, some 35 seconds each on one core; 0 to leave it out."""
     policies: int = 8
-    """Kept during training in the dream, from the first to the last, which is the one tested; all are ranked, with the
-    other arms."""
+    """Kept during training in the dream, from the first to the last, which is the one tested; all of the first run are
+    ranked, with the other runs' last and the other arms."""
     places: int = 96
     """Recorded episodes that the dream's begin in."""
+    scenes: int = 320
+    """Goals that are walked to in the dream before training, for its episodes to draw from."""
     rollout: int = 32
     """Steps of every member between PPO's updates."""
     seed: int = 0
-    """Of PPO and chance. (The planner draws its plans from each episode's own seed.)"""
+    """Of PPO's first run, scenes and chance. (The planner draws its plans from each episode's own seed.)"""
 
 
 def open_engine(size: tuple[int, int], task: Task | None = None, members: int = 1) -> VecEnv:
@@ -140,11 +146,11 @@ def evaluate(config: Config) -> dict[str, Any]:
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.evaluation.metrics import interval
     from mosaic_gym.evaluation.transfer import policies as known
-    from mosaic_gym.evaluation.transfer.recorded import dream_task, engine_task
+    from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, engine_task, remembered
     from mosaic_gym.model.checkpoints import WorldModel
 
-    if min(config.episodes, config.policies) < 2 or min(config.steps, config.places) < 1:
-        raise ValueError("give at least 2 episodes, 2 policies, 1 step and 1 place")
+    if min(config.episodes, config.policies) < 2 or min(config.steps, config.places, config.scenes, config.runs) < 1:
+        raise ValueError("give at least 2 episodes, 2 policies, 1 run, 1 step, 1 place and 1 scene")
     if config.plan_episodes < 0 or config.plan_episodes == 1:
         raise ValueError(f"plan-episodes is at least 2, or 0 to leave the planner out; got {config.plan_episodes}")
     store = EpisodeStore(config.data, "train")
@@ -164,48 +170,54 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     engine = open_engine(size)
     model = known.make_policy(engine, config.rollout, config.seed)
-    policies = [config.out / "dream" / f"{index}.safetensors" for index in range(config.policies)]
-    if not policies[-1].is_file():
-        dream = open_dream(config, dream_task(store, world, config.places))
-        in_dream = known.make_policy(dream, config.rollout, config.seed)
-        known.train(in_dream, config.steps, config.out / "dream", config.policies)
-        dream.close()
-    arms: dict[str, Callable[[], Choose]] = {
-        "random": partial(known.at_random, config.seed),
-        "ahead": known.ahead_only,
-        "scripted": partial(known.scripted, config.seed),
-        "dream": partial(known.learnt, model, policies[-1], config.seed),
+    train_in_dream(config, store, world)
+    kept_of_runs = [
+        [config.out / name / f"{index}.safetensors" for index in range(config.policies)]
+        for name in names_of("dream", config)
+    ]
+    arms: dict[str, list[Callable[[], Choose]]] = {
+        "random": [partial(known.at_random, config.seed)],
+        "ahead": [known.ahead_only],
+        "scripted": [partial(known.scripted, config.seed)],
+        "dream": [partial(known.learnt, model, weights, config.seed) for *_, weights in kept_of_runs],
     }
     recorded = sum(len(store.load(index)) for index in range(len(store)))
     engine_steps = recorded if config.engine_steps is None else config.engine_steps
     if engine_steps:
-        if not (config.out / "engine" / "1.safetensors").is_file():
-            engines = open_engine(size, members=4)
-            # As many samples between updates as the dream's many members give.
-            in_engine = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed)
-            known.train(in_engine, engine_steps, config.out / "engine", 2)
-            engines.close()
-        arms["engine"] = partial(known.learnt, model, config.out / "engine" / "1.safetensors", config.seed)
+        train_in_engine(config, size, engine_steps)
+        last_ones = [config.out / name / "1.safetensors" for name in names_of("engine", config)]
+        arms["engine"] = [partial(known.learnt, model, weights, config.seed) for weights in last_ones]
 
     found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
-    for name, choose in arms.items():
-        path = config.out / f"engine_{name}.json"
-        told = walked(path, lambda: engine, choose, seeds, f"{name} in the engine")
-        found["arms"][name] = {key: interval([one[key] for one in told]) for key in ("success", "return")}
+    for name, runs in arms.items():
+        told = [
+            walked(config.out / f"engine_{each}.json", lambda: engine, choose, seeds, f"{each} in the engine")
+            for each, choose in zip(names_of(name, config), runs, strict=True)
+        ]
+        # Every run walks the same episodes, so what the interval draws is an episode's mean over them.
+        found["arms"][name] = {key: interval(means(told, key, 0)) for key in ("success", "return")}
+        found["arms"][name]["success_of_runs"] = means(told, "success", 1)
         figure = found["arms"][name]["success"]
-        print(f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]")
+        by_run = ", ".join(f"{value:.3f}" for value in found["arms"][name]["success_of_runs"])
+        print(
+            f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}], "
+            f"by run {by_run}"
+        )
     engine.close()
     ratio = found["arms"]["dream"]["success"]["value"] / max(found["arms"]["random"]["success"]["value"], 1e-9)
     found["success_over_random"] = ratio
     print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
     if config.rank_episodes:
         # What is kept on the way to one policy differs little; the others widen the range of good and bad.
-        ranked = {weights.stem: partial(known.learnt, model, weights, config.seed) for weights in policies}
-        ranked |= {name: choose for name, choose in arms.items() if name != "dream"}
+        ranked = {weights.stem: partial(known.learnt, model, weights, config.seed) for weights in kept_of_runs[0]}
+        for arm, runs in arms.items():
+            each = dict(zip(names_of(arm, config), runs, strict=True))
+            each.pop("dream_0", None)  # the last of those kept
+            ranked |= each
         heldout = EpisodeStore(config.data, "heldout")
         places = {
-            "dream": lambda: open_dream(config, dream_task(heldout, world)),
+            "dream": lambda: open_dream(config, RecordedGoalTask(remembered(heldout, world))),
             "engine": lambda: open_engine(size, engine_task(heldout)),
         }
         found["ranking"] = rank(config, places, ranked)
@@ -214,6 +226,50 @@ def evaluate(config: Config) -> dict[str, Any]:
     (config.out / "transfer.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(config.out / "transfer.png", found)
     return found
+
+
+def names_of(arm: str, config: Config) -> list[str]:
+    """One for each run of an arm that is trained, and of another the arm itself."""
+    return [f"{arm}_{run}" for run in range(config.runs)] if arm in LEARNT else [arm]
+
+
+def means(told: Sequence[Sequence[dict[str, float]]], key: str, axis: int) -> list[float]:
+    """Of what runs told of the same episodes: `axis` 0 for each episode's mean, 1 for each run's."""
+    return np.array([[one[key] for one in run] for run in told]).mean(axis).tolist()
+
+
+def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> None:
+    """Trains the runs in the dream that have not ended yet, all from the same scenes."""
+    from mosaic_gym.evaluation.transfer import policies as known
+    from mosaic_gym.evaluation.transfer.recorded import DreamtGoalTask, remembered
+    from mosaic_gym.worlds.mosaic import MosaicWorld
+
+    missing = {
+        run: folder
+        for run, folder in enumerate(config.out / name for name in names_of("dream", config))
+        if not (folder / f"{config.policies - 1}.safetensors").is_file()
+    }
+    if not missing:
+        return
+    places = remembered(store, world, config.places)
+    task = DreamtGoalTask(MosaicWorld(world), places, config.scenes, config.seed)
+    for run, folder in missing.items():
+        dream = open_dream(config, task)
+        known.train(known.make_policy(dream, config.rollout, config.seed + run), config.steps, folder, config.policies)
+        dream.close()
+
+
+def train_in_engine(config: Config, size: tuple[int, int], steps: int) -> None:
+    """Trains the runs in the engine that have not ended yet."""
+    from mosaic_gym.evaluation.transfer import policies as known
+
+    for run, folder in enumerate(config.out / name for name in names_of("engine", config)):
+        if not (folder / "1.safetensors").is_file():
+            engines = open_engine(size, members=4)
+            # As many samples between updates as the dream's many members give.
+            policy = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed + run)
+            known.train(policy, steps, folder, 2)
+            engines.close()
 
 
 def open_dream(config: Config, task: Task) -> VecEnv:

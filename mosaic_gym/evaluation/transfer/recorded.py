@@ -1,7 +1,8 @@
-"""The goal task at recorded places: the same episodes in the dream, whose memory holds the recording, and the engine.
+"""The goal task at recorded places, where the dream remembers the recording.
 
-Every episode begins somewhere on a recorded walk, and its goal is where that walk came to by going on, as the
-engine's own goal task draws it: by a walk from the start.
+`RecordedGoalTask` ends where the recorded walk went on to, so that dream and engine can play the same episodes.
+`DreamtGoalTask` is the goal task itself, whose scripted walk is dreamt: what is trained in the dream meets the task
+that the engine will set.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mosaic_gym.envs.tasks import Reach, Scene
+from mosaic_gym.envs.tasks import GoalTask, Reach, Scene
 from mosaic_gym.worlds.protocol import Start, World
 
 if TYPE_CHECKING:
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.model.checkpoints import WorldModel
+
+
+TOGETHER = 16
+"""Scenes that are dreamt at once."""
 
 
 @dataclass(frozen=True)
@@ -95,24 +100,58 @@ class RecordedGoalTask(Reach):
         return Scene(state, view, recording.frames[goal].copy(), (float(x), float(z)))
 
 
+class DreamtGoalTask(Reach):
+    """The goal task from recorded places; its scenes are dreamt once, and episodes draw among them.
+
+    The scripted walk to a goal takes as many steps as half an episode, and a scene can be begun again and again.
+
+    Args:
+        world: the dream, or another that plays the same states.
+        recordings: with memories; scenes begin in each as often, at any of their steps.
+        scenes: to dream.
+        seed: of where they begin.
+    """
+
+    def __init__(self, world: World, recordings: Sequence[Recording], scenes: int, seed: int = 0) -> None:
+        from tqdm import tqdm
+
+        super().__init__()
+        self.scenes: list[Scene] = []
+        with tqdm(total=scenes, desc="dreaming scenes", unit="scene", mininterval=2.0) as bar:
+            while len(self.scenes) < scenes:
+                first = len(self.scenes)
+                numbers = range(first, min(first + TOGETHER, scenes))
+                starts = [_somewhere(recordings[n % len(recordings)], n, seed) for n in numbers]
+                self.scenes += GoalTask(self.reach_m, self.far_m, self.steps).set_scenes(world, starts)
+                bar.update(len(starts))
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`. A start's seed says which scene it is; the rest of it is the scene's own."""
+        return [self.scenes[np.random.default_rng([start.seed, 3]).integers(len(self.scenes))] for start in starts]
+
+
+def _somewhere(recording: Recording, number: int, seed: int) -> Start:
+    here = int(np.random.default_rng([seed, number, 4]).integers(len(recording.frames)))
+    return Start(
+        seed=number, image=recording.frames[here], world_from_camera=recording.cameras[here], memory=recording.memory
+    )
+
+
 def engine_task(store: EpisodeStore) -> RecordedGoalTask:
     """The task at the places of recorded episodes, for the engine."""
     return RecordedGoalTask([_recording(store, index) for index in range(len(store))])
 
 
-def dream_task(store: EpisodeStore, model: WorldModel, places: int | None = None) -> RecordedGoalTask:
-    """The task at the places of the first `places` recorded episodes (None for all), for the dream.
-
-    Memories hold them with estimated depth, as in play.
-    """
+def remembered(store: EpisodeStore, model: WorldModel, places: int | None = None) -> list[Recording]:
+    """The first `places` recorded episodes (None for all), with memories of them; depth is estimated, as in play."""
     from mosaic_gym.memory.mosaic import MosaicMemory
     from mosaic_gym.training.samples import remember_all
 
     recordings = []
-    for index, remembered in enumerate(remember_all(store, model.codec, model.depth, model.atlas, places)):
-        memory = MosaicMemory(tuple(remembered.keyframes), model.settings.capacity)
+    for index, episode in enumerate(remember_all(store, model.codec, model.depth, model.atlas, places)):
+        memory = MosaicMemory(tuple(episode.keyframes), model.settings.capacity)
         recordings.append(replace(_recording(store, index), memory=memory))
-    return RecordedGoalTask(recordings)
+    return recordings
 
 
 def _recording(store: EpisodeStore, index: int) -> Recording:
