@@ -7,10 +7,12 @@ resuming continues exactly as if nothing had happened. Checkpoints are safetenso
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -104,7 +106,14 @@ class Run:
     @property
     def seed(self) -> int:
         """Of everything random in the present step: the same after a resume, another in every process."""
-        return 1_000_003 * (self.step_index + 1) + self.accelerator.process_index
+        return self._seed_at(self.step_index)
+
+    def seeds(self) -> Iterator[int]:
+        """The present step's, and those of all the steps that will come."""
+        return map(self._seed_at, itertools.count(self.step_index))
+
+    def _seed_at(self, step_index: int) -> int:
+        return 1_000_003 * (step_index + 1) + self.accelerator.process_index
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """The randomness of the present step; on an accelerator it is another than on the CPU."""

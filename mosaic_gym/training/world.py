@@ -19,7 +19,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from mosaic_gym.data.episodes import EpisodeStore
-from mosaic_gym.geometry.control import Control, Pose
+from mosaic_gym.geometry.control import Control
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings, round_to_half
@@ -29,16 +29,10 @@ from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
+from mosaic_gym.training.batches import batches, dream_ahead
 from mosaic_gym.training.run import Run
-from mosaic_gym.training.samples import (
-    MemoryMix,
-    Remembered,
-    draw_state,
-    forget_a_wedge,
-    recall_mixed,
-    remember_all,
-)
-from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
+from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
+from mosaic_gym.worlds.mosaic import MosaicWorld
 
 BY_ITSELF = 0.5
 """What the transformer's own frames count beside the finished ones: planners look at its latents alone."""
@@ -90,6 +84,9 @@ class Config:
     """Recorded episodes to use; None for all."""
     precision: str = "no"
     """`no` (float32), or `bf16` on an accelerator."""
+    workers: int = 0
+    """Processes that draw batches ahead, where forking is possible; 0 draws them between steps. On an accelerator, as
+    many as there are cores."""
     compiled: bool = False
     """Compile the transformer (pays on an accelerator)."""
 
@@ -139,44 +136,6 @@ def frame_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
     """
     error = (predicted - true).square().mean((1, 2, 3, 4))
     return torch.log(error + SOFTENING).mean(), -10 * torch.log10(error.detach().mean() / 4.0)
-
-
-def dream_ahead(
-    world: MosaicWorld, episodes: list[Remembered], states: list[WorldState], members: list[tuple[int, int]], steps: int
-) -> list[WorldState]:
-    """Lets the present weights live through the `steps` steps before each target."""
-    for i in range(steps):
-        poses = []
-        for index, step in members:
-            cameras = episodes[index].keyframes[step - steps + i].world_from_camera.double().cpu().numpy()
-            poses.append([Pose(camera) for camera in cameras])
-        states, _ = world.see(states, poses)
-    return states
-
-
-def draw_batch(
-    world: MosaicWorld, episodes: list[Remembered], config: Config, seed: int
-) -> tuple[list[WorldState], Tensor, Tensor]:
-    """States just before their targets, the targets' latents `[b, c, h, w]`, and their cameras `[b, 4, 4, 4]`."""
-    rng = np.random.default_rng(seed)
-    dreamt = int(rng.integers(1, 4)) if rng.random() < config.dream else 0
-    states, members = [], []
-    long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + dreamt]
-    for _ in range(config.batch):
-        index = int(rng.choice(long_enough))
-        step = int(rng.integers(1 + dreamt, len(episodes[index].keyframes)))
-        prompt = "" if rng.random() < config.empty_prompt else episodes[index].captions[step]
-        with torch.no_grad():
-            text = world.model.text_encoder.encode([prompt])[0]
-        state = draw_state(episodes[index], step - dreamt, config.mix, text, seed, rng)
-        if rng.random() < config.mix.wedge:
-            state = forget_a_wedge(state, episodes[index].keyframes[step].world_from_still, rng)
-        states.append(replace(state, prompt=prompt))
-        members.append((index, step))
-    states = dream_ahead(world, episodes, states, members, dreamt)
-    targets = [episodes[index].keyframes[step] for index, step in members]
-    latents = torch.stack([target.latent for target in targets])
-    return states, latents, torch.stack([target.world_from_camera for target in targets])
 
 
 def build(config: Config, store: EpisodeStore) -> WorldModel:
@@ -288,34 +247,32 @@ def train(config: Config) -> WorldModel:
     size = (world.height, world.width)
     k = torch.tensor(model.settings.image_from_camera, device=device).expand(config.batch, 3, 3)
     step_of = torch.compile(run.model) if config.compiled else run.model
+    drawn = batches(world, episodes, config, run)
     told: dict[str, float] = {}
     while not run.finished:
         generator = run.generator()
-        # 1. A batch of states, and what their memories give for the next view.
-        states, latents, cameras = draw_batch(world, episodes, config, run.seed)
-        pictures = world.pictures(states, cameras[:, None])
-        rng = np.random.default_rng([run.seed, 1])  # the batch's own draws stay what they are, whatever the mixture
-        recalled = recall_mixed(world, states, cameras[:, None], pictures, config.mix, rng)
+        # 1. Some moments before recorded ones, and what their memories give for the next view.
+        batch = next(drawn)
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
         level = sigma.view(-1, 1, 1, 1)
-        noisy = (1 - level) * latents + level * noise
+        noisy = (1 - level) * batch.latents + level * noise
         # 3. The networks say what is behind the noise.
         with accelerator.autocast():
             believed, predicted = step_of(
                 noisy,
                 sigma,
-                model.text_encoder.tokenize([state.prompt for state in states]),
-                torch.stack([state.history for state in states]),
-                torch.stack([state.history_cameras for state in states]),
-                recalled,
-                cameras,
+                model.text_encoder.tokenize(batch.prompts),
+                batch.history,
+                batch.history_cameras,
+                batch.recalled,
+                batch.cameras,
                 k,
                 size,
             )
-        true = model.codec.decode(latents)
+        true = model.codec.decode(batch.latents)
         loss, decibels = frame_loss(predicted.float(), true)
         by_itself, _ = frame_loss(believed.float(), true)
         run.update(loss + BY_ITSELF * by_itself, {"db": float(decibels), **told})

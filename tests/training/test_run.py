@@ -1,7 +1,9 @@
 """Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.training import atlas, codec, depth, outcome, world
+from mosaic_gym.training.batches import _Drawer, batches
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import remember_all
+from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, tiny_atlas
 
 
@@ -84,6 +88,26 @@ def test_the_world_trains_on_a_mixture_of_warps(data, parts, tmp_path):
     weights = either.transformer.proj_out.weight
     assert weights.isfinite().all() and weights.abs().max() > 0
     assert not torch.equal(weights, both.transformer.proj_out.weight)
+
+
+def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_path):
+    config = replace(world_config(data, parts, tmp_path / "run", 2), workers=2)
+    model = world.train(config)
+    assert model.transformer.proj_out.weight.abs().max() > 0
+    dreaming = MosaicWorld(model)
+    episodes = remember_all(EpisodeStore(data, "train"), model.codec, model.depth, model.atlas, hinted=True)
+    run = SimpleNamespace(seeds=lambda: iter(range(8)))
+    alone = list(islice(batches(dreaming, episodes, replace(config, workers=0), run), 8))
+    ahead = list(islice(batches(dreaming, episodes, config, run), 8))
+    dreamt = [_Drawer(dreaming, episodes, config)[seed] is None for seed in range(8)]
+    assert any(dreamt) and not all(dreamt), "some begin with a dream, which workers leave to the run"
+    for one, other in zip(alone, ahead, strict=True):
+        assert one.prompts == other.prompts and torch.equal(one.latents, other.latents)
+        assert torch.equal(one.cameras, other.cameras) and torch.equal(one.history_cameras, other.history_cameras)
+        # Another number of threads rounds differently.
+        torch.testing.assert_close(one.history, other.history, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one.recalled.expected, other.recalled.expected, atol=1e-3, rtol=1e-3)
+        assert torch.equal(one.recalled.patch_exists, other.recalled.patch_exists)
 
 
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
