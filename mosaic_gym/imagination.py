@@ -55,6 +55,12 @@ def imagine(
     """
     if not world.forkable:
         raise RuntimeError(f"{type(world).__name__} has one true present and cannot imagine; give the learned world")
+    needed = "step" if pixels and not callable(act) else "look" if pixels else "foresee"
+    if not callable(getattr(world, needed, None)):
+        raise TypeError(
+            f"{type(world).__name__} has no {needed}(): imagining with "
+            f"{'a policy' if pixels else 'pixels=False'} needs one, as MosaicWorld has it"
+        )
     many = isinstance(state, Sequence)
     thrusts = None if callable(act) else _check_thrusts(act, len(state) if many else None, horizon)
     if thrusts is None and horizon is None:

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from mosaic_gym.geometry.control import Pose
+from mosaic_gym.geometry.control import Control, Pose
 from mosaic_gym.imagination import imagine
 from mosaic_gym.worlds.protocol import State, View, World
 
@@ -110,22 +110,23 @@ class Planner:
         self.begin([*episode.seen, episode.view], seen["goal"])
         total = 0.0
         while True:
-            _, reward, reached, cut, _ = env.step(self.act().astype(np.float32))
+            _, reward, over, cut, info = env.step(self.act().astype(np.float32))
             total += float(reward)
-            if reached or cut:
-                return total, bool(reached)
+            if over or cut:
+                return total, info["is_success"]
             self.see(env.unwrapped.view)
 
     def begin(self, views: Sequence[View], goal: np.ndarray) -> None:
         """Takes in what was seen so far, oldest first, and the goal image, uint8 `[H, W, 3]`."""
         self.goal, self.plan, self.places, self.ahead = blurred(goal), np.zeros((self.search.horizon, 3)), [], []
-        self._take_in(self.dream.begin(views[0].frames, poses_of(views[0]), seed=0, prompt=""), views[0])
+        poses = poses_of(views[0], self.dream.control)
+        self._take_in(self.dream.begin(views[0].frames, poses, seed=0, prompt=""), views[0])
         for view in views[1:]:
             self.see(view)
 
     def see(self, view: View) -> None:
         """Takes in one more step."""
-        self._take_in(self.dream.observe(self._seen, view.frames, poses_of(view)), view)
+        self._take_in(self.dream.observe(self._seen, view.frames, poses_of(view, self.dream.control)), view)
 
     def act(self) -> np.ndarray:
         """The next thrust `[3]`, of the present plan or, if as many were taken as it commits to, of a new one."""
@@ -182,8 +183,8 @@ class Planner:
             self.places = self.places[-1:]
 
 
-def poses_of(view: View) -> list[Pose]:
-    """The four poses of a view; the last one goes on as the frames before it did."""
+def poses_of(view: View, control: Control) -> list[Pose]:
+    """The four poses of a view; the last one goes on as the frames before it did, less what friction takes."""
     poses = [Pose(camera) for camera in view.world_from_camera]
-    velocity_m = view.world_from_camera[-1, :3, 3] - view.world_from_camera[-2, :3, 3]
-    return [*poses[:-1], Pose(poses[-1].world_from_camera, velocity_m)]
+    moved_m = view.world_from_camera[-1, :3, 3] - view.world_from_camera[-2, :3, 3]
+    return [*poses[:-1], Pose(poses[-1].world_from_camera, moved_m * control.friction)]

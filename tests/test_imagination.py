@@ -130,6 +130,15 @@ def test_a_task_is_an_object():
         imagine(world, world.start(Start(seed=0))[0], AHEAD, task="explore")
 
 
+def test_a_world_that_cannot_be_looked_at_or_foreseen_is_named():
+    world = CountingWorld()
+    state, _ = world.start(Start(seed=0))
+    with pytest.raises(TypeError, match=r"CountingWorld has no look\(\): imagining with a policy needs one"):
+        imagine(world, state, lambda frames: AHEAD[:1, 0], horizon=2)
+    with pytest.raises(TypeError, match=r"no foresee\(\): imagining with pixels=False"):
+        imagine(world, state, AHEAD, pixels=False)
+
+
 def test_states_and_actions_must_match():
     world = CountingWorld()
     state, _ = world.start(Start(seed=0))

@@ -7,7 +7,8 @@ from mosaic_gym import Planner, Search, Start
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.tasks import ReturnTask
-from mosaic_gym.planning import blurred
+from mosaic_gym.geometry.control import Control, Pose
+from mosaic_gym.planning import blurred, poses_of
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
@@ -31,6 +32,17 @@ def test_a_planner_finds_the_known_optimum(method):
     assert gained_m > 0.75 * best_m
 
 
+def test_a_planner_goes_on_as_fast_as_the_body_that_it_watched():
+    control, world = Control(), CountingWorld()
+    state, view = world.start(Start(seed=0))
+    for thrust in ([1.0, 0.0, 0.3], [0.5, 1.0, -0.2], [0.0, 0.0, 0.0]):
+        (state,), (view,) = world.step([state], np.array([thrust]))
+        (*_, last) = poses_of(view, control)
+        np.testing.assert_allclose(last.velocity_m, state.pose.velocity_m, atol=1e-12)
+        np.testing.assert_array_equal(last.world_from_camera, state.pose.world_from_camera)
+    assert isinstance(last, Pose) and np.abs(last.velocity_m).max() > 0.01
+
+
 @pytest.mark.parametrize("memory", ["on", "place", "off"])
 def test_a_planner_remembers_as_much_as_it_is_told_to(memory):
     world = MosaicWorld(tiny_model())
@@ -40,7 +52,7 @@ def test_a_planner_remembers_as_much_as_it_is_told_to(memory):
     )  # fmt: skip
     planner = Planner(world, Search(futures=4, horizon=2), memory, seed=1)
     gained_m, reached = planner.play(env, seed=3)
-    assert env.episode.ended and reached == env.episode.terminated and np.isfinite(gained_m)
+    assert env.episode.ended and reached == env.episode.success and np.isfinite(gained_m)
     views = [*env.episode.seen, env.episode.view]
     planner.begin(views, env.episode.goal)
     kept = planner.state.memory.keyframes

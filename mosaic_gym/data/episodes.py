@@ -85,7 +85,8 @@ class EpisodeStore:
         split: "train" or "heldout".
 
     Raises:
-        ValueError: an unknown split, or an episode of another version. FileNotFoundError: nothing is recorded there.
+        ValueError: an unknown split, an episode of another version, or of another scenario or camera than the first.
+            FileNotFoundError: nothing is recorded there.
     """
 
     def __init__(self, root: Path | str, split: str):
@@ -107,6 +108,11 @@ class EpisodeStore:
             told = json.loads((self.folders[index] / "episode.json").read_text())
             if told.get("format") != FORMAT:
                 raise ValueError(f"{self.folders[index]} is not of format {FORMAT}; record it again")
+            first = self.told(0) if index else told
+            if any(told[name] != first[name] for name in ("scenario", "image_from_camera")):
+                raise ValueError(
+                    f"{self.folders[index]} is of another scenario or camera than {self.folders[0]}: keep them apart"
+                )
             self._told[index] = told
         return self._told[index]
 

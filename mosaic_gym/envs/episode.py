@@ -55,6 +55,7 @@ class Episode:
         unsure_steps: the latest ones, on end, with too little coverage.
         reward: of the last step.
         terminated, truncated: how it ended, if it did.
+        success: whether the last step did what the task asks for. (A world may end an episode that its task did not.)
         seen: what the task's scene showed before the episode began, oldest first. (Not part of the future: a learned
             world remembers it, an agent with a memory of its own may want to see it. Files do not keep it.)
     """
@@ -68,6 +69,7 @@ class Episode:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
+    success: bool = False
     seen: tuple[View, ...] = ()
 
     @property
@@ -85,6 +87,7 @@ class Episode:
             "step_index": int(self.state.step_index),
             "labels": tuple(view.labels),
             "world_reward": float(view.reward),
+            "is_success": self.success,
         }
 
 
@@ -150,6 +153,7 @@ def advance(
                 unsure_steps=unsure_steps,
                 reward=float(judgement.reward),
                 terminated=bool(judgement.terminated or view.terminated),
+                success=bool(judgement.success),
                 truncated=(rules.max_steps is not None and steps >= rules.max_steps) or unsure_steps >= rules.patience,
             )
         )

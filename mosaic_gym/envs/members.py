@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.error import ResetNeeded
-from gymnasium.utils import seeding
 
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
@@ -159,9 +158,7 @@ class Members:
             snapshots.check_snapshot(snapshot, self.world, self.task)
         for i, snapshot in zip(indices, kept, strict=True):
             self.episodes[i] = snapshot.episode
-            generator, _ = seeding.np_random(0)
-            generator.bit_generator.state = snapshot.generator
-            self._generators[i] = generator
+            self._generators[i] = snapshots.generator_of(snapshot)
 
 
 class Member:

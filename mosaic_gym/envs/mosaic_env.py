@@ -144,7 +144,7 @@ class WorldEnv(gym.Env):
             TypeError, ValueError: not a snapshot, or one of another checkpoint or task; nothing has changed then.
         """
         snapshots.check_snapshot(snapshot, self.world, self.task)
-        self.np_random.bit_generator.state = snapshot.generator
+        self.np_random = snapshots.generator_of(snapshot)
         self.episode = snapshot.episode
         self._show()
         return observe(self.observation_space, self.view, self.episode.goal), self.episode.info()
@@ -254,6 +254,8 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
     task = make_task(asked["task"])
     check_faces(asked["action_space"], asked["observation"], asked["render_mode"], task)
     rules = Rules(max_steps, asked["least_coverage"], asked["patience"])
+    if rules.least_coverage is not None and not asked["memory"]:
+        raise ValueError("without memory nothing is covered: least_coverage needs memory=True, or is left out")
     steps = asked["denoising_steps"]
     if steps is not None and (type(steps) is not int or steps not in DENOISING_STEPS):
         raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {steps!r}")
@@ -298,7 +300,8 @@ def make_real(
     check_faces(action_space, observation, render_mode, task)
     height, width = _check_resolution(resolution) or ENGINE_SIZE
     return WorldEnv(
-        make_world("doom", scenario=scenario, height=height, width=width),
+        # The scenario's own clock would end episodes as if the game were decided; Gymnasium's says that it was time.
+        make_world("doom", scenario=scenario, height=height, width=width, timeout_tics=0),
         action_space=action_space,
         observation=observation,
         task=task,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.tasks import Task
 from mosaic_gym.worlds.protocol import View, World
 
-FORMAT = "mosaic-snapshot-1"
+FORMAT = "mosaic-snapshot-2"
 """Of a file with one snapshot; `FORMAT_MANY` of one with several."""
-FORMAT_MANY = "mosaic-snapshots-1"
+FORMAT_MANY = "mosaic-snapshots-2"
 _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
-_TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "progress")
+_TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "progress")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Snapshot:
 
     Attributes:
         episode: a value.
-        generator: the state of the environment's random generator.
+        generator: the state of the environment's random generator; branch: which fork of it, see `generator_of`.
         fingerprint: of the world it belongs to.
         task: the name of the task's class.
     """
@@ -37,6 +37,16 @@ class Snapshot:
     generator: dict[str, Any]
     fingerprint: str
     task: str
+    branch: tuple[int, ...] = ()
+
+
+def generator_of(snapshot: Snapshot) -> np.random.Generator:
+    """Where the seeds of later episodes come from: of a fork, another stream than of what it was forked from."""
+    kept = np.random.PCG64()
+    kept.state = snapshot.generator
+    if snapshot.branch:
+        kept = np.random.PCG64(np.random.SeedSequence([snapshot.generator["state"]["state"], *snapshot.branch]))
+    return np.random.Generator(kept)
 
 
 def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -> Snapshot:
@@ -64,7 +74,10 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"restore takes what snapshot() returned; got {type(snapshot).__name__}")
     if snapshot.fingerprint != world.fingerprint:
-        raise ValueError("the snapshot is of another checkpoint; restore it in an environment with that one")
+        raise ValueError(
+            "the snapshot is of another checkpoint, or of a world that remembers where this one does not; restore it "
+            "in an environment made as its own was"
+        )
     if snapshot.task != type(task).__name__:
         raise ValueError(f"the snapshot is of a {snapshot.task}, this environment has a {type(task).__name__}")
 
@@ -72,12 +85,15 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
 def fork(snapshot: Snapshot, n: int) -> list[Snapshot]:
     """`n` snapshots of the same present, which share what is equal.
 
+    The first is the snapshot itself. Where the seeds of later episodes come from differs, for forks that begin anew
+    would otherwise all live the same episodes.
+
     Raises:
         ValueError: n below 1.
     """
     if n < 1:
         raise ValueError(f"fork makes at least 1; got {n}")
-    return [snapshot] * n
+    return [snapshot, *(replace(snapshot, branch=(*snapshot.branch, i)) for i in range(1, n))]
 
 
 def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
@@ -101,8 +117,8 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
             # The file's format takes no two tensors that overlap.
             named[full] = value.clone() if storage in storages else value
             storages.add(storage)
-        whose = {name: getattr(snapshot, name) for name in ("fingerprint", "task", "generator")}
-        told.append({**whose, **about, "shared": shared})
+        whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
+        told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
     about = {"format": FORMAT, **told[0]} if len(kept) == 1 else {"format": FORMAT_MANY, "members": told}
     save_file(named, str(path), metadata={"about": json.dumps(about, default=np.ndarray.tolist)})
 
@@ -116,14 +132,11 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     from mosaic_gym.memory.mosaic import load_described
 
     check_forkable(world)
-    if count == 1:
-        tensors, about = load_described(path, FORMAT, "snapshot")
-        members, before = [about], [""]
-    else:
-        tensors, about = load_described(path, FORMAT_MANY, f"snapshot of {count} members")
-        members, before = about["members"], [f"{index}." for index in range(count)]
+    tensors, about = load_described(path, (FORMAT, FORMAT_MANY), "snapshot")
+    members = about.get("members", [about])
     if len(members) != count:
         raise ValueError(f"{path} holds {len(members)} members, this environment has {count}: make it with as many")
+    before = [f"{index}." for index in range(count)] if "members" in about else [""]
     kept = []
     for prefix, told in zip(before, members, strict=True):
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -154,7 +167,10 @@ def _pack(episode: Episode, world: World) -> tuple[dict[str, Any], dict[str, Any
 def _unpack(world: World, path: Path | str, tensors: dict[str, Any], about: dict[str, Any]) -> Snapshot:
     """The snapshot of an episode that `_pack` described."""
     if about["fingerprint"] != world.fingerprint:
-        raise ValueError(f"{path} is a snapshot of another checkpoint; load it in an environment with that one")
+        raise ValueError(
+            f"{path} is a snapshot of another checkpoint, or of a world that remembers where this one does not; load "
+            "it in an environment made as its own was"
+        )
     state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
     arrays = {name.removeprefix(_VIEW): value.numpy() for name, value in tensors.items() if name.startswith(_VIEW)}
     view = View(**arrays, **{**about["view"], "labels": tuple(about["view"]["labels"])})

@@ -43,11 +43,13 @@ class Judgement:
         progress: what the task remembers, for the next step.
         reward: of this step.
         terminated: whether the task is over.
+        success: whether this step did what the task asks for.
     """
 
     progress: Any
     reward: float
     terminated: bool
+    success: bool = False
 
 
 @runtime_checkable
@@ -154,7 +156,7 @@ class Reach:
         left_m = _distance_m(view, progress["goal_m"])
         reached = left_m <= self.reach_m
         reward = progress["left_m"] - left_m + (self.BONUS if reached else 0.0)
-        return Judgement({**progress, "left_m": left_m}, reward, reached)
+        return Judgement({**progress, "left_m": left_m}, reward, reached, reached)
 
     def _walk(
         self, world: World, starts: Sequence[Start]
@@ -274,5 +276,9 @@ def make_task(task: str | Task) -> Task:
         return TASKS[task]()
     if not isinstance(task, Task):
         known = ", ".join(sorted(TASKS))
-        raise TypeError(f"a task is one of {known}, or an object with the methods of Task; got {task!r}")
+        lacking = [name for name in ("draws_goal", "set_scenes", "begin", "judge") if not hasattr(task, name)]
+        raise TypeError(
+            f"a task is one of {known}, or an object with what mosaic_gym.envs.tasks.Task names; {task!r} lacks "
+            f"{', '.join(lacking)}"
+        )
     return task

@@ -47,8 +47,7 @@ def demo(config: Config) -> None:
         raise ValueError("path counts from 0; give at least 2 paths and 1 worker")
     config.out.mkdir(parents=True, exist_ok=True)
     model = WorldModel.from_pretrained(config.checkpoint)
-    print("walking a held-out path through the engine")
-    path = collect(return_path, config.path + 1, model.settings)[config.path]
+    path = collect(return_path, config.path + 1, model.settings, "return paths")[config.path]
     # One path alone is many small operations: a second thread only waits for the first.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ GOALS = {
     "depth_median_relative_error": (0.08, "depth, median relative error (at most)"),
     "steps_per_second": (20.0, "environment steps per second"),
 }
+SHEETS = 2
+"""Return paths of which a contact sheet is made."""
 AT_MOST = {"depth_median_relative_error"}
 UNGRADED = {
     "gain_ahead_uncovered_over_warp": "gain ahead where memory covers nothing, dB",
@@ -71,79 +73,99 @@ class Config:
     """Processes, one thread each; 1 runs in this process, with as many threads as torch likes."""
 
 
-def collect(
-    kind: Callable[..., Path | None], count: int, settings: WorldSettings, offset: int = 0, stride: int = 1
-) -> list[Path]:
-    """The first `count` paths of a kind, in the order of seeds; with a stride, every so-many-th seed from an offset."""
+def collect(kind: Callable[..., Path | None], count: int, settings: WorldSettings, label: str = "paths") -> list[Path]:
+    """The first `count` paths of a kind, in the order of seeds, with a progress bar."""
+    from tqdm import tqdm
+
     from mosaic_gym.evaluation.paths import seeds
     from mosaic_gym.geometry.control import Control
     from mosaic_gym.worlds.doom import DoomWorld
 
     control = Control(**settings.control)
     world = DoomWorld("my_way_home", settings.height, settings.width, control, timeout_tics=0)
-    paths = []
-    for seed in islice(seeds(), offset, None, stride):
-        if len(paths) == count:
-            break
-        path = kind(world, seed)
-        if path is not None:
-            paths.append(path)
+    paths: list[Path] = []
+    with tqdm(total=count, desc=f"walking {label} in the engine", unit="path", mininterval=2.0) as bar:
+        for seed in seeds():
+            if len(paths) == count:
+                break
+            path = kind(world, seed)
+            if path is not None:
+                paths.append(path)
+                bar.update()
     world.close()
     return paths
 
 
-def run_part(config: Config, part: int, parts: int, advance: Callable[[int], Any]) -> dict[str, Any]:
-    """One worker's share of both suites: per-path figures of every arm. `advance(1)` is called after each path."""
+def run_part(
+    config: Config, ahead: list[Path], back: list[Path], alone: bool, advance: Callable[[int], Any]
+) -> dict[str, Any]:
+    """A share of both suites: per-path figures of every arm. `advance(1)` is called after each path.
+
+    Args:
+        ahead, back: paths that go one step, and that go away and return.
+        alone: whether no other worker needs the cores.
+    """
     import torch
 
     from mosaic_gym.evaluation.depth import relative_errors
-    from mosaic_gym.evaluation.paths import ahead_path, return_path
     from mosaic_gym.evaluation.rollout import ARMS, Arms, measure_ahead, measure_return
     from mosaic_gym.model.checkpoints import WorldModel
 
-    if parts > 1:
+    if not alone:
         torch.set_num_threads(1)
     model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
     arms = Arms(model, config.denoising_steps)
-    count = len(range(part, config.paths, parts))
-    told: dict[str, Any] = {"ahead": [], "return": [], "depth": [], "seeds_ahead": [], "seeds_return": [], "sheets": []}
-    paths = collect(ahead_path, count, model.settings, part, parts)
-    told["seeds_ahead"] = [path.seed for path in paths]
-    told["depth"] = relative_errors(model, paths)
-    for path in paths:
+    told: dict[str, Any] = {"ahead": [], "return": [], "depth": relative_errors(model, ahead), "sheets": []}
+    for path in ahead:
         state = arms.after_history(path)
         covered = arms.world.covered(state, path.poses(path.history))
         shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ARMS}
         told["ahead"].append({arm: measure_ahead(path, frames, covered) for arm, frames in shown.items()})
         advance(1)
-    paths = collect(return_path, count, model.settings, part, parts)
-    told["seeds_return"] = [path.seed for path in paths]
-    for first in range(0, count, 5):
-        group = paths[first : first + 5]
+    for first in range(0, len(back), 5):
+        group = back[first : first + 5]
         states = [arms.after_history(path) for path in group]
         shown = {arm: arms.dream(arm, states, group) for arm in ARMS}
         for i, path in enumerate(group):
             told["return"].append({arm: measure_return(path, shown[arm][i]) for arm in ARMS})
-            if config.out is not None and first + i < 2:
+            if config.out is not None and first + i < SHEETS:
                 told["sheets"].append((path, {arm: shown[arm][i] for arm in ARMS}))
             advance(1)
     return told
 
 
 def gather(config: Config) -> dict[str, Any]:
-    """Runs both suites in the workers, with a progress bar, and joins what they found."""
+    """Runs both suites in the workers, with a progress bar, and joins what they found.
+
+    Which paths those are does not depend on the number of workers.
+    """
     from tqdm import tqdm
 
+    from mosaic_gym.evaluation.paths import ahead_path, return_path
+    from mosaic_gym.model.checkpoints import WorldModel
+
+    settings = WorldModel.from_pretrained(config.checkpoint).settings
+    ahead = collect(ahead_path, config.paths, settings, "paths ahead")
+    back = collect(return_path, config.paths, settings, "return paths")
     with tqdm(total=2 * config.paths, desc="paths", unit="path") as bar:
-        told = [run_part(config, 0, 1, bar.update)] if config.workers == 1 else _in_processes(config, bar)
-    return {name: [item for part in told for item in part[name]] for name in told[0]}
+        if config.workers == 1:
+            told = [run_part(config, ahead, back, True, bar.update)]
+        else:
+            told = _in_processes(config, ahead, back, bar)
+    joined = {name: [item for part in told for item in part[name]] for name in told[0]}
+    seeds = {"seeds_ahead": [path.seed for path in ahead], "seeds_return": [path.seed for path in back]}
+    return {**joined, **seeds, "sheets": joined["sheets"][:SHEETS]}
 
 
-def _in_processes(config: Config, bar: Any) -> list[dict[str, Any]]:
-    context = get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(config.workers, mp_context=context) as pool:
+def _in_processes(config: Config, ahead: list[Path], back: list[Path], bar: Any) -> list[dict[str, Any]]:
+    context, parts = get_context("spawn"), min(config.workers, config.paths)
+    ends = [config.paths * part // parts for part in range(parts + 1)]
+    with context.Manager() as manager, ProcessPoolExecutor(parts, mp_context=context) as pool:
         queue = manager.Queue()
-        parts = [pool.submit(run_part, config, part, config.workers, queue.put) for part in range(config.workers)]
+        parts = [
+            pool.submit(run_part, config, ahead[first:end], back[first:end], False, queue.put)
+            for first, end in pairwise(ends)
+        ]
         while wait(parts, timeout=0.3).not_done:
             while not queue.empty():
                 bar.update(queue.get())
@@ -265,8 +287,8 @@ def evaluate(config: Config) -> dict[str, Any]:
             "denoising_steps": config.denoising_steps
             or WorldModel.from_pretrained(config.checkpoint).settings.denoising_steps,
             "threads": torch.get_num_threads(),
-            "seeds_ahead": sorted(told["seeds_ahead"]),
-            "seeds_return": sorted(told["seeds_return"]),
+            "seeds_ahead": told["seeds_ahead"],
+            "seeds_return": told["seeds_return"],
         }
         config.json.write_text(json.dumps({**found, "arms": table, **about}, indent=2) + "\n")
         print(f"figures: {config.json}")

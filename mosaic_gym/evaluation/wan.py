@@ -332,6 +332,8 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
         raise ValueError("give at least 1 step, and a warm-up of 0 or more")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("this torch sees no CUDA device; --device cpu --shape tiny shows what would be measured")
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
     print(_machine(config.device), flush=True)
     told: list[dict[str, Any]] = []
     for size in config.sizes:

@@ -40,6 +40,19 @@ def invert_pose(b_from_a: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 4 4"]:
     return inverse
 
 
+def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
+    """The transform as float32; ValueError, which says what is wrong with it, if it is no rotation and translation."""
+    matrix = torch.as_tensor(b_from_a, dtype=torch.float32)
+    expected = "a rigid transform is a finite rotation and translation [4, 4] over a last row 0 0 0 1"
+    if matrix.shape != (4, 4) or not matrix.isfinite().all():
+        raise ValueError(f"{expected}; got shape {tuple(matrix.shape)}: {matrix.tolist()}")
+    rotation, last = matrix[:3, :3], matrix.new_tensor([0.0, 0.0, 0.0, 1.0])
+    unit = (rotation @ rotation.T - torch.eye(3).to(matrix)).abs().max() < 1e-4 and torch.det(rotation) > 0
+    if not unit or not torch.allclose(matrix[3], last):
+        raise ValueError(f"{expected}; got {matrix.tolist()}")
+    return matrix
+
+
 def cell_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
     """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5)."""
     v = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import rescale_intrinsics
+from mosaic_gym.geometry.camera import check_rigid, rescale_intrinsics
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe
 from mosaic_gym.memory.recall import Selection, select
 from mosaic_gym.memory.warp import WARPED_FIELDS, Warped, fill_holes, warp_stills
@@ -79,13 +79,18 @@ class MosaicMemory:
             keep_original: leave the patches where they are as well (a duplicate).
 
         Raises:
-            IndexError: an index is not that of a keyframe.
+            IndexError: an index is not that of a keyframe. ValueError: a mask that is not bool `[v, u]`, or an E that
+                is not rigid.
         """
+        transform = None if transform is None else check_rigid(transform)
         keyframes = [replace(keyframe, place=torch.zeros_like(keyframe.place)) for keyframe in self.keyframes]
         copies = []
         for index, mask in chosen.items():
             if not 0 <= index < len(keyframes):
                 raise IndexError(f"memory has keyframes 0 to {len(keyframes) - 1}; there is no {index} to edit")
+            if mask.dtype != torch.bool or mask.shape != keyframes[index].alive.shape:
+                expected = f"bool of shape {tuple(keyframes[index].alive.shape)}"
+                raise ValueError(f"the mask of keyframe {index} is {expected}; got {mask.dtype} {tuple(mask.shape)}")
             if transform is not None:
                 copies.append(keyframes[index].keeping(mask).moved(transform))
             if not keep_original:
@@ -93,7 +98,12 @@ class MosaicMemory:
         return replace(self, keyframes=(*keyframes, *copies))
 
     def spliced(self, other: MosaicMemory, transform: Tensor) -> MosaicMemory:
-        """This memory with another scene's set into it, moved by `transform` `[4, 4]` (world from its world)."""
+        """This memory with another scene's set into it, moved by `transform` `[4, 4]` (world from its world).
+
+        Raises:
+            ValueError: a transform that is not rigid.
+        """
+        transform = check_rigid(transform)
         return replace(self, keyframes=(*self.keyframes, *(keyframe.moved(transform) for keyframe in other.keyframes)))
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -125,16 +135,16 @@ class MosaicMemory:
         Raises:
             FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
         """
-        tensors, told = load_described(path, FORMAT, "memory")
+        tensors, told = load_described(path, (FORMAT,), "memory")
         # Copied, as `worlds.state.unpack_state` does.
         return MosaicMemory.from_tensors({name: value.clone() for name, value in tensors.items()}, told)
 
 
-def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, and the JSON in its metadata.
 
     Args:
-        form: the format its metadata must state; kind: what to call it in errors.
+        forms: what its metadata may state as its format; kind: what to call it in errors.
 
     Raises:
         FileNotFoundError: no such file. ValueError: another kind of file, truncated, or of another version.
@@ -144,8 +154,10 @@ def load_described(path: Path | str, form: str, kind: str) -> tuple[dict[str, Te
     try:
         with safe_open(str(path), framework="pt") as file:
             told = json.loads((file.metadata() or {}).get("about", "{}"))
-            if told.pop("format", None) != form:
-                raise ValueError(f"{path} is not a {kind} of format {form}; save it again with this version")
+            if told.pop("format", None) not in forms:
+                raise ValueError(
+                    f"{path} is not a {kind} of format {' or '.join(forms)}; save it again with this version"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error

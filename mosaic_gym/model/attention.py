@@ -125,7 +125,8 @@ def _project(x: Tensor, matrices: Tensor) -> Tensor:
         x: `[b, n, heads, p]`, p divisible by 16; matrices: `[b, n, 4, 4, 4]`, or as `written_out`.
     """
     if matrices.dim() == 4:
-        return (x.to(matrices.dtype) @ matrices.transpose(-1, -2)).type_as(x)
+        with torch.autocast(x.device.type, enabled=False):  # it would round the cameras
+            return (x.to(matrices.dtype) @ matrices.transpose(-1, -2)).type_as(x)
     groups = x.unflatten(-1, (4, -1, 4)).to(matrices.dtype).unbind(-1)  # four of [b, n, heads, 4, p / 16]
     columns = matrices[:, :, None, :, None].unbind(-1)  # four of [b, n, 1, 4, 1, 4]
     # Sums written out, not a product of matrices four wide: compiled, it is one kernel, with what surrounds it.

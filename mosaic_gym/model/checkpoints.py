@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -116,14 +116,8 @@ class WorldModel:
     @cached_property
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
-        digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
         networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
-        for network in networks:
-            if isinstance(network, torch.nn.Module):
-                for name, value in sorted(network.state_dict().items()):
-                    digest.update(name.encode())
-                    digest.update(_sampled(value))
-        return digest.hexdigest()
+        return fingerprint_of(networks, json.dumps(asdict(self.settings), sort_keys=True))
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes the folder described at the head of this file.
@@ -232,6 +226,17 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     )
     _ = model.fingerprint  # taken while the weights are all here: offloading takes them away
     return model
+
+
+def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
+    """Tells weights apart: a hash of `told` and of every weight of the networks; what is none does not count."""
+    digest = hashlib.sha256(told.encode())
+    for network in networks:
+        if isinstance(network, torch.nn.Module):
+            for name, value in sorted(network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(_sampled(value))
+    return digest.hexdigest()
 
 
 def _sampled(value: Tensor) -> bytes:

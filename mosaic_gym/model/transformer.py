@@ -368,10 +368,10 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         heads = self.config.attention_head_dim
         rotary = heads // 2 if self.config.insertion == "split" else heads
         angles = rotary_angles(coordinates.double(), rotary, self.config.rope_theta)[:, :, None]
-        camera_from_anchor = invert_pose(cameras) @ context.anchor[:, None, None]
-        projection, inverse = lifted_projection(
-            camera_from_anchor, context.image_from_camera[:, None, None], context.size, self.config.metres_per_unit
-        )
+        # In float64, which neither autocast nor TF32 touches: far from the origin they would be off by decimetres.
+        camera_from_anchor = invert_pose(cameras.double()) @ context.anchor.double()[:, None, None]
+        k = context.image_from_camera.double()[:, None, None]
+        projection, inverse = lifted_projection(camera_from_anchor, k, context.size, self.config.metres_per_unit)
         precise = torch.promote_types(values.dtype, torch.float32)
         # Through float32, as Wan's own tables go: then equal positions have equal numbers.
         cosine, sine = (each.float().to(precise) for each in turns(angles))

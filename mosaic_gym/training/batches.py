@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from mosaic_gym.training.world import Config
 
 
+MOST_DREAMT = 3
+"""Steps before a batch's targets that are the model's own dream, at most."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples: what the networks are given, and what they should say.
@@ -86,7 +90,7 @@ class _Drawer(Dataset):
 
 def _dreamt_steps(config: Config, rng: np.random.Generator) -> int:
     """So many steps before the targets are the model's own dream; the first that a batch draws."""
-    return int(rng.integers(1, 4)) if rng.random() < config.dream else 0
+    return int(rng.integers(1, MOST_DREAMT + 1)) if rng.random() < config.dream else 0
 
 
 @torch.no_grad()

@@ -82,8 +82,9 @@ class Pair(nn.Module):
 
     def __init__(self, teacher: MosaicTransformer3DModel):
         super().__init__()
-        self.critic = copy.deepcopy(teacher).requires_grad_(True)
-        self.student = copy.deepcopy(teacher).requires_grad_(True)
+        # In float32, for the small steps of the optimiser would be rounded away.
+        self.critic = copy.deepcopy(teacher).float().requires_grad_(True)
+        self.student = copy.deepcopy(teacher).float().requires_grad_(True)
         self.student.register_to_config(causal=True)
 
 

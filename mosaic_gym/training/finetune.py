@@ -4,7 +4,8 @@ A sample is a clip of an episode: its first frame as an image, the frames behind
 what the episode saw before, recalled by the code that recalls in play. Trained are the camera projections, which
 begin at zero, and LoRA adapters; or, with `--full`, every weight, as the paper does (AdamW, 1e-5, batch 64).
 
-Many GPUs: `accelerate launch --config_file mosaic_gym/training/fsdp.yaml -m mosaic_gym.cli train world --from ...`
+Many GPUs, each with a copy of the model: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml
+--num_processes GPUS -m mosaic_gym.cli train world --from ...`
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, reca
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
 
-MIX = MemoryMix(worn=0.0, wedge=0.0, away=0.0, alone=2 / 3)
+UNUSED = ("worn", "wedge", "astray", "unplaced")
+"""Of `MemoryMix`: what a pretrained model has no use for; there is no map, and a clip begins at a true frame."""
+MIX = MemoryMix(away=0.0, alone=2 / 3, **dict.fromkeys(UNUSED, 0.0))
 """A third of the samples is told of memory by both warps, and a third by each alone."""
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
@@ -108,7 +111,14 @@ def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
 
 
 def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
-    """The pretrained world, told the camera of the recordings, and the recordings."""
+    """The pretrained world, told the camera of the recordings, and the recordings.
+
+    Raises:
+        ValueError: a mixture that this recipe does not make.
+    """
+    asked = [f"mix.{name}" for name in UNUSED if getattr(config.mix, name)]
+    if asked:
+        raise ValueError(f"samples of a pretrained model have no {', '.join(asked)}: leave that at 0")
     size = (config.height, config.width)
     loading = {each.name: getattr(config.loading, each.name) for each in fields(WanOptions)}
     model = WorldModel.from_pretrained(config.from_, size, loading)
@@ -175,8 +185,8 @@ def prepare(config: Config, model: WorldModel) -> None:
     for name, parameter in transformer.named_parameters():
         if "to_out_cameras" in name:
             parameter.requires_grad_(True)
-        if parameter.requires_grad and not config.full:
-            parameter.data = parameter.data.float()  # small, and small steps on them must not be rounded away
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small steps on them would be rounded away
     transformer.enable_gradient_checkpointing()
 
 
@@ -196,7 +206,9 @@ def train(config: Config) -> WorldModel:
     prepare(config, model)
     episodes = remember_long_enough(world, store, config)
     rate = config.learning_rate or (1e-5 if config.full else 1e-4)
-    run = Run(config.out, model.transformer, rate, config.minutes, config.steps, accelerator, averaged=False)
+    run = Run(
+        config.out, model.transformer, rate, config.minutes, config.steps, accelerator, averaged=False, shared=True
+    )
     k = world.k[None]
     while not run.finished:
         generator = run.generator()
@@ -224,7 +236,8 @@ def train(config: Config) -> WorldModel:
             losses.append(loss)
         run.update(losses[-1], {"mse": float(sum(one.item() for one in losses))})
     run.close()
-    save_trained(config, accelerator.unwrap_model(run.model))
+    if accelerator.is_main_process:
+        save_trained(config, accelerator.unwrap_model(run.model))
     return model
 
 

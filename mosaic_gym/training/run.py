@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -36,9 +36,12 @@ class Run:
         checkpoint_minutes: how often to write a checkpoint.
         averaged: whether an average is kept; a checkpoint without one holds only what is trained.
         begin: the finished weights that `model` was given, if any.
+        parts: tells apart what is trained against and stays as it is (see `fingerprint_of`), if anything is.
+        shared: whether several processes may train together.
 
     Raises:
-        ValueError: not exactly one of `minutes` and `steps`, or the folder holds a run that began from other weights.
+        ValueError: not exactly one of `minutes` and `steps`, the folder holds a run that began from other weights or
+            was trained against other parts, or processes that cannot train together.
     """
 
     def __init__(
@@ -55,11 +58,23 @@ class Run:
         checkpoint_minutes: float = 5.0,
         averaged: bool = True,
         begin: Path | None = None,
+        parts: str | None = None,
+        shared: bool = False,
     ):
         if (minutes is None) == (steps is None):
             raise ValueError("give a run exactly one budget: --minutes or --steps")
+        if accelerator.num_processes > 1:
+            if not shared:
+                raise ValueError("this recipe trains in one process; start it without accelerate launch")
+            if accelerator.distributed_type == DistributedType.FSDP:
+                raise ValueError(
+                    "a run keeps whole weights, and FSDP gives each process a part of them: train on copies "
+                    "(mosaic_gym/training/multi_gpu.yaml)"
+                )
+            if minutes is not None:
+                raise ValueError("processes that train together read different clocks: give --steps, not --minutes")
         self.folder, self.minutes, self.steps = Path(folder), minutes, steps
-        self.begin = None if begin is None else str(begin)
+        self.given = {"begin": None if begin is None else str(begin), "parts": parts}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.learning_rate, self.ema_decay, self.clip_norm = learning_rate, ema_decay, clip_norm
         self.accelerator = accelerator
@@ -72,9 +87,11 @@ class Run:
         self.step_index, self.earlier_s = 0, 0.0
         self.checkpoint_s = 60.0 * checkpoint_minutes
         fresh = self.folder / "checkpoint.new"
-        if (fresh / "run.json").exists():  # whole, and cut off just before it took the old one's place
+        # Whole, and cut off just before it took the old one's place.
+        if accelerator.is_main_process and (fresh / "run.json").exists():
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
             fresh.rename(self.folder / "checkpoint")
+        accelerator.wait_for_everyone()
         if (self.folder / "checkpoint" / "run.json").exists():
             self._resume()
         self.started = self.saved_at = time.monotonic()
@@ -168,7 +185,7 @@ class Run:
             for name, value in state.items():
                 moments[f"{index}.{name}"] = torch.as_tensor(value).contiguous()
         save_file(moments, fresh / "optimizer.safetensors")
-        told = {"step": self.step_index, "elapsed_s": self.elapsed_s, "begin": self.begin}
+        told = {"step": self.step_index, "elapsed_s": self.elapsed_s, **self.given}
         (fresh / "run.json").write_text(json.dumps(told))
         shutil.rmtree(kept, ignore_errors=True)
         fresh.rename(kept)
@@ -176,10 +193,16 @@ class Run:
     def _resume(self) -> None:
         kept = self.folder / "checkpoint"
         told = json.loads((kept / "run.json").read_text())
-        if told.get("begin") != self.begin:
+        begin = self.given["begin"]
+        if told.get("begin") != begin:
             raise ValueError(
                 f"{self.folder} holds a run that began from {told.get('begin') or 'nothing'}, not from "
-                f"{self.begin or 'nothing'}; go on from the same, or choose another folder with --out"
+                f"{begin or 'nothing'}; go on from the same, or choose another folder with --out"
+            )
+        if told.get("parts") != self.given["parts"]:
+            raise ValueError(
+                f"{self.folder} holds a run that was trained against another codec, depth estimator, heads or atlas; "
+                "go on with the same, or choose another folder with --out"
             )
         self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
         source = self.accelerator.unwrap_model(self.model)

@@ -22,14 +22,14 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.atlas import Atlas
-from mosaic_gym.model.checkpoints import WorldModel, WorldSettings, round_to_half
+from mosaic_gym.model.checkpoints import WorldModel, WorldSettings, fingerprint_of, round_to_half
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.training.batches import batches, dream_ahead
+from mosaic_gym.training.batches import MOST_DREAMT, batches, dream_ahead
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -221,6 +221,16 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
     return told
 
 
+def _check_long_enough(config: Config, episodes: list[Remembered], heldout: list[Remembered]) -> None:
+    """Raises ValueError if there is nothing to draw a sample from."""
+    least = MOST_DREAMT + 2 if config.dream else 2
+    if max(len(each.keyframes) for each in episodes) < least or min(len(each.keyframes) for each in heldout) < 2:
+        raise ValueError(
+            f"the episodes under {config.data} are too short: one of at least {least} steps is needed, and every "
+            "held-out one of 2; record longer ones (--steps-per-episode)"
+        )
+
+
 def train(config: Config) -> WorldModel:
     """Trains, validates as it goes, and writes the finished world with its averaged weights, rounded to float16."""
     torch.manual_seed(0)
@@ -236,10 +246,12 @@ def train(config: Config) -> WorldModel:
     networks = model.codec, model.depth, model.atlas
     episodes = remember_all(store, *networks, config.episodes, hinted=True)
     heldout = remember_all(EpisodeStore(config.data, "heldout"), *networks, config.episodes, hinted=True)
+    _check_long_enough(config, episodes, heldout)
     learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
-    run = Run(
-        config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator, begin=config.begin
-    )
+    # What is learnt against is not the run's to change: a resumed one must meet the same.
+    parts = fingerprint_of((model.codec, model.depth, model.outcome, model.atlas))
+    budget = config.learning_rate, config.minutes, config.steps
+    run = Run(config.out, learner, *budget, accelerator, begin=config.begin, parts=parts)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
     average = run.average
     model.transformer, model.detail, model.text_encoder = average.transformer, average.detail, average.text_encoder

@@ -111,8 +111,9 @@ class MosaicWorld(Beginning, Remembering, Keeping):
 
     @property
     def fingerprint(self) -> str:
-        """Of the checkpoint."""
-        return self.model.fingerprint
+        """Of the checkpoint, and of how much may be remembered if that is not what it ships with."""
+        own = self.capacity == self.model.settings.capacity
+        return self.model.fingerprint if own else f"{self.model.fingerprint}-{self.capacity}"
 
     @property
     def pays(self) -> bool:

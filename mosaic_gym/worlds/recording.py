@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mosaic_gym.data.captions import caption
-from mosaic_gym.data.episodes import episode_folder, write_episode
+from mosaic_gym.data.episodes import SPLITS, EpisodeStore, episode_folder, write_episode
 from mosaic_gym.data.explore import Explorer
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.protocol import Start
@@ -56,15 +56,30 @@ def _work(config: RecordConfig, seeds: list[int], finished: Callable[[int], None
     world.close()
 
 
+def _check_folder(config: RecordConfig) -> None:
+    """Raises ValueError if the folder holds episodes that do not go with those asked for."""
+    asked = {"scenario": config.scenario, "size": (config.height, config.width)}
+    for split in SPLITS:
+        try:
+            store = EpisodeStore(config.out, split)
+        except FileNotFoundError:
+            continue
+        there = {"scenario": store.told(0)["scenario"], "size": tuple(store.load(0)["frames"].shape[2:4])}
+        if there != asked:
+            raise ValueError(f"{config.out} holds episodes of {there}, not of {asked}: give another --out")
+
+
 def record(config: RecordConfig) -> None:
     """Records what is missing, with a progress bar.
 
     Raises:
-        ValueError: a count below 1. RuntimeError: a worker died; run the command again to go on.
+        ValueError: a count below 1, or a folder that holds episodes of another scenario or size. RuntimeError: a
+            worker died; run the command again to go on.
     """
     if min(config.episodes, config.steps_per_episode, config.workers) < 1:
         raise ValueError("episodes, steps-per-episode and workers are at least 1")
     seeds = range(config.seed, config.seed + config.episodes)
+    _check_folder(config)
     missing = [seed for seed in seeds if not (episode_folder(config.out, seed) / "episode.json").exists()]
     with tqdm(total=config.episodes, initial=config.episodes - len(missing), unit="episode") as bar:
         if config.workers == 1:

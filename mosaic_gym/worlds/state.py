@@ -109,7 +109,7 @@ def load_state(path: Path | str, fingerprint: str, device: torch.device) -> Worl
     Raises:
         FileNotFoundError: no such file. ValueError: damaged, not a state, or a state of another checkpoint.
     """
-    tensors, about = load_described(path, FORMAT, "state")
+    tensors, about = load_described(path, (FORMAT,), "state")
     if about["fingerprint"] != fingerprint:
         raise ValueError(f"{path} is a state of another checkpoint; load it in the world that saved it")
     return unpack_state(tensors, about, device)

@@ -1,5 +1,7 @@
 """Recorded episodes: what is stored, that recording repeats and resumes, and that the explorer comes back."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,20 @@ def test_episodes_revisit_places(root):
         moved_between = np.abs(np.diff(cameras, axis=0)).max((-2, -1)).mean() > 0.01
         revisits += int(((apart < 0.02) & far_in_time).sum() > 0 and moved_between)
     assert revisits >= 4
+
+
+def test_maps_are_not_mixed(root, tmp_path):
+    before = sorted(root.rglob("*"))
+    for changed in ({"scenario": "take_cover"}, {"height": 64}):
+        with pytest.raises(ValueError, match=r"holds episodes of .*my_way_home.*, not of .*give another --out"):
+            record(config(root, episodes=12, **changed))
+    assert sorted(root.rglob("*")) == before
+    shutil.copytree(root, tmp_path / "mixed")
+    told = next(iter(sorted((tmp_path / "mixed" / "train").glob("*/episode.json"))[1:]))
+    told.write_text(told.read_text().replace("my_way_home", "take_cover"))
+    with pytest.raises(ValueError, match="of another scenario or camera than"):
+        store = EpisodeStore(tmp_path / "mixed", "train")
+        [store.told(index) for index in range(len(store))]
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -243,6 +244,34 @@ def test_nothing_works_before_the_first_reset(id):
         env.step(0)
     with pytest.raises(ResetNeeded, match="call reset"):
         env.render()
+    env.close()
+
+
+def test_success_is_the_tasks_own_and_not_the_worlds_end():
+    env = make_counting(task="goal", observation="dict")
+    _, info = env.reset(seed=0)
+    assert info["is_success"] is False
+    env.world.last_step = 2
+    env.step(0)
+    *_, terminated, _, info = env.step(0)
+    assert terminated and info["is_success"] is False, "the world ended it, far from the goal"
+    env.world.last_step = 1000
+    env.reset(seed=0)
+    env.episode = replace(env.episode, progress={"goal_m": [0.5, 2.0], "left_m": 1.5})
+    told = [env.step(NAMES.index("forward")) for _ in range(2)]
+    assert [each[2] for each in told] == [each[4]["is_success"] for each in told] == [False, True]
+
+
+def test_coverage_cannot_be_asked_of_a_world_without_memory():
+    with pytest.raises(ValueError, match="least_coverage needs memory=True"):
+        make_dream(memory=False, least_coverage=0.2)
+
+
+def test_the_engines_own_clock_ends_nothing():
+    env = make_real(task="engine")
+    game = env.world._game
+    env.reset(seed=0)
+    assert game.get_episode_timeout() == 0
     env.close()
 
 

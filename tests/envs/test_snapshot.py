@@ -95,6 +95,32 @@ def test_snapshots_of_others_are_refused_and_nothing_changes(tmp_path):
     assert env.episode is present
 
 
+def test_a_world_that_remembers_and_one_that_forgets_do_not_take_each_others_snapshots(tmp_path):
+    env, forgetful = tiny_env(), WorldEnv(MosaicWorld(tiny_model(), capacity=0))
+    env.reset(seed=0), forgetful.reset(seed=0)
+    for one, other in ((env, forgetful), (forgetful, env)):
+        one.save(tmp_path / "here.safetensors")
+        with pytest.raises(ValueError, match="a world that remembers where this one does not"):
+            other.restore(one.snapshot())
+        with pytest.raises(ValueError, match="a world that remembers where this one does not"):
+            other.load(tmp_path / "here.safetensors")
+    forgetful.load(tmp_path / "here.safetensors")
+
+
+def test_forks_begin_anew_each_with_its_own_seeds():
+    env = tiny_env()
+    env.reset(seed=0)
+    first, *others = env.fork(3)
+    assert first == env.snapshot()
+    seeds = []
+    for fork in (first, *others):
+        env.restore(fork)
+        seeds.append([env.reset() and env.state.seed for _ in range(2)])
+    assert len({seed for each in seeds for seed in each}) == 6
+    env.restore(first)
+    assert [env.reset() and env.state.seed for _ in range(2)] == seeds[0], "the first is the snapshot itself"
+
+
 def test_there_is_nothing_to_keep_before_the_first_reset():
     with pytest.raises(ResetNeeded):
         WorldEnv(CountingWorld()).snapshot()

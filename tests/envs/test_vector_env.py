@@ -231,7 +231,7 @@ def test_all_members_are_saved_in_one_file_and_go_on_bit_for_bit(tmp_path):
     alone = WorldEnv(MosaicWorld(tiny_model()))
     np.testing.assert_array_equal(alone.load(tmp_path / "one")[0], observation[0])
     before = list(other.members.episodes)
-    for path, said in ((tmp_path / "one", "not a snapshot of 3 members"), (tmp_path / "two", "holds 2 members")):
+    for path, said in ((tmp_path / "one", "holds 1 members"), (tmp_path / "two", "holds 2 members")):
         if path.name == "two":
             two = tiny(2)
             two.restore([first, third])

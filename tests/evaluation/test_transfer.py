@@ -159,30 +159,26 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
         evaluate(config)
 
 
-def test_agreement_says_how_much_of_the_order_noise_leaves():
+def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():
     rng = np.random.default_rng(0)
     skill = np.arange(8.0)[:, None]
     sure = benchmark.agreement(skill + np.zeros((8, 20)), 2 * skill + np.zeros((8, 20)), seed=0, draws=50)
-    assert sure == {"spearman": 1.0, "low": 1.0, "high": 1.0, "ceiling": 1.0}
+    assert sure == {"spearman": 1.0, "low": 1.0, "high": 1.0}
     turned = benchmark.agreement(skill + np.zeros((8, 20)), -skill + np.zeros((8, 20)), seed=0, draws=50)
-    assert turned["spearman"] == -1.0 and turned["ceiling"] == 1.0
-    # The same skills behind much noise: what is found is about what could be found.
-    found = [
-        benchmark.agreement(*(skill + rng.normal(0, 12, (8, 20)) for _ in range(2)), seed=0, draws=50)
-        for _ in range(40)
-    ]
-    rho, ceiling = (np.mean([each[key] for each in found]) for key in ("spearman", "ceiling"))
-    assert 0.3 < rho < 0.8 and abs(rho - ceiling) < 0.12
+    assert turned["spearman"] == -1.0
+    # The same skills behind much noise: the interval holds what is found, and is wide.
+    found = benchmark.agreement(*(skill + rng.normal(0, 12, (8, 20)) for _ in range(2)), seed=0, draws=200)
+    assert found["low"] < found["spearman"] < found["high"] and found["high"] - found["low"] > 0.3
 
 
 class EverySecondEndsAtOnce(EngineTask):
-    """Every second episode ends at once, successful; the others run out of time."""
+    """Every second episode ends at once, every fourth of them successful; the others run out of time."""
 
     def begin(self, scene):
-        return {"soon": bool(scene.state.seed % 2)}
+        return {"soon": bool(scene.state.seed % 2), "there": scene.state.seed % 4 == 1}
 
     def judge(self, progress, view):
-        return Judgement(progress, 1.0, progress["soon"])
+        return Judgement(progress, 1.0, progress["soon"], progress["there"])
 
 
 def open_tiny(folder, task, members, steps, size=SIZE):
@@ -195,8 +191,17 @@ def test_every_seed_is_walked_once_and_slow_ones_count_as_much_as_quick_ones(tmp
     envs = open_tiny(tmp_path, EverySecondEndsAtOnce(), 4, 4)
     told = walk(envs, lambda seen: np.zeros(len(seen["image"]), int), range(7, 13), "test")
     envs.close()
-    quick, slow = {"return": 1.0, "success": 1.0}, {"return": 4.0, "success": 0.0}
-    assert told == [quick, slow, quick, slow, quick, slow], "seeds 7 to 12, the odd ones quick"
+    slow = {"return": 4.0, "success": 0.0}
+    quick, there = {"return": 1.0, "success": 0.0}, {"return": 1.0, "success": 1.0}
+    assert told == [quick, slow, there, slow, quick, slow], "seeds 7 to 12, the odd ones quick, 9 there"
+
+
+def test_episodes_that_are_added_draw_actions_of_their_own(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(benchmark, "walk", lambda env, choose, seeds, label: [{"seed": seed} for seed in seeds])
+    for count in (2, 5):
+        told = benchmark.walked(tmp_path / "told.json", lambda: None, begun.append, range(20, 20 + count), 3, "test")
+    assert begun == [3, 5] and [one["seed"] for one in told] == [20, 21, 22, 23, 24]
 
 
 def test_the_way_from_the_start_forgets_where_that_was_and_begins_anew_with_every_episode(tmp_path):

@@ -77,6 +77,20 @@ def test_moving_a_patch_shifts_where_it_lands_by_focal_length_over_depth():
         MosaicMemory((keyframe,)).edited({5: chosen}, None)
 
 
+def test_edits_that_are_no_edits_are_named():
+    memory, chosen = MosaicMemory((wall(3.0, pose()),)), torch.ones(GRID, dtype=torch.bool)
+    mirrored = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
+    for transform in (2.0 * torch.eye(4), torch.full((4, 4), torch.nan), torch.eye(3), mirrored):
+        with pytest.raises(ValueError, match="a rigid transform is a finite rotation"):
+            memory.edited({0: chosen}, transform)
+        with pytest.raises(ValueError, match="a rigid transform is a finite rotation"):
+            memory.spliced(memory, transform)
+    for mask in (chosen[0], chosen.float()):
+        with pytest.raises(ValueError, match=r"mask of keyframe 0 is bool of shape \(4, 8\); got"):
+            memory.edited({0: mask}, None)
+    assert len(memory.spliced(memory, torch.eye(4, dtype=torch.float64))) == 2
+
+
 def test_a_spliced_scene_stands_where_it_was_put():
     here, other = MosaicMemory((wall(3.0, pose()),)), MosaicMemory((wall(2.0, pose(), 7),))
     both = here.spliced(other, pose(x=10.0))
@@ -112,8 +126,8 @@ def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():
     for step, x in enumerate((0.0, 5.0, 5.01, 10.0, 15.0)):
         grown = grown.remember(wall(3.0, pose(x), step, step))
     assert len(memory) == 0
-    assert [keyframe.step for keyframe in grown.keyframes] != [2, 3, 4]
-    assert len(grown) == 3 and grown.keyframes[-1].step == 4
+    # Of the two that stand side by side the older goes, then of the evenly spread ones the older of the first two.
+    assert [keyframe.step for keyframe in grown.keyframes] == [0, 3, 4]
     assert len(MosaicMemory(capacity=0).remember(wall(3.0, pose()))) == 0
     last = MosaicMemory(capacity=1).remember(wall(3.0, pose(), 0, 0)).remember(wall(3.0, pose(), 1, 1))
     assert [keyframe.step for keyframe in last.keyframes] == [1]

@@ -1,5 +1,7 @@
 """PRoPE's identities, in float64, through the very processor the model uses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles, turns
+from tests.tiny import tiny_model
 
 K = torch.tensor([[42.7, 0.0, 31.0], [0.0, 51.2, 33.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 HEADS, HEAD, TOKENS = 2, 32, 7
@@ -51,6 +54,25 @@ def positions(
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randn(1, TOKENS, HEADS * HEAD, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+@both
+def test_autocast_does_not_round_the_cameras(insertion):
+    model = tiny_model().transformer
+    model.register_to_config(insertion=insertion)
+    far = random_poses(2, 1, TOKENS, 4).float()
+    far[..., 0, 3] += 25.0
+    context = SimpleNamespace(anchor=far[:, 0, 0], image_from_camera=K.float()[None], size=(64, 64))
+    given = torch.zeros(1, TOKENS, 3), far, torch.zeros(1, TOKENS, 4), context
+    exact = model._positions(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model._positions(*given)
+    assert torch.equal(rounded.projection, exact.projection) and torch.equal(rounded.inverse, exact.inverse)
+    relative = invert_pose(far.double()) @ far[:, :1, :1].double()
+    precise, _ = lifted_projection(relative, K, (64, 64), model.config.metres_per_unit)
+    found = exact.projection if insertion == "parallel" else exact.projection[..., :4, :4]
+    wanted = precise if insertion == "parallel" else precise[:, :, 0]
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_the_inverse_is_the_inverse():

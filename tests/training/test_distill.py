@@ -77,8 +77,15 @@ def test_a_student_that_makes_what_the_teacher_would_is_not_pulled(scene):
     assert same.item() == 0.0
     with torch.no_grad():
         pair.critic.proj_out.weight.add_(0.1)
+    said = []
+    for network in (pair.critic, teacher):  # the order in which they are asked
+        network.register_forward_hook(lambda *call: said.append(call[-1].detach().float()))
     other, _ = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator)
     assert other.item() > 0.0
+    other.backward()
+    fake, real = said
+    # The velocity leads from the clip to noise: whoever says more of it believes in less of what is there.
+    assert (clip.grad * (real - fake)).sum() > 0, "downhill leads to the teacher, and away from the critic"
 
 
 def test_the_causal_loss_falls(given, tmp_path, monkeypatch):

@@ -1,9 +1,18 @@
 """Fine-tuning a tiny Wan pipeline of the real classes: the loss falls, a resume repeats, and the result loads."""
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
+from accelerate.state import AcceleratorState
+from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 
 from mosaic_gym import Start
@@ -113,3 +122,70 @@ def test_memory_is_told_by_both_warps_or_one(given):
 def test_what_cannot_be_trained_is_named(given, tmp_path):
     with pytest.raises(ValueError, match="longer than a clip of 9 steps"):
         finetune.train(config(given, tmp_path, clip=9))
+    mix = replace(finetune.MIX, worn=0.3, unplaced=0.5)
+    with pytest.raises(ValueError, match="no mix.worn, mix.unplaced: leave that at 0"):
+        finetune.train(config(given, tmp_path, mix=mix))
+
+
+def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path):
+    asked = config(given, tmp_path, full=True, steps=2, precision="bf16", learning_rate=1e-4)
+    asked = replace(asked, loading=replace(asked.loading, dtype="bfloat16"))
+    before = WanImageToVideoPipeline.from_pretrained(asked.from_, torch_dtype=torch.bfloat16).transformer.state_dict()
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    try:
+        finetune.train(asked)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    after = kept(tmp_path)
+    name = "blocks.0.attn1.to_q.weight"
+    # Two steps of 1e-4 times the warm-up's share: less than bf16 tells apart.
+    moved = (after[name] - before[name].float()).abs()
+    assert after[name].dtype == torch.float32 and (moved > 0).float().mean() > 0.9 and moved.max() < 1e-4
+
+
+def test_processes_that_cannot_train_together_are_refused(tmp_path):
+    many = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_GPU)
+    with pytest.raises(ValueError, match="trains in one process"):
+        Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, many)
+    with pytest.raises(ValueError, match="give --steps, not --minutes"):
+        Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, 5.0, None, many, shared=True)
+    many.distributed_type = DistributedType.FSDP
+    with pytest.raises(ValueError, match="multi_gpu.yaml"):
+        Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, many, shared=True)
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+import torch
+from mosaic_gym.training import finetune
+from tests.training.test_finetune import config
+torch.set_num_threads(1)
+given, out, steps = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), int(sys.argv[5])
+model = finetune.train(config(given, out, steps=steps))
+from accelerate.state import PartialState
+trained = {name: value for name, value in model.transformer.named_parameters() if value.requires_grad}
+torch.save({name: value.detach() for name, value in trained.items()}, out / f"{PartialState().process_index}.pt")
+"""
+
+
+def test_two_processes_train_one_model_and_go_on_together(given, tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
+    told = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def train(steps):
+        asked = [str(each) for each in (*given, tmp_path, steps)]
+        command = [*launch, str(tmp_path / "together.py"), *asked]
+        done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    for steps in (2, 3):
+        one, other = train(steps)
+        kept_weights = kept(tmp_path)
+        assert one.keys() == other.keys() == kept_weights.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), "as DDP keeps them"
+        assert all(torch.equal(one[name], kept_weights[name]) for name in one)
+        assert json.loads((tmp_path / "checkpoint" / "run.json").read_text())["step"] == steps
+    assert (tmp_path / "weights" / "cameras.safetensors").is_file()

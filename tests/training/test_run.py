@@ -1,7 +1,7 @@
 """Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
 
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ from mosaic_gym.training.batches import _Drawer, batches
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import record_few, tiny_atlas
 
 
@@ -101,6 +102,10 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
     ahead = list(islice(batches(dreaming, episodes, config, run), 8))
     dreamt = [_Drawer(dreaming, episodes, config)[seed] is None for seed in range(8)]
     assert any(dreamt) and not all(dreamt), "some begin with a dream, which workers leave to the run"
+    pairs = [pair for episode in episodes for pair in pairwise(one.world_from_camera for one in episode.keyframes)]
+    for batch in alone:  # what the history shows is the recorded step before the target, dreamt or not
+        for target, before in zip(batch.cameras, batch.history_cameras[:, 0], strict=True):
+            assert any(torch.equal(target, there) and torch.allclose(before, here, atol=1e-5) for here, there in pairs)
     for one, other in zip(alone, ahead, strict=True):
         assert one.prompts == other.prompts and torch.equal(one.latents, other.latents)
         assert torch.equal(one.cameras, other.cameras) and torch.equal(one.history_cameras, other.history_cameras)
@@ -108,6 +113,20 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
         torch.testing.assert_close(one.history, other.history, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.recalled.expected, other.recalled.expected, atol=1e-3, rtol=1e-3)
         assert torch.equal(one.recalled.patch_exists, other.recalled.patch_exists)
+
+
+def test_a_run_does_not_go_on_with_other_parts(data, parts, tmp_path):
+    world.train(world_config(data, parts, tmp_path / "run", 1))
+    codec.train(codec.Config(data=data, out=tmp_path / "codec", channels=24, steps=41))
+    other = replace(world_config(data, parts, tmp_path / "run", 2), codec=tmp_path / "codec")
+    with pytest.raises(ValueError, match="trained against another codec, depth estimator, heads or atlas"):
+        world.train(other)
+
+
+def test_recordings_too_short_to_draw_from_are_named(data, parts, tmp_path):
+    record(RecordConfig(out=tmp_path / "short", episodes=10, steps_per_episode=4, height=48, width=64, workers=1))
+    with pytest.raises(ValueError, match="too short: one of at least 5 steps is needed"):
+        world.train(world_config(tmp_path / "short", parts, tmp_path / "run", 1))
 
 
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):

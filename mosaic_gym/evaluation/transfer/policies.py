@@ -180,7 +180,7 @@ def at_random(seed: int) -> Choose:
     return lambda seen: rng.integers(len(ACTIONS), size=len(seen["image"]))
 
 
-def ahead_only() -> Choose:
+def ahead_only(seed: int) -> Choose:
     """Forward, whatever is seen."""
     return lambda seen: np.full(len(seen["image"]), list(ACTIONS).index("forward"))
 
