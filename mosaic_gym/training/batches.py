@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.training.run import exact_products
 from mosaic_gym.training.samples import Remembered, draw_state, forget_a_wedge, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
 
@@ -93,6 +94,7 @@ def _dreamt_steps(config: Config, rng: np.random.Generator) -> int:
     return int(rng.integers(1, MOST_DREAMT + 1)) if rng.random() < config.dream else 0
 
 
+@exact_products()
 @torch.no_grad()
 def draw_batch(world: MosaicWorld, episodes: list[Remembered], config: Config, seed: int) -> Batch:
     """The batch of a seed, on the world's device."""

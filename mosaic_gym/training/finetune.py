@@ -32,7 +32,7 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.transformer import TIMESTEPS
 from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, exact_products
 from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
@@ -143,6 +143,7 @@ def remember_long_enough(world: MosaicWorld, store: EpisodeStore, config: Any) -
     return {index: remember(world, store, index) for index in bar}
 
 
+@exact_products()
 @torch.no_grad()
 def draw_sample(
     world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Any, seed: int

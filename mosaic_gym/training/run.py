@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,17 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products in full float32 meanwhile: what a `Run` trains with would put patches centimetres off."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Run:

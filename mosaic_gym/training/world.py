@@ -30,7 +30,7 @@ from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.training.batches import MOST_DREAMT, batches, dream_ahead
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, exact_products
 from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
@@ -180,6 +180,7 @@ def start_views(store: EpisodeStore, count: int = 32) -> tuple[Tensor, tuple[str
     return images, tuple(store.captions(int(index))[0] for index in chosen)
 
 
+@exact_products()
 @torch.no_grad()
 def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: int = 32) -> dict[str, float]:
     """One step on held-out episodes, in dB, and by how much the networks are better than what they are given.

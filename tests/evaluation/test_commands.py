@@ -69,7 +69,7 @@ def test_the_demo_leaves_a_video_a_sheet_and_both_tables(checkpoint, tmp_path, c
     card = {name: {**interval([1.0, 2.0]), "goal": goal} for name, (goal, _) in GOALS.items()}
     (tmp_path / "card").symlink_to(checkpoint)
     (tmp_path / "card" / "figures.json").write_text(json.dumps(card))
-    demo.demo(demo.Config(tmp_path / "out", str(tmp_path / "card"), paths=2, workers=2))
+    demo.demo(demo.Config(tmp_path / "out", str(tmp_path / "card"), paths=2, workers=1))
     said = capsys.readouterr().out
     assert "on 2 held-out paths" in said and said.count("card: 1.500") == len(GOALS)
     assert (tmp_path / "out" / "out_and_back.mp4").stat().st_size > 10_000

@@ -17,7 +17,7 @@ from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.training import atlas, codec, depth, outcome, world
-from mosaic_gym.training.batches import _Drawer, batches
+from mosaic_gym.training.batches import _Drawer, batches, draw_batch
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -113,6 +113,22 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
         torch.testing.assert_close(one.history, other.history, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.recalled.expected, other.recalled.expected, atol=1e-3, rtol=1e-3)
         assert torch.equal(one.recalled.patch_exists, other.recalled.patch_exists)
+
+
+def test_what_is_drawn_is_placed_exactly_however_coarsely_a_run_multiplies(monkeypatch):
+    def stop(*_):
+        seen.append(torch.get_float32_matmul_precision())
+        raise _CutOff
+
+    seen = []
+    monkeypatch.setattr("mosaic_gym.training.batches._dreamt_steps", stop)
+    torch.set_float32_matmul_precision("high")  # as a run on an accelerator does
+    try:
+        with pytest.raises(_CutOff):
+            draw_batch(None, [], None, 0)
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_run_does_not_go_on_with_other_parts(data, parts, tmp_path):
