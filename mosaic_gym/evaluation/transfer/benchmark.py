@@ -42,8 +42,6 @@ FIRST_TEST_SEED = 2_000_009
 """Of the engine's episodes, the planner's too; tests are on seeds ending in 9, held out from the recording."""
 FIRST_RANK_SEED = 7
 """Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
-LEARNT = ("dream", "engine")
-"""Arms that are trained, in runs."""
 RECIPE = ("data", "steps", "engine_steps", "policies", "places", "scenes", "rollout", "seed")
 """Of `Config`: a folder of results is of one choice of these."""
 
@@ -59,7 +57,7 @@ class Config:
     out: Path = Path("out/transfer")
     """Policies and results; what is already there is kept."""
     runs: int = 2
-    """Of PPO, in the dream and in the engine each, with seeds counted up: they differ by more than episodes tell."""
+    """Of PPO in the dream, with seeds counted up: they differ by more than episodes tell. (The engine has one.)"""
     steps: int = 60_000
     """Steps of PPO in the dream, for each run."""
     engine_steps: int | None = None
@@ -187,9 +185,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     recorded = sum(len(store.load(index)) for index in range(len(store)))
     engine_steps = recorded if config.engine_steps is None else config.engine_steps
     if engine_steps:
-        train_in_engine(config, size, engine_steps)
-        last_ones = [config.out / name / "1.safetensors" for name in names_of("engine", config)]
-        arms["engine"] = [partial(known.learnt, model, weights) for weights in last_ones]
+        arms["engine"] = [partial(known.learnt, model, train_in_engine(config, size, engine_steps))]
 
     found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
@@ -204,11 +200,9 @@ def evaluate(config: Config) -> dict[str, Any]:
         found["arms"][name] = {key: interval(means(told, key, 0)) for key in ("success", "return")}
         found["arms"][name]["success_of_runs"] = means(told, "success", 1)
         figure = found["arms"][name]["success"]
+        line = f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
         by_run = ", ".join(f"{value:.3f}" for value in found["arms"][name]["success_of_runs"])
-        print(
-            f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}], "
-            f"by run {by_run}"
-        )
+        print(line + (f", by run {by_run}" if len(runs) > 1 else ""))
     engine.close()
     ratio = found["arms"]["dream"]["success"]["value"] / max(found["arms"]["random"]["success"]["value"], 1e-9)
     found["success_over_random"] = ratio
@@ -234,8 +228,8 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def names_of(arm: str, config: Config) -> list[str]:
-    """One for each run of an arm that is trained, and of another the arm itself."""
-    return [f"{arm}_{run}" for run in range(config.runs)] if arm in LEARNT else [arm]
+    """One for each run of the arm that is trained in the dream, and of another the arm itself."""
+    return [f"{arm}_{run}" for run in range(config.runs)] if arm == "dream" else [arm]
 
 
 def means(told: Sequence[Sequence[dict[str, float]]], key: str, axis: int) -> list[float]:
@@ -264,17 +258,18 @@ def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> No
         dream.close()
 
 
-def train_in_engine(config: Config, size: tuple[int, int], steps: int) -> None:
-    """Trains the runs in the engine that have not ended yet."""
+def train_in_engine(config: Config, size: tuple[int, int], steps: int) -> Path:
+    """The policy trained in the engine; trained first, if it has not been."""
     from mosaic_gym.evaluation.transfer import policies as known
 
-    for run, folder in enumerate(config.out / name for name in names_of("engine", config)):
-        if not (folder / "1.safetensors").is_file():
-            engines = open_engine(size, members=4)
-            # As many samples between updates as the dream's many members give.
-            policy = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed + run)
-            known.train(policy, steps, folder, 2)
-            engines.close()
+    weights = config.out / "engine" / "1.safetensors"
+    if not weights.is_file():
+        engines = open_engine(size, members=4)
+        # As many samples between updates as the dream's many members give.
+        policy = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed)
+        known.train(policy, steps, weights.parent, 2)
+        engines.close()
+    return weights
 
 
 def open_dream(config: Config, task: Task) -> VecEnv:
