@@ -384,23 +384,22 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right, last) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    panels = 1 + ("ranking" in found) + ("planner" in found)
+    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.2), layout="constrained", squeeze=False)
+    left, *others = axes[0]
     bars(left, found["arms"], ["0.85", "0.7", "0.55", "tab:blue", "tab:green"])
-    left.set(ylabel="success in the engine", title="goal task; where each policy was trained")
+    left.set(ylabel="success in the engine", title="goal task, by where policies learnt")
     if "ranking" in found:
+        middle, *others = others
         pairs = found["ranking"]["returns_dream_engine"]
         dream, engine = np.array(list(pairs.values())).T
-        right.plot(dream, engine, "o")
+        middle.plot(dream, engine, "o")
         for name, place in pairs.items():
-            right.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
-        right.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
-        right.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
-    else:
-        right.set_axis_off()
+            middle.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        middle.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
+        middle.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
     if "planner" in found:
-        bars(last, found["planner"], ["tab:blue", "tab:cyan", "0.7"])
-        last.set(ylabel="comes home in the engine", xlabel="memory", title="return task; CEM in the dream")
-    else:
-        last.set_axis_off()
+        bars(others[0], found["planner"], ["tab:blue", "tab:cyan", "0.7"])
+        others[0].set(ylabel="comes home in the engine", xlabel="memory", title="return task; CEM in the dream")
     figure.savefig(path, dpi=130)
     plt.close(figure)
