@@ -42,10 +42,11 @@ class Snapshot:
 
 def generator_of(snapshot: Snapshot) -> np.random.Generator:
     """Where the seeds of later episodes come from: of a fork, another stream than of what it was forked from."""
+    if snapshot.branch:
+        seeds = np.random.SeedSequence([snapshot.generator["state"]["state"], *snapshot.branch])
+        return np.random.Generator(np.random.PCG64(seeds))
     kept = np.random.PCG64()
     kept.state = snapshot.generator
-    if snapshot.branch:
-        kept = np.random.PCG64(np.random.SeedSequence([snapshot.generator["state"]["state"], *snapshot.branch]))
     return np.random.Generator(kept)
 
 

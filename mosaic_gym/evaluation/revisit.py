@@ -158,9 +158,9 @@ def gather(config: Config) -> dict[str, Any]:
 
 
 def _in_processes(config: Config, ahead: list[Path], back: list[Path], bar: Any) -> list[dict[str, Any]]:
-    context, parts = get_context("spawn"), min(config.workers, config.paths)
-    ends = [config.paths * part // parts for part in range(parts + 1)]
-    with context.Manager() as manager, ProcessPoolExecutor(parts, mp_context=context) as pool:
+    context, count = get_context("spawn"), min(config.workers, config.paths)
+    ends = [config.paths * part // count for part in range(count + 1)]
+    with context.Manager() as manager, ProcessPoolExecutor(count, mp_context=context) as pool:
         queue = manager.Queue()
         parts = [
             pool.submit(run_part, config, ahead[first:end], back[first:end], False, queue.put)

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mosaic_gym.geometry.control import is_rigid
+
 
 def rescale_intrinsics(
     image_from_camera: Float[Tensor, "... 3 3"], old: tuple[int, int], new: tuple[int, int]
@@ -46,9 +48,7 @@ def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
     expected = "a rigid transform is a finite rotation and translation [4, 4] over a last row 0 0 0 1"
     if matrix.shape != (4, 4) or not matrix.isfinite().all():
         raise ValueError(f"{expected}; got shape {tuple(matrix.shape)}: {matrix.tolist()}")
-    rotation, last = matrix[:3, :3], matrix.new_tensor([0.0, 0.0, 0.0, 1.0])
-    unit = (rotation @ rotation.T - torch.eye(3).to(matrix)).abs().max() < 1e-4 and torch.det(rotation) > 0
-    if not unit or not torch.allclose(matrix[3], last):
+    if not is_rigid(matrix.double().cpu().numpy()):
         raise ValueError(f"{expected}; got {matrix.tolist()}")
     return matrix
 

@@ -147,6 +147,13 @@ def check_action(action: np.ndarray) -> np.ndarray:
     return np.clip(action, -1.0, 1.0)
 
 
+def is_rigid(matrix: np.ndarray) -> bool:
+    """Whether a finite `[4, 4]` is a rotation and a translation over a last row 0 0 0 1."""
+    rotation = matrix[:3, :3]
+    turns = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) and np.linalg.det(rotation) > 0
+    return bool(turns and np.allclose(matrix[3], (0, 0, 0, 1)))
+
+
 def check_pose(world_from_camera: np.ndarray) -> Pose:
     """A body at rest behind a level camera `[4, 4]`, metres; ValueError saying what is wrong with it otherwise."""
     expected = "a pose is a finite world_from_camera of shape [4, 4], metres"
@@ -156,10 +163,8 @@ def check_pose(world_from_camera: np.ndarray) -> Pose:
         raise ValueError(f"{expected}; got {type(world_from_camera).__name__} that is no array of numbers") from error
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise ValueError(f"{expected}; got shape {matrix.shape}: {matrix.tolist()}")
-    rotation = matrix[:3, :3]
-    rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) and np.linalg.det(rotation) > 0
-    if not rigid or not np.allclose(matrix[3], (0, 0, 0, 1)):
+    if not is_rigid(matrix):
         raise ValueError(f"{expected}, a rotation and a place over a last row 0 0 0 1; got {matrix.tolist()}")
-    if not np.allclose(rotation, yaw_matrix(yaw_of(matrix)), atol=1e-3):
+    if not np.allclose(matrix[:3, :3], yaw_matrix(yaw_of(matrix)), atol=1e-3):
         raise ValueError(f"{expected} and level, a turn about the y axis alone; got {matrix.tolist()}")
     return Pose(matrix)

@@ -100,7 +100,7 @@ class RecordedGoalTask(Reach):
         return Scene(state, view, recording.frames[goal].copy(), (float(x), float(z)))
 
 
-class DreamtGoalTask(Reach):
+class DreamtGoalTask(GoalTask):
     """The goal task from recorded places; its scenes are dreamt once, and episodes draw among them.
 
     The scripted walk to a goal takes as many steps as half an episode, and a scene can be begun again and again.
@@ -122,7 +122,7 @@ class DreamtGoalTask(Reach):
                 first = len(self.scenes)
                 numbers = range(first, min(first + TOGETHER, scenes))
                 starts = [_somewhere(recordings[n % len(recordings)], n, seed) for n in numbers]
-                self.scenes += GoalTask(self.reach_m, self.far_m, self.steps).set_scenes(world, starts)
+                self.scenes += super().set_scenes(world, starts)
                 bar.update(len(starts))
 
     def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
