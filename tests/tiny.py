@@ -9,6 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from mosaic_gym.geometry.control import Control
+from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec
@@ -20,6 +21,14 @@ from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.worlds.recording import RecordConfig, record
 
 SIZE = (32, 48)
+
+
+def lifted(latent, depth_m, world_from_camera, image_from_camera, generation, step, place=None) -> Keyframe:
+    """One keyframe, of what `lift` takes many of."""
+    places = None if place is None else place[None]
+    told = latent[None], depth_m[None], world_from_camera[None], image_from_camera, generation[None]
+    (keyframe,) = lift(*told, [step], places)
+    return keyframe
 
 
 def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) -> WorldModel:

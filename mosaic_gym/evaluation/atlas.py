@@ -59,7 +59,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         tell("single frames recognised, share", known)
         tell("of these mistaken for another place, share", off_m[known] > MISTAKEN_M)
         state = arms.after_history(path)
-        place = recognised(state.memory.keyframes, state.history_cameras[-1, -1:])
+        (place,) = recognised([state.memory.keyframes], state.history_cameras[-1:, -1:])
         tell("walks recognised, share", torch.tensor(place is not None))
         if place is not None:
             off_m = (place[0, :2] - true[path.history - 1, :2]).norm()

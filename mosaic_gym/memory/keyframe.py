@@ -3,6 +3,7 @@ square of cells where the network's tokens are larger."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -52,6 +53,13 @@ class Keyframe:
         """Whether it was dreamt where the place on the map was known: then the map is asked again, rather than it."""
         return self.trust == BY_HEART
 
+    @cached_property
+    def geometry(self) -> Tensor:
+        """`[5 * v * u + 16]`, what choosing needs of it in one row: x, y, z, generation and life of every patch, and
+        the still's pose."""
+        cells = self.points_m.movedim(-1, 0).flatten(), self.generation.flatten(), self.alive.flatten()
+        return torch.cat([*cells, self.world_from_still.flatten()])
+
     @property
     def world_from_still(self) -> Tensor:
         """`[4, 4]`, the camera of the last video frame."""
@@ -93,24 +101,24 @@ def median_per_cell(depth_m: Float[Tensor, "... H W"], grid: tuple[int, int]) ->
 
 
 def lift(
-    latent: Float[Tensor, "c h w"],
-    depth_m: Float[Tensor, "H W"],
-    world_from_camera: Float[Tensor, "4 4 4"],
+    latents: Float[Tensor, "n c h w"],
+    depth_m: Float[Tensor, "n H W"],
+    world_from_camera: Float[Tensor, "n 4 4 4"],
     image_from_camera: Float[Tensor, "3 3"],
-    generation: Float[Tensor, "v u"],
-    step: int,
-    place: Float[Tensor, " 4"] | None = None,
-) -> Keyframe:
-    """Lifts one latent frame into patches in the world (MosaicMem, the lifting of Sec. 3).
+    generation: Float[Tensor, "n v u"],
+    steps: Sequence[int],
+    places: Float[Tensor, "n 4"] | None = None,
+) -> list[Keyframe]:
+    """Lifts latent frames into patches in the world (MosaicMem, the lifting of Sec. 3).
 
     Args:
-        latent: `[c, h, w]`.
-        depth_m: `[H, W]` on the grid of the codec's stills, metres.
-        world_from_camera: `[4, 4, 4]`, metres.
+        latents: `[n, c, h, w]`.
+        depth_m: `[n, H, W]` on the grid of the codec's stills, metres.
+        world_from_camera: `[n, 4, 4, 4]`, metres.
         image_from_camera: `[3, 3]`, K in cells of the depth's grid.
-        generation: `[v, u]`, on the grid of patches.
-        step: the environment step.
-        place: `[4]`, where in the map the still was taken or dreamt, see `Keyframe`; None if that is not known.
+        generation: `[n, v, u]`, on the grid of patches.
+        steps: the environment step of each.
+        places: `[n, 4]`, where in the map each still was taken or dreamt, see `Keyframe`; None if that is not known.
 
     Raises:
         ValueError: the depth has NaN or values that are not positive.
@@ -121,12 +129,17 @@ def lift(
     centre_m = median_per_cell(depth_m, grid)
     intrinsics = rescale_intrinsics(image_from_camera, tuple(depth_m.shape[-2:]), grid)
     points = unproject(centre_m, intrinsics)
-    points_m = transform(world_from_camera[-1], points.flatten(0, 1)).view_as(points)
-    alive = torch.ones(grid, dtype=torch.bool, device=latent.device)
-    place = points_m.new_zeros(4) if place is None else place
-    # As it will be saved, so that packing a state copies nothing; codecs give a view of another layout.
-    latent = latent.contiguous()
-    return Keyframe(latent, depth_m, world_from_camera, generation, alive, step, points_m, place)
+    points_m = transform(world_from_camera[:, -1], points.flatten(1, 2)).view_as(points)
+    alive = torch.ones(generation.shape, dtype=torch.bool, device=latents.device)
+    places = points_m.new_zeros(len(points_m), 4) if places is None else places
+    # Latents as they will be saved, so that packing a state copies nothing; codecs give a view of another layout.
+    rows = latents, depth_m, world_from_camera, generation, alive, points_m, places
+    return [
+        Keyframe(latent.contiguous(), depth, cameras, ages, living, step, points, place)
+        for step, (latent, depth, cameras, ages, living, points, place) in zip(
+            steps, zip(*(each.unbind() for each in rows), strict=True), strict=True
+        )
+    ]
 
 
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +24,7 @@ from torch import Tensor
 from mosaic_gym.geometry.camera import check_rigid, rescale_intrinsics
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe
 from mosaic_gym.memory.recall import Selection, select
-from mosaic_gym.memory.warp import WARPED_FIELDS, Warped, fill_holes, warp_stills
+from mosaic_gym.memory.warp import Warped, fill_holes, warp_stills
 
 FORMAT = "mosaic-memory-2"
 EVEN_COST = 0.3
@@ -262,12 +262,12 @@ def recall(
     patch_k = rescale_intrinsics(image_from_camera, size, grid)
     still_k = rescale_intrinsics(image_from_camera, size, cells)
 
-    def choose(i: int) -> Selection | None:
-        cameras = world_from_camera[i][[0, -1]]
-        return select(memories[i], cameras, patch_k, grid, max_sources, max_patches) if memories[i] else None
-
-    selections = _for_each(choose, b, world_from_camera.device)
-    warped = _warp_selected(memories, selections, world_from_camera, still_k, codec, cells)
+    selection = _select(memories, world_from_camera[:, [0, -1]], patch_k, grid, max_sources, max_patches)
+    sources = selection.sources.tolist()
+    chosen = [
+        [keyframes[index] for index in row if index >= 0] for keyframes, row in zip(memories, sources, strict=True)
+    ]
+    warped = _warp_selected(chosen, world_from_camera, still_k, codec, cells)
     reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
     by_heart = _behind(warped, pictures or [None] * b)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
@@ -283,7 +283,7 @@ def recall(
     return Recall(
         warped=latent,
         covered=torch.cat([F.pixel_unshuffle(quarters, 2), age.clamp_max(4.0) / 4.0], dim=1),
-        **_gather_patches(memories, selections, c, max_patches, patch, world_from_camera),
+        **_gather_patches(memories, selection, c, patch, world_from_camera),
         coverage=covered.mean((1, 2, 3)),
         generation=generation,
         depth_m=warped.depth_m[:, -1],
@@ -323,27 +323,42 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
 
 
+def _select(
+    memories: Sequence[Sequence[Keyframe]], world_from_camera: Tensor, *budget: Any
+) -> Selection:
+    """Chooses for every member, all in one go on an accelerator, one by one on a CPU's small cache."""
+    if world_from_camera.device.type != "cpu":
+        return select(memories, world_from_camera, *budget)
+
+    def choose(i: int) -> Selection:
+        return select(memories[i : i + 1], world_from_camera[i : i + 1], *budget)
+
+    return _joined(_for_each(choose, len(memories), world_from_camera.device))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """One dataclass of tensors `[b, ...]` of several of fewer members."""
+    if len(parts) == 1:
+        return parts[0]
+    names = [each.name for each in fields(parts[0])]
+    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
 def _warp_selected(
-    memories: Sequence[Sequence[Keyframe]],
-    selections: Sequence[Selection | None],
+    chosen: Sequence[Sequence[Keyframe]],
     world_from_camera: Tensor,
     still_k: Tensor,
     codec: StillCodec,
     cells: tuple[int, int],
 ) -> Warped:
     """Warps every member's chosen keyframes, all in one go on an accelerator, one by one on a CPU's small cache."""
-    chosen = [
-        [keyframes[index] for index in selection.sources] if selection else []
-        for keyframes, selection in zip(memories, selections, strict=True)
-    ]
     if world_from_camera.device.type != "cpu":
         return _warp_together(chosen, world_from_camera, still_k, codec, cells)
 
     def warp(i: int) -> Warped:
         return _warp_together(chosen[i : i + 1], world_from_camera[i : i + 1], still_k, codec, cells)
 
-    parts = _for_each(warp, len(chosen), world_from_camera.device)
-    return Warped(*(torch.cat([getattr(part, name) for part in parts]) for name in WARPED_FIELDS))
+    return _joined(_for_each(warp, len(chosen), world_from_camera.device))
 
 
 def _warp_together(
@@ -383,28 +398,31 @@ def _warp_together(
 
 def _gather_patches(
     memories: Sequence[Sequence[Keyframe]],
-    selections: Sequence[Selection | None],
+    selection: Selection,
     channels: int,
-    max_patches: int,
     patch: int,
     world_from_camera: Tensor,
 ) -> dict[str, Tensor]:
     """The chosen patches as padded rows; padding takes the target's cameras, so that its numbers stay tame."""
-    b = len(memories)
-    patches = world_from_camera.new_zeros(b, max_patches, channels * patch * patch)
-    uv = world_from_camera.new_zeros(b, max_patches, 2)
-    cameras = world_from_camera[:, None].expand(-1, max_patches, -1, -1, -1).clone()
-    exists = torch.zeros(b, max_patches, dtype=torch.bool, device=uv.device)
-    for row, (keyframes, selection) in enumerate(zip(memories, selections, strict=True)):
-        if selection is None or not len(selection.patches):
-            continue
-        n = len(selection.patches)
-        which, cell = selection.patches.unbind(-1)
-        used, position = which.unique(return_inverse=True)
-        latents = torch.stack([keyframes[index].latent for index in used.tolist()])
-        latents = (F.pixel_unshuffle(latents, patch) if patch > 1 else latents).flatten(2)  # [k, c * p * p, v * u]
-        patches[row, :n] = latents[position, :, cell]
-        cameras[row, :n] = torch.stack([keyframes[index].world_from_camera for index in used.tolist()])[position]
-        uv[row, :n] = selection.patch_uv * patch
-        exists[row, :n] = True
-    return {"patches": patches, "patch_uv": uv, "patch_cameras": cameras, "patch_exists": exists}
+    exists = selection.patch_exists
+    which, cell = selection.patches.unbind(-1)
+    rows = which.where(exists, -1).tolist()
+    places = {(i, index): 0 for i, row in enumerate(rows) for index in sorted(set(row)) if index >= 0}
+    cameras = world_from_camera[:, None].expand(-1, exists.shape[1], -1, -1, -1)
+    if not places:
+        patches = world_from_camera.new_zeros(*exists.shape, channels * patch * patch)
+        return {"patches": patches, "patch_uv": selection.patch_uv, "patch_cameras": cameras, "patch_exists": exists}
+    used = [memories[i][index] for i, index in places]
+    places = {key: position for position, key in enumerate(places)}
+    position = torch.tensor(
+        [[places.get((i, index), 0) for index in row] for i, row in enumerate(rows)], device=exists.device
+    )
+    latents = torch.stack([keyframe.latent for keyframe in used])
+    latents = (F.pixel_unshuffle(latents, patch) if patch > 1 else latents).flatten(2)  # [k, c * p * p, v * u]
+    theirs = torch.stack([keyframe.world_from_camera for keyframe in used])[position]
+    return {
+        "patches": torch.where(exists[..., None], latents[position, :, cell], 0.0),
+        "patch_uv": torch.where(exists[..., None], selection.patch_uv * patch, 0.0),
+        "patch_cameras": torch.where(exists[..., None, None, None], theirs, cameras),
+        "patch_exists": exists,
+    }

@@ -19,18 +19,26 @@ REACH_M = 3.0
 """Obstacles farther than this do not matter to one step."""
 
 
-def obstacles_near(keyframes: Sequence[Keyframe], eye_m: np.ndarray, reach_m: float = REACH_M) -> np.ndarray:
-    """Places (x, z) `[n, 2]`, metres, of the patches that a body of Doom's size cannot pass.
+def obstacles_near(
+    memories: Sequence[Sequence[Keyframe]], eyes_m: np.ndarray, reach_m: float = REACH_M
+) -> list[np.ndarray]:
+    """Places (x, z) `[n, 2]`, metres, of the patches that each of some bodies of Doom's size cannot pass.
 
     Args:
-        keyframes: of one memory, not empty.
-        eye_m: `[3]`, where the body's eye is, metres, y down.
+        memories: for each body, its keyframes (possibly none).
+        eyes_m: `[b, 3]`, where the bodies' eyes are, metres, y down.
         reach_m: how far to look.
     """
-    points_m = torch.stack([keyframe.points_m for keyframe in keyframes]).flatten(0, 2)
-    alive = torch.stack([keyframe.alive for keyframe in keyframes]).flatten()
-    offset_m = points_m - torch.as_tensor(eye_m, dtype=points_m.dtype, device=points_m.device)
-    below_m = offset_m[:, 1]
-    blocks = alive & (below_m > -CROWN_M) & (below_m < EYE_M - CLIMBS_M)
-    blocks &= offset_m[:, [0, 2]].norm(dim=-1) < reach_m
-    return points_m[blocks][:, [0, 2]].double().cpu().numpy()
+    counts = [len(keyframes) for keyframes in memories]
+    if not sum(counts):
+        return [np.zeros((0, 2))] * len(memories)
+    geometry = torch.stack([each.geometry for keyframes in memories for each in keyframes])
+    x, y, z, _, alive = geometry[:, :-16].unflatten(1, (5, -1)).unbind(1)  # [k, v * u] each
+    body = torch.as_tensor(np.repeat(np.arange(len(memories)), counts), device=x.device)[:, None]
+    eyes = torch.as_tensor(eyes_m, dtype=x.dtype, device=x.device)[body]  # [k, 1, 3]
+    below_m = y - eyes[..., 1]
+    blocks = (alive > 0) & (below_m > -CROWN_M) & (below_m < EYE_M - CLIMBS_M)
+    blocks &= torch.hypot(x - eyes[..., 0], z - eyes[..., 2]) < reach_m
+    # One answer for all, for an accelerator is waited for each time.
+    told = torch.stack([body.expand_as(x).to(x.dtype), x, z], -1)[blocks].double().cpu().numpy()
+    return [told[told[:, 0] == index, 1:] for index in range(len(memories))]

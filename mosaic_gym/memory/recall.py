@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import invert_pose, project, transform
+from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.memory.keyframe import Keyframe
 from mosaic_gym.memory.warp import OCCLUDES, source_cost
 
@@ -24,29 +24,25 @@ UNCOVERED_COST = 16.0
 
 @dataclass(frozen=True)
 class Selection:
-    """What one view recalls.
+    """What some views recall.
 
     Attributes:
-        sources: indices of at most `s` keyframes, best first.
-        patches: `[n, 2]` (keyframe, cell) of at most one patch a cell of the view.
-        patch_uv: `[n, 2]` where each lands in the view's last frame, in latent cells, never rounded.
-        covered: bool `[f, h, w]`, the cells of each queried camera that some patch covers.
+        sources: `[b, s]`, indices of the keyframes that serve each view, best first; -1 where there are no more.
+        patches: `[b, m, 2]` (keyframe, cell) of at most one patch a cell of the view; patch_exists: bool `[b, m]`.
+        patch_uv: `[b, m, 2]` where each lands in the view's last frame, in latent cells, never rounded.
+        covered: bool `[b, f, h, w]`, the cells of each queried camera that some patch covers.
     """
 
-    sources: list[int]
+    sources: Tensor
     patches: Tensor
+    patch_exists: Tensor
     patch_uv: Tensor
     covered: Tensor
-
-    @property
-    def coverage(self) -> float:
-        """The share of the view's cells that memory covers, 0 to 1."""
-        return float(self.covered.float().mean())
 
 
 @torch.no_grad()
 def select(
-    keyframes: Sequence[Keyframe],
+    memories: Sequence[Sequence[Keyframe]],
     world_from_camera: Tensor,
     image_from_camera: Tensor,
     grid: tuple[int, int],
@@ -55,68 +51,110 @@ def select(
 ) -> Selection:
     """Chooses sources greedily by what they add, and the best patch of every cell.
 
-    Deterministic: surfaces compete by depth, patches by cost, and ties go to the lower index.
+    Deterministic: surfaces compete by depth, patches by cost, and ties go to the lower index. All members at once, and
+    nothing is waited for: an accelerator has its answers when they are asked for.
 
     Args:
-        keyframes: of one memory, not empty.
-        world_from_camera: `[f, 4, 4]`, the cameras asked about; patches are placed in the last.
+        memories: for each member of the batch, its keyframes (possibly none).
+        world_from_camera: `[b, f, 4, 4]`, the cameras asked about; patches are placed in the last.
         image_from_camera: `[3, 3]`, K in latent cells.
         grid: (h, w), the latent grid.
         max_sources, max_patches: budgets.
     """
     height, width = grid
-    f, k, n = len(world_from_camera), len(keyframes), height * width
-    points = torch.stack([keyframe.points_m for keyframe in keyframes]).view(k * n, 3)
-    generation = torch.stack([keyframe.generation for keyframe in keyframes]).view(k, n)
-    alive = torch.stack([keyframe.alive for keyframe in keyframes]).view(k, n)
-    world_from_source = torch.stack([keyframe.world_from_still for keyframe in keyframes])
+    (b, f), k, n = world_from_camera.shape[:2], max(map(len, memories)), height * width
+    if k == 0:
+        return _nothing(world_from_camera, grid, max_sources, max_patches)
+    points, generation, alive, world_from_source = _gathered(memories, k, n)
 
     # 1. Where every patch lands in every queried camera, and how deep it lay in its own.
     camera_from_world = invert_pose(world_from_camera)
-    uv, z = project(transform(camera_from_world, points), image_from_camera)  # [f, k * n, 2], [f, k * n]
-    offset = points.view(k, n, 3) - world_from_source[:, None, :3, 3]
-    source_m = (offset * world_from_source[:, None, :3, 2]).sum(-1)  # [k, n]
-    inside = (uv > 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height) & (z > 0.05) & alive.view(-1)
-    column, row = uv.floor().long().unbind(-1)
-    cell = torch.where(inside, row * width + column, n)
+    flat = points.transpose(1, 2).reshape(b, 1, 3, k * n)
+    x, y, z = (camera_from_world[..., :3, :3] @ flat + camera_from_world[..., :3, 3:]).unbind(2)  # [b, f, k * n] each
+    safe = z.clamp_min(1e-6)
+    u = x / safe * image_from_camera[0, 0] + image_from_camera[0, 2]
+    v = y / safe * image_from_camera[1, 1] + image_from_camera[1, 2]
+    source_m = ((points - world_from_source[..., :3, 3:]) * world_from_source[..., :3, 2:3]).sum(2)  # [b, k, n]
+    inside = (u > 0) & (v > 0) & (u < width) & (v < height) & (z > 0.05) & alive.view(b, 1, k * n)
+    cell = torch.where(inside, v.floor().long() * width + u.floor().long(), n)
 
     # 2. The nearest surface in every cell; what lies behind it is occluded.
-    nearest = z.new_full((f, n + 1), torch.inf)
-    nearest.scatter_reduce_(1, cell, z.where(inside, z.new_tensor(torch.inf)), "amin")
-    visible = inside & (z <= nearest.gather(1, cell) * OCCLUDES)
+    nearest = z.new_full((b, f, n + 1), torch.inf)
+    nearest.scatter_reduce_(2, cell, z.where(inside, torch.inf), "amin")
+    visible = inside & (z <= nearest.gather(2, cell) * OCCLUDES)
 
     # 3. What each patch would cost there, gathered as the best of each keyframe for each cell.
-    target_from_source = camera_from_world[:, None] @ world_from_source  # [f, k, 4, 4]
-    cost = source_cost(
-        z.view(1, f, k, n), source_m[None, None], generation[None, None], target_from_source[None]
-    ).view(f, k * n)
-    off_centre = (uv - uv.floor() - 0.5).abs().sum(-1)
+    target_from_source = camera_from_world[:, :, None] @ world_from_source[:, None]  # [b, f, k, 4, 4]
+    ages = generation[:, None]
+    cost = source_cost(z.view(b, f, k, n), source_m[:, None], ages, target_from_source).flatten(2)
+    off_centre = (u - u.floor() - 0.5).abs() + (v - v.floor() - 0.5).abs()
     cost = torch.where(visible, cost + 0.1 * off_centre, torch.inf)
-    keyframe_of = torch.arange(k, device=z.device).repeat_interleave(n).expand(f, -1)
-    table = z.new_full((f, k * (n + 1)), torch.inf)
-    table.scatter_reduce_(1, keyframe_of * (n + 1) + cell, cost, "amin")
-    table = table.view(f, k, n + 1)[..., :n].clamp_max(UNCOVERED_COST)
+    row_of = torch.arange(k, device=z.device).repeat_interleave(n) * (n + 1)
+    table = z.new_full((b, f, k * (n + 1)), torch.inf)
+    table.scatter_reduce_(2, cell + row_of, cost, "amin")
+    table = table.view(b, f, k, n + 1)[..., :n].clamp_max(UNCOVERED_COST)
 
     # 4. Sources, greedily: each next keyframe is the one that lowers the view's total cost the most.
-    sources: list[int] = []
-    current = z.new_full((f, n), UNCOVERED_COST)
-    per_keyframe = table.transpose(0, 1).reshape(k, f * n)
+    per_keyframe = table.transpose(1, 2).reshape(b, k, f * n)
+    current = z.new_full((b, 1, f * n), UNCOVERED_COST)
+    sources = []
     for _ in range(min(max_sources, k)):
-        gain = (current.view(-1) - per_keyframe).clamp_min(0.0).sum(-1)
-        best = int(gain.argmax())
-        if float(gain[best]) <= 1e-3 * f * n:
-            break
-        sources.append(best)
-        current = torch.minimum(current, table[:, best])
+        most, best = (current - per_keyframe).clamp_min(0.0).sum(-1).max(1)
+        adds = most > 1e-3 * f * n
+        sources.append(torch.where(adds, best, -1))
+        served = per_keyframe.gather(1, best[:, None, None].expand(-1, 1, f * n))
+        current = torch.where(adds[:, None, None], torch.minimum(current, served), current)
 
     # 5. Patches: the cheapest of each cell of the last camera, cheapest cells first within the budget.
-    last_cost, last_cell = cost[-1], cell[-1]
-    cheapest = z.new_full((n + 1,), torch.inf).scatter_reduce_(0, last_cell, last_cost, "amin")
-    wins = torch.isfinite(last_cost) & (last_cost == cheapest[last_cell])
-    index = torch.arange(k * n, device=z.device)
-    first = torch.full((n + 1,), k * n, device=z.device).scatter_reduce_(0, last_cell, index.where(wins, k * n), "amin")
-    chosen = first[:n][first[:n] < k * n]
-    order = last_cost[chosen].argsort(stable=True)[:max_patches]
-    chosen = chosen[order]
-    covered = (nearest[:, :n] < torch.inf).view(f, height, width)
-    return Selection(sources, torch.stack([chosen // n, chosen % n], dim=-1), uv[-1, chosen], covered)
+    last_cost, last_cell = cost[:, -1], cell[:, -1]
+    cheapest = z.new_full((b, n + 1), torch.inf).scatter_reduce_(1, last_cell, last_cost, "amin")
+    wins = last_cost.isfinite() & (last_cost == cheapest.gather(1, last_cell))
+    index = torch.arange(k * n, device=z.device).expand(b, -1)
+    first = torch.full((b, n + 1), k * n, device=z.device)
+    first = first.scatter_reduce_(1, last_cell, index.where(wins, k * n), "amin")[:, :n]
+    order = cheapest[:, :n].where(first < k * n, torch.inf).argsort(dim=1, stable=True)[:, :max_patches]
+    chosen = first.gather(1, order)
+    exists = chosen < k * n
+    chosen = chosen.where(exists, 0)
+    return Selection(
+        sources=_padded(torch.stack(sources, 1) if sources else index[:, :0], max_sources, -1),
+        patches=_padded(torch.stack([chosen // n, chosen % n], 2), max_patches, 0),
+        patch_exists=_padded(exists, max_patches, False),
+        patch_uv=_padded(torch.stack([u[:, -1].gather(1, chosen), v[:, -1].gather(1, chosen)], 2), max_patches, 0.0),
+        covered=(nearest[..., :n] < torch.inf).view(b, f, height, width),
+    )
+
+
+def _gathered(memories: Sequence[Sequence[Keyframe]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points `[b, k, 3, n]`, generations and whether alive `[b, k, n]`, and poses `[b, k, 4, 4]` of keyframes.
+
+    Members with fewer than k are padded with such that are not alive. In one piece, for a full memory has so many
+    keyframes that gathering each of their tensors takes longer than everything else.
+    """
+    blank = torch.zeros_like(next(keyframes[0] for keyframes in memories if keyframes).geometry)
+    rows = []
+    for keyframes in memories:
+        rows += [keyframe.geometry for keyframe in keyframes] + [blank] * (k - len(keyframes))
+    geometry = torch.stack(rows).view(len(memories), k, -1)
+    points, generation, alive, pose = geometry.split((3 * n, n, n, 16), dim=2)
+    return points.unflatten(2, (3, n)), generation, alive > 0, pose.unflatten(2, (4, 4))
+
+
+def _padded(values: Tensor, count: int, value: float) -> Tensor:
+    """`[b, count, ...]` of `[b, fewer, ...]`."""
+    b, fewer, *rest = values.shape
+    if fewer == count:
+        return values
+    return torch.cat([values, values.new_full((b, count - fewer, *rest), value)], 1)
+
+
+def _nothing(world_from_camera: Tensor, grid: tuple[int, int], max_sources: int, max_patches: int) -> Selection:
+    b, f = world_from_camera.shape[:2]
+    patches = torch.zeros(b, max_patches, 2, dtype=torch.long, device=world_from_camera.device)
+    return Selection(
+        sources=patches.new_full((b, max_sources), -1),
+        patches=patches,
+        patch_exists=torch.zeros_like(patches[..., 0], dtype=torch.bool),
+        patch_uv=world_from_camera.new_zeros(b, max_patches, 2),
+        covered=torch.zeros(b, f, *grid, dtype=torch.bool, device=patches.device),
+    )

@@ -10,7 +10,7 @@ What is resampled are *stills*: the codec's picture of one instant (see `model/c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +51,6 @@ class Warped:
     moved_px: Tensor
     cost: Tensor
 
-
-WARPED_FIELDS = tuple(field.name for field in fields(Warped))
 
 
 def splat_depth(

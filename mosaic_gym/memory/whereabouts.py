@@ -42,20 +42,27 @@ class Map(Protocol):
     def settle(self, frames: Tensor, here: Tensor, guesses: Tensor, image_from_camera: Tensor) -> Tensor: ...
 
 
-def recognised(keyframes: Sequence[Keyframe], cameras: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 3"] | None:
-    """Where on the map cameras of the episode stand, `[n, 3]`, by the place of the most trusted of its keyframes.
+def recognised(
+    memories: Sequence[Sequence[Keyframe]], cameras: Float[Tensor, "b n 4 4"]
+) -> list[Float[Tensor, "n 3"] | None]:
+    """Where on the map cameras of some episodes stand, by the place of the most trusted of each one's keyframes.
 
     Args:
-        keyframes: of the episode's memory.
-        cameras: `[n, 4, 4]`, world_from_camera, metres.
+        memories: for each episode, its keyframes (possibly none).
+        cameras: `[b, n, 4, 4]`, world_from_camera, metres.
 
     Returns:
-        (x, z, heading) of each; None if no keyframe was recognised.
+        (x, z, heading) `[n, 3]` of every episode's cameras; None where no keyframe was recognised.
     """
-    best = max(keyframes, key=lambda keyframe: keyframe.trust, default=None)
-    if best is None or best.trust <= 0:
-        return None
-    return carried(place_of(cameras), place_of(best.world_from_still)[None], best.place[None, :3])
+    best = [max(keyframes, key=lambda keyframe: keyframe.trust, default=None) for keyframes in memories]
+    known = [i for i, keyframe in enumerate(best) if keyframe is not None and keyframe.trust > 0]
+    if not known:
+        return [None] * len(best)
+    here = place_of(torch.stack([best[i].world_from_still for i in known]))[:, None]
+    there = torch.stack([best[i].place[:3] for i in known])[:, None]
+    asked = cameras if len(known) == len(best) else cameras[known]
+    places = dict(zip(known, carried(place_of(asked), here, there).unbind(), strict=True))
+    return [places.get(i) for i in range(len(best))]
 
 
 @torch.no_grad()
@@ -80,7 +87,7 @@ def recognise(
     Returns:
         (x, z, heading, trust); a trust of 0 says that it was not recognised.
     """
-    surest = recognised(keyframes, camera[None])
+    (surest,) = recognised([keyframes], camera[None, None])
     if surest is None:
         return _alone(atlas, frame, camera, image_from_camera)
     known = [keyframe for keyframe in keyframes if keyframe.trust > 0]

@@ -127,13 +127,9 @@ def align_scale(depth_m: Tensor, known_m: Tensor, limit: float = 1.5) -> Tensor:
     Returns:
         `[b, H, W]`, metres; the estimate itself where memory covers less than a twentieth of the view.
     """
-    aligned = []
     compared_m = median_per_cell(depth_m, tuple(known_m.shape[-2:])) if known_m.shape != depth_m.shape else depth_m
-    for estimate, compared, known in zip(depth_m, compared_m, known_m, strict=True):
-        both = known.isfinite()
-        if float(both.float().mean()) < 0.05:
-            aligned.append(estimate)
-            continue
-        factor = torch.log(known[both] / compared[both]).median().exp()
-        aligned.append(estimate * factor.clamp(1.0 / limit, limit))
-    return torch.stack(aligned)
+    both = known_m.isfinite()
+    ratio = torch.where(both, torch.log(known_m / compared_m), torch.nan).flatten(1)
+    factor = ratio.nanmedian(1).values.exp().clamp(1.0 / limit, limit)
+    enough = both.float().mean((1, 2)) >= 0.05
+    return depth_m * torch.where(enough, factor, 1.0)[:, None, None]

@@ -101,18 +101,21 @@ def draw_batch(world: MosaicWorld, episodes: list[Remembered], config: Config, s
     rng = np.random.default_rng(seed)
     dreamt = _dreamt_steps(config, rng)
     states, members = [], []
+    unread = world.model.text_encoder.encode([""])[0]
     long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + dreamt]
     for _ in range(config.batch):
         index = int(rng.choice(long_enough))
         step = int(rng.integers(1 + dreamt, len(episodes[index].keyframes)))
         prompt = "" if rng.random() < config.empty_prompt else episodes[index].captions[step]
-        text = world.model.text_encoder.encode([prompt])[0]
-        state = draw_state(episodes[index], step - dreamt, config.mix, text, seed, rng)
+        state = draw_state(episodes[index], step - dreamt, config.mix, unread, seed, rng)
         if rng.random() < config.mix.wedge:
             state = forget_a_wedge(state, episodes[index].keyframes[step].world_from_still, rng)
         states.append(replace(state, prompt=prompt))
         members.append((index, step))
-    states = dream_ahead(world, episodes, states, members, dreamt)
+    if dreamt:  # without a dream nobody reads a prompt here; the run reads it with the weights that learn
+        texts = world.model.text_encoder.encode([state.prompt for state in states])
+        states = [replace(state, text=text) for state, text in zip(states, texts, strict=True)]
+        states = dream_ahead(world, episodes, states, members, dreamt)
     targets = [episodes[index].keyframes[step] for index, step in members]
     cameras = torch.stack([target.world_from_camera for target in targets])
     pictures = world.pictures(states, cameras[:, None])

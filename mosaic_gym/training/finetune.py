@@ -103,10 +103,10 @@ def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
     keyframes = []
     for step, four in enumerate(frames):
         before = frames[step - 1, -1][None] if step else None
-        latent = world.model.codec.encode(four[None], before)[0]
-        depth_m = world.model.depth.estimate(four[-1:], world.k[None])[0]
-        true = torch.zeros(world.patch_grid, device=world.device)
-        keyframes.append(world.lift(latent, depth_m, cameras[step], true, step))
+        latent = world.model.codec.encode(four[None], before)
+        depth_m = world.model.depth.estimate(four[-1:], world.k[None])
+        true = torch.zeros(1, *world.patch_grid, device=world.device)
+        keyframes += world.lift(latent, depth_m, cameras[step : step + 1], true, [step])
     return Remembered(keyframes, store.captions(index))
 
 

@@ -73,16 +73,15 @@ def remember_all(
         latents = codec.encode(frames)
         depth_m = depth.estimate(codec.decode(latents)[:, -1].clamp(-1, 1), k.expand(len(frames), 3, 3))
         cameras = episode["world_from_camera"][:].float().to(device)
-        true = torch.zeros(latents.shape[-2:], device=device)
+        true = torch.zeros(len(latents), *latents.shape[-2:], device=device)
         atlas.check_map(tuple(frames.shape[-2:]), place_of(cameras[:, -1]))
         if hinted:
-            seen, hints = frames[:, -1].split(20), place_of(cameras[:, -1:]).split(20)
+            together = 20 if device.type == "cpu" else len(frames)  # a CPU's cache is small
+            seen, hints = frames[:, -1].split(together), place_of(cameras[:, -1:]).split(together)
             places = torch.cat([atlas.find(some, k, hint, rounds=0) for some, hint in zip(seen, hints, strict=True)])
         else:
             places = recognise_walk(atlas, frames[:, -1], cameras[:, -1], k)
-        keyframes = [
-            lift(latents[i], depth_m[i].clone(), cameras[i], k, true, i, places[i]) for i in range(len(latents))
-        ]
+        keyframes = lift(latents, depth_m, cameras, k, true, range(len(latents)), places)
         remembered.append(Remembered(keyframes, store.captions(index)))
     return remembered
 

@@ -36,6 +36,8 @@ from mosaic_gym.worlds.mosaic import MosaicWorld
 
 BY_ITSELF = 0.5
 """What the transformer's own frames count beside the finished ones: planners look at its latents alone."""
+AWAY_DREAMT = 2
+"""Steps that the model has dreamt before those that it is validated on away from what it remembers."""
 SOFTENING = 5e-4
 """Squared error, on the scale of [-1, 1], below which a sample is good enough not to be pressed further: 39 dB."""
 
@@ -185,50 +187,49 @@ def start_views(store: EpisodeStore, count: int = 32) -> tuple[Tensor, tuple[str
 def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: int = 32) -> dict[str, float]:
     """One step on held-out episodes, in dB, and by how much the networks are better than what they are given.
 
-    *Ahead* has all of the past in memory; *away* nothing of the last steps, and has dreamt the last two; *lost* has
-    nothing of the last steps either, and its place on the map is not known.
+    *Ahead* has all of the past in memory; *away* nothing of the last steps, and has dreamt the last `AWAY_DREAMT`;
+    *lost* has nothing of the last steps either, and its place on the map is not known.
     """
     ahead = MemoryMix(forget=0.0, last_only=0.0, most=1000, worn=0.0, away=0.0, unplaced=0.0)
     away = replace(ahead, away=1.0)
     lost = replace(away, unplaced=1.0)
     codec = world.model.codec
-    told, pictures = {}, []
-    for name, mix, dreamt in (("ahead", ahead, 0), ("away", away, 2), ("lost", lost, 0)):
+    told = {}
+    for name, mix, dreamt in (("ahead", ahead, 0), ("away", away, AWAY_DREAMT), ("lost", lost, 0)):
         rng = np.random.default_rng(0)
-        mine, before = [], []
+        states, members = [], []
         for _ in range(count):
             index = int(rng.integers(len(episodes)))
             length = len(episodes[index].keyframes)
-            step = int(rng.integers(max(length // 2, 1), length))
+            step = int(rng.integers(max(length // 2, 1 + dreamt), length))
             text = world.model.text_encoder.encode([episodes[index].captions[step]])[0]
-            steps = min(dreamt, step - 1)
-            states = [draw_state(episodes[index], step - steps, mix, text, 0, rng)]
-            states = dream_ahead(world, episodes, states, [(index, step)], steps)
-            target = episodes[index].keyframes[step]
-            true, cameras = codec.decode(target.latent[None]), target.world_from_camera[None, None]
-            given = codec.decode(world.recall(states, cameras, world.pictures(states, cameras)).expected)
-            (after,) = dream_ahead(world, episodes, states, [(index, step + 1)], 1)
-            shown = codec.decode(after.history[-1:])
-            for kept, frames in ((mine, shown), (before, given)):
-                error = (frames.clamp(-1, 1) - true).square().mean()
-                # A view from where the body rests is exact; it counts as 50 dB.
-                kept.append(float(10 * torch.log10(4.0 / error.clamp_min(4e-5))))
-            if name == "lost" and len(pictures) < 6:
-                row = [frames_to_uint8(frames)[0, -1].cpu() for frames in (true, shown, given)]
-                pictures.append(torch.cat(row, dim=1))
-        told |= {f"{name}_db": float(np.mean(mine)), f"{name}_gain_db": float(np.mean(mine) - np.mean(before))}
+            states.append(draw_state(episodes[index], step - dreamt, mix, text, 0, rng))
+            members.append((index, step))
+        states = dream_ahead(world, episodes, states, members, dreamt)
+        targets = [episodes[index].keyframes[step] for index, step in members]
+        true = codec.decode(torch.stack([target.latent for target in targets]))
+        cameras = torch.stack([target.world_from_camera for target in targets])[:, None]
+        given = codec.decode(world.recall(states, cameras, world.pictures(states, cameras)).expected)
+        after = dream_ahead(world, episodes, states, [(index, step + 1) for index, step in members], 1)
+        shown = codec.decode(torch.cat([state.history[-1:] for state in after]))
+        # A view from where the body rests is exact; it counts as 50 dB.
+        errors = [(each.clamp(-1, 1) - true).square().mean((1, 2, 3, 4)).clamp_min(4e-5) for each in (shown, given)]
+        mine, before = (float((10 * torch.log10(4.0 / error)).mean()) for error in errors)
+        told |= {f"{name}_db": mine, f"{name}_gain_db": mine - before}
+    shown_lost = [frames_to_uint8(frames[:6, -1]).flatten(0, 1).cpu() for frames in (true, shown, given)]
     if run.writer:
-        run.writer.add_image("engine_dream_given", torch.cat(pictures), run.step_index, dataformats="HWC")
+        run.writer.add_image("engine_dream_given", torch.cat(shown_lost, dim=1), run.step_index, dataformats="HWC")
     return told
 
 
 def _check_long_enough(config: Config, episodes: list[Remembered], heldout: list[Remembered]) -> None:
     """Raises ValueError if there is nothing to draw a sample from."""
-    least = MOST_DREAMT + 2 if config.dream else 2
-    if max(len(each.keyframes) for each in episodes) < least or min(len(each.keyframes) for each in heldout) < 2:
+    least, least_heldout = MOST_DREAMT + 2 if config.dream else 2, AWAY_DREAMT + 2
+    shortest = min(len(each.keyframes) for each in heldout)
+    if max(len(each.keyframes) for each in episodes) < least or shortest < least_heldout:
         raise ValueError(
             f"the episodes under {config.data} are too short: one of at least {least} steps is needed, and every "
-            "held-out one of 2; record longer ones (--steps-per-episode)"
+            f"held-out one of {least_heldout}; record longer ones (--steps-per-episode)"
         )
 
 

@@ -76,12 +76,12 @@ class Beginning:
         seen = self._float(frames)
         latents = self.model.codec.encode(seen, before)[None]  # [1, 1, c, h, w]
         _, streams = self.model.codec.decode_next(latents[0], [state.stream])
-        depth_m = self._estimate(frames)
+        depth_m = self._estimate(frames)[None]
         if len(state.memory):
-            depth_m = align_scale(depth_m[None], self.recall([state], cameras).depth_m)[0]
-        true = torch.zeros(self.patch_grid, device=self.device)
+            depth_m = align_scale(depth_m, self.recall([state], cameras).depth_m)
+        true = torch.zeros(1, *self.patch_grid, device=self.device)
         place = self._recognise(frames, state.memory, cameras[0, 0, -1])
-        keyframe = self.lift(latents[0, 0], depth_m, cameras[0, 0], true, state.step_index + 1, place)
+        (keyframe,) = self.lift(latents[0], depth_m, cameras[0], true, [state.step_index + 1], place)
         carried = self._carried_on(latents, seen[None], cameras, streams)
         future = self._moved_on(state, poses, *(each[0] for each in carried))
         return replace(future, memory=state.memory.remember(keyframe))
@@ -115,9 +115,9 @@ class Beginning:
             mine = tuple(latents.shape[1:])
             raise ValueError(f"the memory has latents {shape}, this checkpoint {mine}: it is another's")
         cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
-        true = torch.zeros(self.patch_grid, device=self.device)
+        true = torch.zeros(1, *self.patch_grid, device=self.device)
         place = self._recognise(frames, memory, cameras[0, -1])
-        keyframe = self.lift(latents[0], depth_m, cameras[0], true, 0, place)
+        (keyframe,) = self.lift(latents, depth_m[None], cameras, true, [0], place)
         history = self.model.settings.history
         return WorldState(
             pose=poses[-1],
@@ -142,14 +142,14 @@ class Beginning:
         return self.model.depth.estimate(last, self.k[None])[0]
 
     def _recognise(self, frames: np.ndarray, memory: MosaicMemory, camera: Tensor) -> Tensor | None:
-        """Where on the map the last of four true frames, seen by `camera` `[4, 4]`, was taken, `[4]`.
+        """Where on the map the last of four true frames, seen by `camera` `[4, 4]`, was taken, `[1, 4]`.
 
         None without an atlas, and for a memory that keeps nothing: knowing where one is, is remembering it.
         """
         if self.atlas is None or memory.capacity == 0:
             return None
         frame = self._float(frames)[0, -1]
-        return recognise(self.atlas, self.model.codec, memory.keyframes, frame, camera, self.k)
+        return recognise(self.atlas, self.model.codec, memory.keyframes, frame, camera, self.k)[None]
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:
         expected = (self.height, self.width, 3)

@@ -126,17 +126,26 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         Raises:
             ValueError: wrong number of actions, or one that is NaN or out of range; nothing has moved then.
         """
+        return self.see(states, self.move(states, actions))
+
+    def move(self, states: Sequence[WorldState], actions: np.ndarray) -> list[list[Pose]]:
+        """The four poses that its action leads each body to, past what memory knows to stand in the way.
+
+        Args:
+            actions: `[b, 3]`.
+
+        Raises:
+            ValueError: as `step` does.
+        """
         if len(actions) != len(states):
             raise ValueError(f"{len(states)} states take {len(states)} actions; got {len(actions)}")
         checked = [check_action(action) for action in actions]
-        return self.see(states, [self.move(state, action) for state, action in zip(states, checked, strict=True)])
-
-    def move(self, state: WorldState, action: np.ndarray) -> list[Pose]:
-        """The four poses that an action `[3]` leads to, past what memory knows to stand in the way."""
-        if not self.collision or not len(state.memory):
-            return self.control.advance(state.pose, action)
-        eye_m = state.pose.world_from_camera[:3, 3]
-        return self.control.advance(state.pose, action, obstacles_near(state.memory.keyframes, eye_m))
+        poses = [state.pose for state in states]
+        if not self.collision:
+            return [self.control.advance(*each) for each in zip(poses, checked, strict=True)]
+        eyes_m = np.stack([pose.world_from_camera[:3, 3] for pose in poses])
+        obstacles = obstacles_near([state.memory.keyframes for state in states], eyes_m)
+        return [self.control.advance(*each) for each in zip(poses, checked, obstacles, strict=True)]
 
     def see(
         self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
@@ -195,7 +204,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
             raise RuntimeError(
                 "this world begins every step from its last frame and cannot be rolled in latents alone; ask for pixels"
             )
-        poses = [self.move(state, check_action(action)) for state, action in zip(states, actions, strict=True)]
+        poses = self.move(states, actions)
         cameras = self._cameras(poses)
         recalled = self.recall(states, cameras, self.pictures(states, cameras))
         latents = self.denoised(states, recalled, cameras)

@@ -60,7 +60,7 @@ class Remembering:
         b, t = cameras.shape[:2]
         if self.atlas is None:
             return [None] * (b * t)
-        known = [recognised(state.memory.keyframes, cameras[i].flatten(0, 1)) for i, state in enumerate(states)]
+        known = recognised([state.memory.keyframes for state in states], cameras.flatten(1, 2))
         places = [each for each in known if each is not None]  # [t * 4, 3] each
         if not places:
             return [None] * (b * t)
@@ -78,34 +78,38 @@ class Remembering:
         self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
     ) -> list[list[MosaicMemory]]:
         """Every state's memory behind each of its new frames."""
+        b, t = cameras.shape[:2]
+        places = cameras.new_zeros(b, t, 4)
+        if self.atlas is not None:
+            known = recognised([state.memory.keyframes for state in states], cameras[:, :, -1])
+            for i, place in enumerate(known):
+                if place is not None:
+                    places[i] = F.pad(place, (0, 1), value=BY_HEART)
         # A patch is one generation further from a true frame than what it was made from.
-        generation = (recalled.generation + 1.0).unflatten(0, cameras.shape[:2])
+        told = latents.flatten(0, 1), depth_m.flatten(0, 1), cameras.flatten(0, 1), recalled.generation + 1.0
+        steps = [state.step_index + 1 + k for state in states for k in range(t)]
+        keyframes = iter(self.lift(*told, steps, places.flatten(0, 1)))
         remembered = []
-        for i, state in enumerate(states):
-            memories = [state.memory]
-            places = None if self.atlas is None else recognised(state.memory.keyframes, cameras[i, :, -1])
-            if places is not None:
-                places = F.pad(places, (0, 1), value=BY_HEART)
-            for k in range(cameras.shape[1]):
-                step = state.step_index + 1 + k
-                place = None if places is None else places[k]
-                keyframe = self.lift(latents[i, k], depth_m[i, k], cameras[i, k], generation[i, k], step, place)
-                memories.append(memories[-1].remember(keyframe))
-            remembered.append(memories[1:])
+        for state in states:
+            memory, memories = state.memory, []
+            for _ in range(t):
+                memory = memory.remember(next(keyframes))
+                memories.append(memory)
+            remembered.append(memories)
         return remembered
 
     def lift(
         self,
-        latent: Tensor,
+        latents: Tensor,
         depth_m: Tensor,
         cameras: Tensor,
         generation: Tensor,
-        step: int,
-        place: Tensor | None = None,
-    ) -> Keyframe:
-        """A keyframe, its depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
-        if self._still_cells == tuple(depth_m.shape):
-            return lift(latent, depth_m, cameras, self.k, generation, step, place)
-        coarse_m = median_per_cell(depth_m, self._still_cells)
-        still_k = rescale_intrinsics(self.k, tuple(depth_m.shape), self._still_cells)
-        return lift(latent, coarse_m, cameras, still_k, generation, step, place)
+        steps: Sequence[int],
+        places: Tensor | None = None,
+    ) -> list[Keyframe]:
+        """Keyframes, their depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
+        k = self.k
+        if self._still_cells != tuple(depth_m.shape[-2:]):
+            k = rescale_intrinsics(k, tuple(depth_m.shape[-2:]), self._still_cells)
+            depth_m = median_per_cell(depth_m, self._still_cells)
+        return lift(latents, depth_m, cameras, k, generation, steps, places)

@@ -5,10 +5,11 @@ import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
+from mosaic_gym.memory.keyframe import TENSOR_FIELDS, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.memory.recall import select
 from mosaic_gym.model.codec import LinearCodec
+from tests.tiny import lifted
 
 SIZE, GRID, CHANNELS = (32, 64), (4, 8), 12
 K = torch.tensor([[50.0, 0.0, 32.0], [0.0, 40.0, 16.0], [0.0, 0.0, 1.0]])
@@ -26,36 +27,43 @@ def wall(distance_m: float, at: torch.Tensor, seed: int = 0, step: int = 0, gene
     """A keyframe of a wall straight ahead."""
     latent = torch.randn(CHANNELS, *GRID, generator=torch.Generator().manual_seed(seed))
     depth_m = torch.full(SIZE, distance_m)
-    return lift(latent, depth_m, at.expand(4, 4, 4).clone(), K, torch.full(GRID, generation), step)
+    return lifted(latent, depth_m, at.expand(4, 4, 4).clone(), K, torch.full(GRID, generation), step)
+
+
+def selected(keyframes, at: torch.Tensor, max_sources: int = 4):
+    """What the only member of a batch recalls from one camera: sources, patches, and where they land."""
+    told = select([keyframes], at.expand(1, 1, 4, 4), LATENT_K, GRID, max_sources, 99)
+    exists, sources = told.patch_exists[0], told.sources[0]
+    assert len(told.patches[0]) == 99 and len(sources) == max_sources
+    return sources[sources >= 0].tolist(), told.patches[0, exists], told.patch_uv[0, exists]
 
 
 def test_recalling_from_where_it_was_seen_returns_every_patch_to_its_cell():
-    selection = select([wall(3.0, pose())], pose().expand(1, 4, 4), LATENT_K, GRID, 4, 99)
-    assert selection.coverage == 1.0
-    cells = selection.patches[:, 1]
+    sources, patches, uv = selected([wall(3.0, pose())], pose())
+    cells = patches[:, 1]
+    assert sources == [0]
     assert sorted(cells.tolist()) == list(range(GRID[0] * GRID[1]))
     expected = torch.stack([cells % GRID[1] + 0.5, cells // GRID[1] + 0.5], -1)
-    assert (selection.patch_uv - expected).abs().max() < 1e-4
+    assert (uv - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("x,z", [(0.31, 0.0), (-0.2, 0.5), (0.0, 0.7)])
 def test_a_plane_seen_again_lands_where_it_should_to_a_hundredth_of_a_cell(x, z):
-    selection = select([wall(3.0, pose())], pose(x, z).expand(1, 4, 4), LATENT_K, GRID, 4, 99)
-    cells = selection.patches[:, 1]
+    _, patches, uv = selected([wall(3.0, pose())], pose(x, z))
+    cells = patches[:, 1]
     first = torch.stack([cells % GRID[1] + 0.5, cells // GRID[1] + 0.5], -1)
     centre = torch.tensor([LATENT_K[0, 2], LATENT_K[1, 2]])
     point = (first - centre) / torch.tensor([LATENT_K[0, 0], LATENT_K[1, 1]]) * 3.0 - torch.tensor([x, 0.0])
     landed = point * torch.tensor([LATENT_K[0, 0], LATENT_K[1, 1]]) / (3.0 - z) + centre
     assert len(cells) > 8
-    assert (selection.patch_uv - landed).abs().max() < 0.01
+    assert (uv - landed).abs().max() < 0.01
 
 
 def test_the_nearer_wall_wins_and_the_true_one_is_preferred():
-    cameras = pose().expand(1, 4, 4)
-    occluded = select([wall(6.0, pose(), 1), wall(2.0, pose(), 2)], cameras, LATENT_K, GRID, 4, 99)
-    assert set(occluded.patches[:, 0].tolist()) == {1}
-    dreamt = select([wall(3.0, pose(), 1, generation=2.0), wall(3.0, pose(), 2)], cameras, LATENT_K, GRID, 1, 99)
-    assert dreamt.sources == [1]
+    _, patches, _ = selected([wall(6.0, pose(), 1), wall(2.0, pose(), 2)], pose())
+    assert set(patches[:, 0].tolist()) == {1}
+    sources, _, _ = selected([wall(3.0, pose(), 1, generation=2.0), wall(3.0, pose(), 2)], pose(), 1)
+    assert sources == [1]
 
 
 def test_moving_a_patch_shifts_where_it_lands_by_focal_length_over_depth():
@@ -64,12 +72,12 @@ def test_moving_a_patch_shifts_where_it_lands_by_focal_length_over_depth():
     chosen[2, 3] = True
     shift = pose(x=0.25)
     memory = MosaicMemory((keyframe,)).edited({0: chosen}, shift)
-    before = select([keyframe], pose().expand(1, 4, 4), LATENT_K, GRID, 4, 99)
-    after = select(memory.keyframes[1:], pose().expand(1, 4, 4), LATENT_K, GRID, 4, 99)
+    _, before, from_uv = selected([keyframe], pose())
+    _, after, to_uv = selected(memory.keyframes[1:], pose())
     cell = 2 * GRID[1] + 3
-    start = before.patch_uv[before.patches[:, 1] == cell][0]
-    assert after.patches.tolist() == [[0, cell]]
-    assert torch.allclose(after.patch_uv[0] - start, torch.tensor([float(LATENT_K[0, 0]) * 0.25 / 4.0, 0.0]), atol=1e-4)
+    start = from_uv[before[:, 1] == cell][0]
+    assert after.tolist() == [[0, cell]]
+    assert torch.allclose(to_uv[0] - start, torch.tensor([float(LATENT_K[0, 0]) * 0.25 / 4.0, 0.0]), atol=1e-4)
     assert not memory.keyframes[0].alive[2, 3]
     duplicated = MosaicMemory((keyframe,)).edited({0: chosen}, shift, keep_original=True)
     assert duplicated.keyframes[0].alive.all() and duplicated.keyframes[1].alive.sum() == 1
@@ -94,15 +102,15 @@ def test_edits_that_are_no_edits_are_named():
 def test_a_spliced_scene_stands_where_it_was_put():
     here, other = MosaicMemory((wall(3.0, pose()),)), MosaicMemory((wall(2.0, pose(), 7),))
     both = here.spliced(other, pose(x=10.0))
-    selection = select(both.keyframes, pose(x=10.0).expand(1, 4, 4), LATENT_K, GRID, 4, 99)
-    assert set(selection.patches[:, 0].tolist()) == {1} and selection.coverage == 1.0
+    _, patches, _ = selected(both.keyframes, pose(x=10.0))
+    assert set(patches[:, 0].tolist()) == {1} and len(patches) == GRID[0] * GRID[1]
 
 
 def test_the_warped_latent_of_an_unmoved_view_is_the_latent():
     codec = LinearCodec(4 * 3 * 64, 8)
     frame = torch.rand(1, 1, 3, *SIZE, generator=torch.Generator().manual_seed(4)) * 2 - 1
     frames = frame.expand(1, 4, 3, *SIZE)
-    keyframe = lift(codec.encode(frames)[0], torch.full(SIZE, 3.0), pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
+    keyframe = lifted(codec.encode(frames)[0], torch.full(SIZE, 3.0), pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
     shape = (codec.channels, *GRID)
     got = recall([[keyframe], []], pose().expand(2, 4, 4, 4), K, codec, shape)
     assert torch.allclose(codec.decode(got.warped[:1]), frames, atol=1e-3)
@@ -118,6 +126,23 @@ def test_members_of_a_batch_do_not_meet():
     alone = recall([two], cameras[1:], K, codec, (CHANNELS, *GRID))
     assert torch.allclose(together.warped[1:], alone.warped, atol=1e-5)
     assert torch.equal(together.patch_uv[1:], alone.patch_uv)
+
+
+def test_members_are_chosen_for_together_as_they_are_alone():
+    many = [wall(3.0 + 0.1 * i, pose(0.1 * i, yaw_rad=0.2 * i - 0.8), i, generation=float(i % 3)) for i in range(9)]
+    memories = [many[:2], [], many[2:], [many[5].keeping(torch.zeros(GRID, dtype=torch.bool))], many[4:5]]
+    views = torch.stack([pose(0.05 * i, 0.1 * i, 0.1 * i).expand(2, 4, 4) for i in range(5)])
+    budget = LATENT_K, GRID, 3, 20
+    together = select(memories, views, *budget)
+    for i, keyframes in enumerate(memories):
+        alone = select([keyframes], views[i : i + 1], *budget)
+        for name in ("sources", "patches", "patch_exists", "patch_uv", "covered"):
+            mine, theirs = getattr(together, name)[i], getattr(alone, name)[0]
+            if name in ("patches", "patch_uv"):
+                mine, theirs = mine[together.patch_exists[i]], theirs[alone.patch_exists[0]]
+            assert torch.equal(mine, theirs), name
+    assert together.patch_exists.sum(1).tolist()[1:4:2] == [0, 0] and together.patch_exists[2].all()
+    assert (together.sources[[1, 3]] == -1).all() and (together.sources[2] >= 0).sum() > 1
 
 
 def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():
@@ -155,7 +180,7 @@ def test_lifting_takes_medians_and_refuses_depth_that_is_none():
     assert (median_per_cell(depth_m, GRID) == 2.0).all()
     depth_m[0, 0] = float("nan")
     with pytest.raises(ValueError, match="positive depth"):
-        lift(torch.zeros(CHANNELS, *GRID), depth_m, pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
+        lifted(torch.zeros(CHANNELS, *GRID), depth_m, pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
 
 
 def test_a_keyframe_comes_to_a_device_whole_and_stays_itself_where_it_is():

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.control import Control, pose_at, slide
-from mosaic_gym.memory.keyframe import lift
 from mosaic_gym.memory.obstacles import CLIMBS_M, EYE_M, obstacles_near
+from tests.tiny import lifted
 
 CONTROL = Control()
 FORWARD = np.array([1.0, 0.0, 0.0])
@@ -66,15 +66,19 @@ def plane_keyframe(z_m: float, alive: bool = True):
     """A wall that fills the view of a camera at the origin, 64 x 64 pixels, 90 degrees wide."""
     camera = torch.eye(4).expand(4, 4, 4)
     k = torch.tensor([[32.0, 0.0, 32.0], [0.0, 32.0, 32.0], [0.0, 0.0, 1.0]])
-    keyframe = lift(torch.zeros(8, 8, 8), torch.full((64, 64), z_m), camera, k, torch.zeros(8, 8), 0)
+    keyframe = lifted(torch.zeros(8, 8, 8), torch.full((64, 64), z_m), camera, k, torch.zeros(8, 8), 0)
     return keyframe if alive else keyframe.keeping(torch.zeros(8, 8, dtype=torch.bool))
 
 
-def test_obstacles_are_what_the_body_cannot_pass():
-    points = obstacles_near([plane_keyframe(2.0)], np.zeros(3))
+def test_obstacles_are_what_each_body_cannot_pass():
+    wall, gone, far = plane_keyframe(2.0), plane_keyframe(2.0, alive=False), plane_keyframe(9.0)
+    eyes_m = np.zeros((5, 3))
+    eyes_m[4, 1] = -5.0
+    points, *others = obstacles_near([[wall], [gone], [far], [], [wall]], eyes_m)
     assert len(points) and np.allclose(points[:, 1], 2.0)
     # Of the patches at heights (y down) -1.75 to 1.75 in steps of 0.5, those from -0.25 to 0.25 stand in the way.
     assert len(points) == 2 * 8 and EYE_M - CLIMBS_M < 0.75
-    assert not len(obstacles_near([plane_keyframe(2.0, alive=False)], np.zeros(3)))
-    assert not len(obstacles_near([plane_keyframe(9.0)], np.zeros(3)))
-    assert not len(obstacles_near([plane_keyframe(2.0)], np.array([0.0, -5.0, 0.0])))
+    assert [each.shape for each in others] == [(0, 2)] * 4
+    both, alone = obstacles_near([[gone, far, wall], [plane_keyframe(1.0)]], np.zeros((2, 3)))
+    assert np.array_equal(both, points) and np.allclose(alone[:, 1], 1.0)
+    assert [len(each) for each in obstacles_near([[], []], np.zeros((2, 3)))] == [0, 0]

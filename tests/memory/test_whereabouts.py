@@ -8,12 +8,13 @@ import torch
 
 from mosaic_gym.geometry.camera import carried, place_of
 from mosaic_gym.geometry.control import pose_at
-from mosaic_gym.memory.keyframe import Keyframe, lift
+from mosaic_gym.memory.keyframe import Keyframe
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.memory.whereabouts import recognise, recognise_walk, recognised
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from tests import room
+from tests.tiny import lifted
 
 K = torch.tensor([[32.0, 0.0, 16.0], [0.0, 32.0, 16.0], [0.0, 0.0, 1.0]])
 ORIGIN, ON_MAP = torch.tensor([1.0, -2.0, 0.4]), torch.tensor([7.0, 5.0, 2.1])
@@ -27,7 +28,7 @@ def camera(x: float, z: float, heading: float) -> torch.Tensor:
 def keyframe(at: tuple[float, float, float], place: torch.Tensor | None, trust: float = 1.0) -> Keyframe:
     told = None if place is None else torch.cat([place, torch.tensor([trust])])
     depth_m, latent = torch.full((32, 32), 2.0), torch.zeros(4, 4, 4)
-    return lift(latent, depth_m, camera(*at).expand(4, 4, 4), K, torch.zeros(4, 4), 0, told)
+    return lifted(latent, depth_m, camera(*at).expand(4, 4, 4), K, torch.zeros(4, 4), 0, told)
 
 
 def on_map(at: tuple[float, float, float]) -> torch.Tensor:
@@ -47,7 +48,7 @@ def test_one_true_view_tells_where_every_other_camera_stands():
     at = (2.0, 3.0, 1.2)
     other = (-1.0, 2.0, 3.0)
     known = keyframe((0.5, 0.1, -0.3), on_map((0.5, 0.1, -0.3)))
-    places = recognised((known,), torch.stack([camera(*at), camera(*other)]))
+    (places,) = recognised([[known]], torch.stack([camera(*at), camera(*other)])[None])
     assert torch.allclose(places[:, :2], torch.stack([on_map(at), on_map(other)])[:, :2], atol=1e-5)
     assert torch.allclose(places[0, 2].cos(), on_map(at)[2].cos(), atol=1e-5)
 
@@ -56,23 +57,25 @@ def test_the_most_trusted_view_speaks_for_all():
     truly = [(0.0, 0.0, 0.0), (1.0, 0.5, 0.7)]
     sure = keyframe(truly[0], on_map(truly[0]), 0.9)
     mistaken = keyframe(truly[1], on_map(truly[1]) + torch.tensor([9.0, 0.0, 0.0]), 0.5)
-    (place,) = recognised((mistaken, sure), camera(1.0, 1.0, 0.0)[None])
+    ((place,),) = recognised([[mistaken, sure]], camera(1.0, 1.0, 0.0)[None, None])
     assert torch.allclose(place, on_map((1.0, 1.0, 0.0)), atol=1e-5)
     louder = dataclasses.replace(mistaken, place=mistaken.place * torch.tensor([1, 1, 1, 2.0]))
-    (other,) = recognised((louder, sure), camera(1.0, 1.0, 0.0)[None])
+    ((other,),) = recognised([[louder, sure]], camera(1.0, 1.0, 0.0)[None, None])
     assert float(other[0] - place[0]) == pytest.approx(9.0, abs=0.1)
 
 
 def test_views_that_were_not_recognised_or_were_moved_say_nothing():
     at = (0.5, 0.1, -0.3)
-    assert recognised((), camera(*at)[None]) is None
-    assert recognised((keyframe(at, None),), camera(*at)[None]) is None
     moved = keyframe(at, on_map(at)).moved(camera(1.0, 0.0, 0.0))
-    assert recognised((moved,), camera(*at)[None]) is None
+    silent = [[], [keyframe(at, None)], [moved]]
+    assert recognised(silent, camera(*at).expand(3, 1, 4, 4)) == [None] * 3
+    # Beside them another episode speaks for itself.
+    *others, (place,) = recognised([*silent, [keyframe(at, on_map(at))]], camera(*at).expand(4, 1, 4, 4))
+    assert others == [None] * 3 and torch.allclose(place, on_map(at), atol=1e-5)
     memory = MosaicMemory((keyframe(at, on_map(at)), keyframe((0.0, 0.0, 0.0), on_map((0.0, 0.0, 0.0)))))
     chosen = torch.zeros(4, 4, dtype=torch.bool)
     chosen[1, 2] = True
-    assert recognised(memory.edited({0: chosen}, None).keyframes, camera(*at)[None]) is None
+    assert recognised([memory.edited({0: chosen}, None).keyframes], camera(*at)[None, None]) == [None]
 
 
 def test_a_saved_memory_keeps_its_places(tmp_path):
@@ -108,7 +111,7 @@ def seen(codec: LinearCodec, frame: torch.Tensor, at: torch.Tensor, place: torch
     """A true keyframe of a frame of the room."""
     latent = codec.encode(frame.expand(1, 4, -1, -1, -1))[0]
     true = torch.zeros(latent.shape[-2:])
-    return lift(latent, torch.full(room.SIZE, 2.0), at.expand(4, 4, 4), room.K, true, 0, place)
+    return lifted(latent, torch.full(room.SIZE, 2.0), at.expand(4, 4, 4), room.K, true, 0, place)
 
 
 def places_in_the_room(atlas: Atlas, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -191,7 +194,7 @@ def test_one_mistaken_keyframe_is_corrected_by_the_next_true_frames(atlas, codec
     keyframes = [seen(codec, frames[0], cameras[0], mistaken)]
     for frame, at in zip(frames[1:], cameras[1:], strict=True):
         keyframes.append(seen(codec, frame, at, recognise(atlas, codec, keyframes, frame, at, room.K)))
-    (place,) = recognised(keyframes, cameras[:1])
+    ((place,),) = recognised([keyframes], cameras[None, :1])
     assert off_m(place, there[0]) < 0.02
 
 
@@ -215,4 +218,4 @@ def test_a_frame_that_is_surer_alone_is_not_held_by_mistaken_ones(atlas, codec):
     ]
     held = recognise(atlas, codec, keyframes, frames[-1], cameras[-1], room.K)
     assert torch.allclose(held, recognise(atlas, codec, [], frames[-1], cameras[-1], room.K), atol=1e-4)
-    assert off_m(recognised(keyframes, cameras[-1:])[0], held) > 1.0
+    assert off_m(recognised([keyframes], cameras[None, -1:])[0][0], held) > 1.0

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.keyframe import lift
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.training.samples import (
     WARPS,
@@ -24,13 +23,13 @@ from mosaic_gym.training.samples import (
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState
-from tests.tiny import tiny_model
+from tests.tiny import lifted, tiny_model
 
 
 def test_a_wedge_is_forgotten_on_one_side_only():
     k = torch.tensor([[32.0, 0.0, 32.0], [0.0, 32.0, 32.0], [0.0, 0.0, 1.0]])
     camera = torch.eye(4)
-    wall = lift(torch.zeros(8, 8, 8), torch.full((64, 64), 4.0), camera.expand(4, 4, 4), k, torch.zeros(8, 8), 0)
+    wall = lifted(torch.zeros(8, 8, 8), torch.full((64, 64), 4.0), camera.expand(4, 4, 4), k, torch.zeros(8, 8), 0)
     memory, cameras = MosaicMemory((wall,)), camera.expand(1, 4, 4, 4)
     state = WorldState(Pose(np.eye(4)), torch.zeros(1, 8, 8, 8), cameras, memory, "", torch.zeros(1, 8), 0, 0)
     shares = []
@@ -60,7 +59,7 @@ def recognised_episode() -> Remembered:
     k, camera = torch.tensor([[8.0, 0.0, 8.0], [0.0, 8.0, 8.0], [0.0, 0.0, 1.0]]), torch.eye(4).expand(4, 4, 4)
     places = [torch.tensor([1.0, 2.0, 0.5, trust]) for trust in (0.3, 0.0, 0.4, 0.2)]
     depth_m, latent, true = torch.full((16, 16), 4.0), torch.zeros(8, 2, 2), torch.zeros(2, 2)
-    keyframes = [lift(latent, depth_m, camera, k, true, step, place) for step, place in enumerate(places)]
+    keyframes = [lifted(latent, depth_m, camera, k, true, step, place) for step, place in enumerate(places)]
     return Remembered(keyframes, ["a room"] * 4)
 
 

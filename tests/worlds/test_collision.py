@@ -16,7 +16,7 @@ def test_the_dreams_body_stops_where_the_engines_does():
         state = dream.begin(view.frames, [Pose(camera) for camera in view.world_from_camera], seed, "")
         for _ in range(14):
             state = replace(state, pose=body.pose)
-            foreseen, free = dream.move(state, action)[-1], dream.control.advance(body.pose, action)[-1]
+            foreseen, free = dream.move([state], action[None])[0][-1], dream.control.advance(body.pose, action)[-1]
             (body,), (view,) = engine.step([body], action[None])
             there_m = view.world_from_camera[-1, :3, 3]
             if np.linalg.norm(free.world_from_camera[:3, 3] - there_m) > 0.1:  # something stood in the way
