@@ -99,7 +99,7 @@ def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
     """One episode as keyframes of true latents and estimated depth, each encoded behind the frame before it."""
     episode = store.load(index)
     frames = resized(episode["frames"][:], (world.height, world.width)).to(world.device)
-    cameras = episode["world_from_camera"][:].float().to(world.device)
+    cameras = episode["world_from_camera"][:].clone().to(world.device)  # a plain tensor, not the file
     keyframes = []
     for step, four in enumerate(frames):
         before = frames[step - 1, -1][None] if step else None

@@ -72,7 +72,7 @@ def remember_all(
         frames = frames_to_float(episode["frames"][:].to(device))
         latents = codec.encode(frames)
         depth_m = depth.estimate(codec.decode(latents)[:, -1].clamp(-1, 1), k.expand(len(frames), 3, 3))
-        cameras = episode["world_from_camera"][:].float().to(device)
+        cameras = episode["world_from_camera"][:].clone().to(device)  # a plain tensor, not the file
         true = torch.zeros(len(latents), *latents.shape[-2:], device=device)
         atlas.check_map(tuple(frames.shape[-2:]), place_of(cameras[:, -1]))
         if hinted:
