@@ -82,6 +82,15 @@ class Control:
     radius_m: float = 0.5
     """How near the body's middle comes to what stands in its way, metres (16 map units)."""
 
+    def reach_m(self, pose: Pose) -> float:
+        """How far from here a step can bring the body's rim at most, metres: what is farther does not matter to it."""
+        speed_m, way_m = float(np.linalg.norm(pose.velocity_m)), 0.0
+        for _ in range(FRAMES_PER_STEP):
+            speed_m += float(np.hypot(self.thrust_forward_m, self.thrust_strafe_m))
+            way_m += speed_m
+            speed_m *= self.friction
+        return way_m + self.radius_m
+
     def advance(self, pose: Pose, action: np.ndarray, obstacles_m: np.ndarray | None = None) -> list[Pose]:
         """The four poses of one step, in order.
 

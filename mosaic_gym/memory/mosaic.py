@@ -172,7 +172,7 @@ def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
     for index, keyframe in enumerate(keyframes[:-1]):
         if keyframe.is_by_heart:
             return index
-    still = torch.stack([keyframe.world_from_still for keyframe in keyframes])
+    still = torch.stack([keyframe.geometry for keyframe in keyframes])[:, -16:].unflatten(1, (4, 4))
     distance_m = torch.cdist(still[:, :3, 3], still[:, :3, 3])
     turned = 1.0 - (still[:, :3, 2] @ still[:, :3, 2].T)
     apart = distance_m + 4.0 * turned

@@ -15,19 +15,17 @@ CLIMBS_M = 24 / 32
 """What is no higher than this over the floor is walked over."""
 CROWN_M = (56 - 41) / 32
 """Height of the body over its eye."""
-REACH_M = 3.0
-"""Obstacles farther than this do not matter to one step."""
 
 
 def obstacles_near(
-    memories: Sequence[Sequence[Keyframe]], eyes_m: np.ndarray, reach_m: float = REACH_M
+    memories: Sequence[Sequence[Keyframe]], eyes_m: np.ndarray, reach_m: Sequence[float]
 ) -> list[np.ndarray]:
     """Places (x, z) `[n, 2]`, metres, of the patches that each of some bodies of Doom's size cannot pass.
 
     Args:
         memories: for each body, its keyframes (possibly none).
         eyes_m: `[b, 3]`, where the bodies' eyes are, metres, y down.
-        reach_m: how far to look.
+        reach_m: how far to look for each, see `Control.reach_m`.
     """
     counts = [len(keyframes) for keyframes in memories]
     if not sum(counts):
@@ -35,10 +33,11 @@ def obstacles_near(
     geometry = torch.stack([each.geometry for keyframes in memories for each in keyframes])
     x, y, z, _, alive = geometry[:, :-16].unflatten(1, (5, -1)).unbind(1)  # [k, v * u] each
     body = torch.as_tensor(np.repeat(np.arange(len(memories)), counts), device=x.device)[:, None]
-    eyes = torch.as_tensor(eyes_m, dtype=x.dtype, device=x.device)[body]  # [k, 1, 3]
-    below_m = y - eyes[..., 1]
+    told = torch.as_tensor(np.column_stack([eyes_m, reach_m]), dtype=x.dtype, device=x.device)
+    eye_x, eye_y, eye_z, reach = told[body].unbind(-1)  # [k, 1] each
+    below_m = y - eye_y
     blocks = (alive > 0) & (below_m > -CROWN_M) & (below_m < EYE_M - CLIMBS_M)
-    blocks &= torch.hypot(x - eyes[..., 0], z - eyes[..., 2]) < reach_m
+    blocks &= torch.hypot(x - eye_x, z - eye_z) < reach
     # One answer for all, for an accelerator is waited for each time.
     told = torch.stack([body.expand_as(x).to(x.dtype), x, z], -1)[blocks].double().cpu().numpy()
     return [told[told[:, 0] == index, 1:] for index in range(len(memories))]

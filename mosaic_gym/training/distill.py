@@ -29,7 +29,7 @@ from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training.finetune import MIX, draw_sample, open_teacher, remember_long_enough
+from mosaic_gym.training.finetune import MIX, draw_sample, leaning, noised, open_teacher, remember_long_enough
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import MemoryMix
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -111,19 +111,6 @@ class Sample:
         """What memory gives for one frame of the clip."""
         chosen = {each.name: getattr(self.recalled, each.name)[index : index + 1] for each in fields(Recall)}
         return Recall(**chosen)
-
-
-def leaning(generator: torch.Generator, shift: float, like: Tensor) -> Tensor:
-    """A noise level `[1]`, leaning towards noise as Wan's schedule does."""
-    sigma = torch.rand(1, generator=generator).to(like)
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def noised(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents at a noise level, and the velocity that leads there."""
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
-    level = sigma.view(-1, 1, 1, 1, 1)
-    return (1 - level) * clean + level * noise, noise - clean
 
 
 def causal_loss(student: nn.Module, sample: Sample, config: Config, generator: torch.Generator, kept: int) -> Tensor:

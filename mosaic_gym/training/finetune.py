@@ -175,6 +175,19 @@ def draw_sample(
     return state, recall_mixed(world, [state], cameras, None, config.mix, rng), latents[:, 1:], cameras
 
 
+def leaning(generator: torch.Generator, shift: float, like: Tensor) -> Tensor:
+    """A noise level `[1]`, leaning towards noise as Wan's schedule does."""
+    sigma = torch.rand(1, generator=generator).to(like)
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def noised(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents at a noise level, and the velocity that leads there."""
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    level = sigma.view(-1, 1, 1, 1, 1)
+    return (1 - level) * clean + level * noise, noise - clean
+
+
 def prepare(config: Config, model: WorldModel) -> None:
     """Chooses what is trained: the camera projections and adapters, or everything."""
     transformer = model.transformer
@@ -218,20 +231,17 @@ def train(config: Config) -> WorldModel:
             # 1. A clip, what came before it, and what memory gives for it.
             sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index)
             state, recalled, latents, cameras = sample
-            # 2. A noise level, leaning as Wan's schedule does.
-            sigma = torch.rand(1, generator=generator).to(latents)
-            sigma = config.shift * sigma / (1 + (config.shift - 1) * sigma)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            level = sigma.view(-1, 1, 1, 1, 1)
-            noisy = (1 - level) * latents + level * noise
-            # 3. The velocity that leads from noise to the clip.
+            # 2. Noise.
+            sigma = leaning(generator, config.shift, latents)
+            noisy, velocity = noised(latents, sigma, generator)
+            # 3. What the network says leads there.
             with accelerator.autocast():
                 context = model.transformer.read(
                     state.history[None], state.history_cameras[None], recalled, cameras, k,
                     (world.height, world.width), state.text[None],
                 )  # fmt: skip
                 said = run.model(noisy, sigma * TIMESTEPS, context)
-            loss = F.mse_loss(said.float(), noise - latents) / each
+            loss = F.mse_loss(said.float(), velocity) / each
             if index + 1 < each:
                 accelerator.backward(loss)
             losses.append(loss)

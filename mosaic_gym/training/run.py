@@ -148,8 +148,13 @@ class Run:
         """The randomness of the present step; on an accelerator it is another than on the CPU."""
         return torch.Generator(device).manual_seed(self.seed)
 
-    def update(self, loss: torch.Tensor, scalars: dict[str, float] | None = None) -> None:
-        """One optimiser step on `loss`, the average, the log, and a checkpoint when it is time."""
+    def update(self, loss: torch.Tensor, scalars: dict[str, float | torch.Tensor] | None = None) -> None:
+        """One optimiser step on `loss`, the average, the log, and a checkpoint when it is time.
+
+        Args:
+            scalars: to be logged beside the loss, every tenth step. Tensors are read only then: an accelerator that is
+                asked what it has found has to finish first.
+        """
         warm_up = min(1.0, (self.step_index + 1) / 200)
         rate = self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * self.progress))
         for group in self.optimizer.param_groups:
@@ -161,12 +166,12 @@ class Run:
         if self.average is not None:
             self._update_average()
         self.step_index += 1
-        if self.writer and self.step_index % 10 == 0:
-            for name, value in {"loss": loss.item(), "rate": rate, **(scalars or {})}.items():
-                self.writer.add_scalar(name, value, self.step_index)
         self.bar.n = self.step_index if self.steps is not None else round(min(self.elapsed_s, 60 * self.minutes))
         if self.step_index % 10 == 0:
-            self.bar.set_postfix(step=self.step_index, loss=f"{loss.item():.4f}", **(scalars or {}))
+            told = {name: float(value) for name, value in (scalars or {}).items()}
+            self.bar.set_postfix(step=self.step_index, loss=f"{loss.item():.4f}", **told)
+            for name, value in {"loss": loss.item(), "rate": rate, **told}.items() if self.writer else ():
+                self.writer.add_scalar(name, value, self.step_index)
         if time.monotonic() - self.saved_at > self.checkpoint_s:
             self.checkpoint()
 

@@ -290,7 +290,7 @@ def train(config: Config) -> WorldModel:
         true = model.codec.decode(batch.latents)
         loss, decibels = frame_loss(predicted.float(), true)
         by_itself, _ = frame_loss(believed.float(), true)
-        run.update(loss + BY_ITSELF * by_itself, {"db": float(decibels), **told})
+        run.update(loss + BY_ITSELF * by_itself, {"db": decibels, **told})
         if run.step_index % 500 == 0:
             told = validate(world, heldout, run)
     run.close()

@@ -144,7 +144,8 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         if not self.collision:
             return [self.control.advance(*each) for each in zip(poses, checked, strict=True)]
         eyes_m = np.stack([pose.world_from_camera[:3, 3] for pose in poses])
-        obstacles = obstacles_near([state.memory.keyframes for state in states], eyes_m)
+        reach_m = [self.control.reach_m(pose) for pose in poses]
+        obstacles = obstacles_near([state.memory.keyframes for state in states], eyes_m, reach_m)
         return [self.control.advance(*each) for each in zip(poses, checked, obstacles, strict=True)]
 
     def see(

@@ -128,7 +128,7 @@ class Keeping:
 
     def save_state(self, state: WorldState, path: Path | str) -> None:
         """Writes a state, its memory included, into one safetensors file."""
-        save_state(state, path, self.model.fingerprint)
+        save_state(state, path, self.fingerprint)
 
     def load_state(self, path: Path | str) -> WorldState:
         """Reads what `save_state` wrote; the future continues bit for bit.
@@ -136,4 +136,4 @@ class Keeping:
         Raises:
             FileNotFoundError: no such file. ValueError: damaged, or a state of another checkpoint.
         """
-        return load_state(path, self.model.fingerprint, self.device)
+        return load_state(path, self.fingerprint, self.device)

@@ -62,6 +62,20 @@ def test_a_corner_holds():
     assert x <= 0.5 + 1e-6 and z <= 1.5 + 1e-6
 
 
+def test_no_step_reaches_farther_than_is_looked_for_obstacles():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        pose = pose_at(0.0, 0.0, 0.0, float(rng.uniform(-3, 3)))
+        for _ in range(int(rng.integers(1, 9))):  # up to full speed
+            reach_m, before_m = CONTROL.reach_m(pose), pose.world_from_camera[:3, 3]
+            pose = CONTROL.advance(pose, np.array([rng.choice([-1, 1]), rng.choice([-1, 1]), rng.uniform(-1, 1)]))[-1]
+            went_m = np.linalg.norm(pose.world_from_camera[:3, 3] - before_m)
+            assert went_m + CONTROL.radius_m <= reach_m + 1e-9
+    at_rest = CONTROL.reach_m(pose_at(0.0, 0.0, 0.0, 0.0))
+    straight = CONTROL.advance(pose_at(0.0, 0.0, 0.0, 0.0), np.array([1.0, 1.0, 0.0]))[-1].world_from_camera[:3, 3]
+    assert at_rest == pytest.approx(np.linalg.norm(straight) + CONTROL.radius_m)
+
+
 def plane_keyframe(z_m: float, alive: bool = True):
     """A wall that fills the view of a camera at the origin, 64 x 64 pixels, 90 degrees wide."""
     camera = torch.eye(4).expand(4, 4, 4)
@@ -74,11 +88,11 @@ def test_obstacles_are_what_each_body_cannot_pass():
     wall, gone, far = plane_keyframe(2.0), plane_keyframe(2.0, alive=False), plane_keyframe(9.0)
     eyes_m = np.zeros((5, 3))
     eyes_m[4, 1] = -5.0
-    points, *others = obstacles_near([[wall], [gone], [far], [], [wall]], eyes_m)
+    points, *others = obstacles_near([[wall], [gone], [far], [], [wall]], eyes_m, [3.0] * 5)
     assert len(points) and np.allclose(points[:, 1], 2.0)
     # Of the patches at heights (y down) -1.75 to 1.75 in steps of 0.5, those from -0.25 to 0.25 stand in the way.
     assert len(points) == 2 * 8 and EYE_M - CLIMBS_M < 0.75
     assert [each.shape for each in others] == [(0, 2)] * 4
-    both, alone = obstacles_near([[gone, far, wall], [plane_keyframe(1.0)]], np.zeros((2, 3)))
+    both, alone = obstacles_near([[gone, far, wall], [plane_keyframe(1.0)]], np.zeros((2, 3)), [3.0, 2.0])
     assert np.array_equal(both, points) and np.allclose(alone[:, 1], 1.0)
-    assert [len(each) for each in obstacles_near([[], []], np.zeros((2, 3)))] == [0, 0]
+    assert [len(each) for each in obstacles_near([[], []], np.zeros((2, 3)), [3.0, 3.0])] == [0, 0]

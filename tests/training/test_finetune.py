@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
-from accelerate.state import AcceleratorState
 from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 
@@ -127,15 +126,12 @@ def test_what_cannot_be_trained_is_named(given, tmp_path):
         finetune.train(config(given, tmp_path, mix=mix))
 
 
+@pytest.mark.usefixtures("a_precision_of_its_own")
 def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path):
     asked = config(given, tmp_path, full=True, steps=2, precision="bf16", learning_rate=1e-4)
     asked = replace(asked, loading=replace(asked.loading, dtype="bfloat16"))
     before = WanImageToVideoPipeline.from_pretrained(asked.from_, torch_dtype=torch.bfloat16).transformer.state_dict()
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    try:
-        finetune.train(asked)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    finetune.train(asked)
     after = kept(tmp_path)
     name = "blocks.0.attn1.to_q.weight"
     # Two steps of 1e-4 times the warm-up's share: less than bf16 tells apart.

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
@@ -179,12 +178,9 @@ def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
     assert len(found.keyframes) == len(found.captions) == len(hinted.keyframes) == 6
 
 
+@pytest.mark.usefixtures("a_precision_of_its_own")
 def test_the_world_trains_in_bf16(data, parts, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    try:
-        model = world.train(replace(world_config(data, parts, tmp_path / "run", 2), precision="bf16"))
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    model = world.train(replace(world_config(data, parts, tmp_path / "run", 2), precision="bf16"))
     weight = model.transformer.proj_out.weight
     assert weight.dtype == torch.float32 and weight.isfinite().all() and weight.abs().max() > 0
 
