@@ -323,9 +323,7 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _select(
-    memories: Sequence[Sequence[Keyframe]], world_from_camera: Tensor, *budget: Any
-) -> Selection:
+def _select(memories: Sequence[Sequence[Keyframe]], world_from_camera: Tensor, *budget: Any) -> Selection:
     """Chooses for every member, all in one go on an accelerator, one by one on a CPU's small cache."""
     if world_from_camera.device.type != "cpu":
         return select(memories, world_from_camera, *budget)
@@ -422,7 +420,7 @@ def _gather_patches(
     theirs = torch.stack([keyframe.world_from_camera for keyframe in used])[position]
     return {
         "patches": torch.where(exists[..., None], latents[position, :, cell], 0.0),
-        "patch_uv": torch.where(exists[..., None], selection.patch_uv * patch, 0.0),
+        "patch_uv": selection.patch_uv * patch,
         "patch_cameras": torch.where(exists[..., None, None, None], theirs, cameras),
         "patch_exists": exists,
     }

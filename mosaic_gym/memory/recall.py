@@ -29,7 +29,7 @@ class Selection:
     Attributes:
         sources: `[b, s]`, indices of the keyframes that serve each view, best first; -1 where there are no more.
         patches: `[b, m, 2]` (keyframe, cell) of at most one patch a cell of the view; patch_exists: bool `[b, m]`.
-        patch_uv: `[b, m, 2]` where each lands in the view's last frame, in latent cells, never rounded.
+        patch_uv: `[b, m, 2]` where each lands in the view's last frame, in latent cells, never rounded; 0 where none.
         covered: bool `[b, f, h, w]`, the cells of each queried camera that some patch covers.
     """
 
@@ -116,11 +116,12 @@ def select(
     chosen = first.gather(1, order)
     exists = chosen < k * n
     chosen = chosen.where(exists, 0)
+    landing = torch.stack([u[:, -1].gather(1, chosen), v[:, -1].gather(1, chosen)], 2)
     return Selection(
         sources=_padded(torch.stack(sources, 1) if sources else index[:, :0], max_sources, -1),
         patches=_padded(torch.stack([chosen // n, chosen % n], 2), max_patches, 0),
         patch_exists=_padded(exists, max_patches, False),
-        patch_uv=_padded(torch.stack([u[:, -1].gather(1, chosen), v[:, -1].gather(1, chosen)], 2), max_patches, 0.0),
+        patch_uv=_padded(landing.where(exists[..., None], 0.0), max_patches, 0.0),
         covered=(nearest[..., :n] < torch.inf).view(b, f, height, width),
     )
 
