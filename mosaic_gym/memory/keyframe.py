@@ -28,7 +28,7 @@ class Keyframe:
         generation: `[v, u]` on the grid of patches: 0 where truly seen, else one more than what it was made from.
         alive: bool `[v, u]`: patches an edit took away are not.
         step: the environment step that made it.
-        points_m: `[v, u, 3]` patch centres in the world, metres: derived, kept because every recall needs it.
+        points_m: `[v, u, 3]` patch centres in the world, metres: derived, see also `geometry`.
         place: `[4]`, (x, z, heading, trust): where on the map that the model knows the still was recognised to be
             taken, and how much that is to be trusted, see `whereabouts.py`; a trust of `BY_HEART` for a still that was
             dreamt there; zeros if the place is not known.
@@ -132,14 +132,18 @@ def lift(
     points_m = transform(world_from_camera[:, -1], points.flatten(1, 2)).view_as(points)
     alive = torch.ones(generation.shape, dtype=torch.bool, device=latents.device)
     places = points_m.new_zeros(len(points_m), 4) if places is None else places
-    # Latents as they will be saved, so that packing a state copies nothing; codecs give a view of another layout.
-    rows = latents, depth_m, world_from_camera, generation, alive, points_m, places
-    return [
-        Keyframe(latent.contiguous(), depth, cameras, ages, living, step, points, place)
-        for step, (latent, depth, cameras, ages, living, points, place) in zip(
-            steps, zip(*(each.unbind() for each in rows), strict=True), strict=True
+    together = latents, depth_m, world_from_camera, generation, alive, points_m, places
+    trusts = places[:, 3].tolist()  # all at once, for an accelerator is waited for each time
+    keyframes = []
+    for i, step in enumerate(steps):
+        # Each its own, as it will be saved: a view of the batch would keep the others alive.
+        latent, depth, cameras, ages, living, points, place = (
+            each[i].clone(memory_format=torch.contiguous_format) for each in together
         )
-    ]
+        keyframe = Keyframe(latent, depth, cameras, ages, living, step, points, place)
+        keyframe.__dict__["trust"] = trusts[i]
+        keyframes.append(keyframe)
+    return keyframes
 
 
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")

@@ -405,19 +405,20 @@ def _gather_patches(
     exists = selection.patch_exists
     which, cell = selection.patches.unbind(-1)
     rows = which.where(exists, -1).tolist()
-    places = {(i, index): 0 for i, row in enumerate(rows) for index in sorted(set(row)) if index >= 0}
+    # Forks share keyframes; each is gathered once.
+    used = {id(memories[i][index]): memories[i][index] for i, row in enumerate(rows) for index in row if index >= 0}
     cameras = world_from_camera[:, None].expand(-1, exists.shape[1], -1, -1, -1)
-    if not places:
+    if not used:
         patches = world_from_camera.new_zeros(*exists.shape, channels * patch * patch)
         return {"patches": patches, "patch_uv": selection.patch_uv, "patch_cameras": cameras, "patch_exists": exists}
-    used = [memories[i][index] for i, index in places]
-    places = {key: position for position, key in enumerate(places)}
+    order = {key: position for position, key in enumerate(used)}
     position = torch.tensor(
-        [[places.get((i, index), 0) for index in row] for i, row in enumerate(rows)], device=exists.device
+        [[order[id(memories[i][index])] if index >= 0 else 0 for index in row] for i, row in enumerate(rows)],
+        device=exists.device,
     )
-    latents = torch.stack([keyframe.latent for keyframe in used])
+    latents = torch.stack([keyframe.latent for keyframe in used.values()])
     latents = (F.pixel_unshuffle(latents, patch) if patch > 1 else latents).flatten(2)  # [k, c * p * p, v * u]
-    theirs = torch.stack([keyframe.world_from_camera for keyframe in used])[position]
+    theirs = torch.stack([keyframe.world_from_camera for keyframe in used.values()])[position]
     return {
         "patches": torch.where(exists[..., None], latents[position, :, cell], 0.0),
         "patch_uv": selection.patch_uv * patch,

@@ -33,11 +33,11 @@ def obstacles_near(
     geometry = torch.stack([each.geometry for keyframes in memories for each in keyframes])
     x, y, z, _, alive = geometry[:, :-16].unflatten(1, (5, -1)).unbind(1)  # [k, v * u] each
     body = torch.as_tensor(np.repeat(np.arange(len(memories)), counts), device=x.device)[:, None]
-    told = torch.as_tensor(np.column_stack([eyes_m, reach_m]), dtype=x.dtype, device=x.device)
-    eye_x, eye_y, eye_z, reach = told[body].unbind(-1)  # [k, 1] each
+    asked = torch.as_tensor(np.column_stack([eyes_m, reach_m]), dtype=x.dtype, device=x.device)
+    eye_x, eye_y, eye_z, reach = asked[body].unbind(-1)  # [k, 1] each
     below_m = y - eye_y
     blocks = (alive > 0) & (below_m > -CROWN_M) & (below_m < EYE_M - CLIMBS_M)
     blocks &= torch.hypot(x - eye_x, z - eye_z) < reach
-    # One answer for all, for an accelerator is waited for each time.
-    told = torch.stack([body.expand_as(x).to(x.dtype), x, z], -1)[blocks].double().cpu().numpy()
+    # In one answer for all, for an accelerator is waited for each time.
+    told = torch.stack([body.expand_as(x).to(x.dtype), x, z], -1)[blocks].cpu().double().numpy()
     return [told[told[:, 0] == index, 1:] for index in range(len(memories))]

@@ -30,14 +30,12 @@ class Selection:
         sources: `[b, s]`, indices of the keyframes that serve each view, best first; -1 where there are no more.
         patches: `[b, m, 2]` (keyframe, cell) of at most one patch a cell of the view; patch_exists: bool `[b, m]`.
         patch_uv: `[b, m, 2]` where each lands in the view's last frame, in latent cells, never rounded; 0 where none.
-        covered: bool `[b, f, h, w]`, the cells of each queried camera that some patch covers.
     """
 
     sources: Tensor
     patches: Tensor
     patch_exists: Tensor
     patch_uv: Tensor
-    covered: Tensor
 
 
 @torch.no_grad()
@@ -64,7 +62,7 @@ def select(
     height, width = grid
     (b, f), k, n = world_from_camera.shape[:2], max(map(len, memories)), height * width
     if k == 0:
-        return _nothing(world_from_camera, grid, max_sources, max_patches)
+        return _nothing(world_from_camera, max_sources, max_patches)
     points, generation, alive, world_from_source = _gathered(memories, k, n)
 
     # 1. Where every patch lands in every queried camera, and how deep it lay in its own.
@@ -122,7 +120,6 @@ def select(
         patches=_padded(torch.stack([chosen // n, chosen % n], 2), max_patches, 0),
         patch_exists=_padded(exists, max_patches, False),
         patch_uv=_padded(landing.where(exists[..., None], 0.0), max_patches, 0.0),
-        covered=(nearest[..., :n] < torch.inf).view(b, f, height, width),
     )
 
 
@@ -149,13 +146,12 @@ def _padded(values: Tensor, count: int, value: float) -> Tensor:
     return torch.cat([values, values.new_full((b, count - fewer, *rest), value)], 1)
 
 
-def _nothing(world_from_camera: Tensor, grid: tuple[int, int], max_sources: int, max_patches: int) -> Selection:
-    b, f = world_from_camera.shape[:2]
+def _nothing(world_from_camera: Tensor, max_sources: int, max_patches: int) -> Selection:
+    b = len(world_from_camera)
     patches = torch.zeros(b, max_patches, 2, dtype=torch.long, device=world_from_camera.device)
     return Selection(
         sources=patches.new_full((b, max_sources), -1),
         patches=patches,
         patch_exists=torch.zeros_like(patches[..., 0], dtype=torch.bool),
         patch_uv=world_from_camera.new_zeros(b, max_patches, 2),
-        covered=torch.zeros(b, f, *grid, dtype=torch.bool, device=patches.device),
     )

@@ -52,7 +52,6 @@ class Warped:
     cost: Tensor
 
 
-
 def splat_depth(
     depth_m: Float[Tensor, "b s H W"],
     alive: Bool[Tensor, "b s H W"],

@@ -189,12 +189,12 @@ def train(config: Config) -> MosaicTransformer3DModel:
         with accelerator.autocast():
             if run.progress < config.causal_share:
                 loss = causal_loss(pair.student, sample, config, generator, kept)
-                told = {"causal": loss.item()}
+                told = {"causal": loss.detach()}
             else:
                 learns = run.step_index % config.every == 0
                 clip = roll_out(pair.student, sample, config, generator, kept, learns)
                 matching, loss = score_losses(teacher, pair.critic, clip, sample, config, generator)
-                told = {"critic": loss.item(), "matching": matching.item()}
+                told = {"critic": loss.detach(), "matching": matching.detach()}
                 if learns:
                     loss = loss + matching
         run.update(loss, told)

@@ -245,7 +245,7 @@ def train(config: Config) -> WorldModel:
             if index + 1 < each:
                 accelerator.backward(loss)
             losses.append(loss)
-        run.update(losses[-1], {"mse": float(sum(one.item() for one in losses))})
+        run.update(losses[-1], {"mse": sum(one.detach() for one in losses)})
     run.close()
     if accelerator.is_main_process:
         save_trained(config, accelerator.unwrap_model(run.model))

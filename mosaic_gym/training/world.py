@@ -217,9 +217,9 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
         errors = [(each.clamp(-1, 1) - true).square().mean((1, 2, 3, 4)).clamp_min(4e-5) for each in (shown, given)]
         mine, before = (float((10 * torch.log10(4.0 / error)).mean()) for error in errors)
         told |= {f"{name}_db": mine, f"{name}_gain_db": mine - before}
-    shown_lost = [frames_to_uint8(frames[:6, -1]).flatten(0, 1).cpu() for frames in (true, shown, given)]
-    if run.writer:
-        run.writer.add_image("engine_dream_given", torch.cat(shown_lost, dim=1), run.step_index, dataformats="HWC")
+        if name == "lost" and run.writer:
+            columns = [frames_to_uint8(frames[:6, -1]).flatten(0, 1).cpu() for frames in (true, shown, given)]
+            run.writer.add_image("engine_dream_given", torch.cat(columns, dim=1), run.step_index, dataformats="HWC")
     return told
 
 

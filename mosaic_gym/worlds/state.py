@@ -97,7 +97,7 @@ def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: t
 
 
 def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
-    """Writes a state into one safetensors file that only the checkpoint of `fingerprint` will accept."""
+    """Writes a state into one safetensors file that only the world of `fingerprint` will accept."""
     tensors, about = pack_state(state)
     told = {"format": FORMAT, "fingerprint": fingerprint, **about}
     save_file(tensors, str(path), metadata={"about": json.dumps(told)})
@@ -107,11 +107,15 @@ def load_state(path: Path | str, fingerprint: str, device: torch.device) -> Worl
     """Reads what `save_state` wrote, bit for bit.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: damaged, not a state, or a state of another checkpoint.
+        FileNotFoundError: no such file. ValueError: damaged, not a state, or a state of another world: of another
+            checkpoint, or one that keeps more or less.
     """
     tensors, about = load_described(path, (FORMAT,), "state")
     if about["fingerprint"] != fingerprint:
-        raise ValueError(f"{path} is a state of another checkpoint; load it in the world that saved it")
+        raise ValueError(
+            f"{path} is a state of another checkpoint, or of a world that remembers where this one does not; load it "
+            "in a world made as its own was"
+        )
     return unpack_state(tensors, about, device)
 
 
@@ -134,6 +138,6 @@ class Keeping:
         """Reads what `save_state` wrote; the future continues bit for bit.
 
         Raises:
-            FileNotFoundError: no such file. ValueError: damaged, or a state of another checkpoint.
+            FileNotFoundError: no such file. ValueError: damaged, or a state of another world.
         """
         return load_state(path, self.fingerprint, self.device)

@@ -1,11 +1,14 @@
 """Lift and recall round trips, Warped RoPE to a hundredth of a cell, edits, capacity, save and load."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS, median_per_cell
+from mosaic_gym.memory import mosaic
+from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.memory.recall import select
 from mosaic_gym.model.codec import LinearCodec
@@ -136,11 +139,40 @@ def test_members_are_chosen_for_together_as_they_are_alone():
     together = select(memories, views, *budget)
     for i, keyframes in enumerate(memories):
         alone = select([keyframes], views[i : i + 1], *budget)
-        for name in ("sources", "patches", "patch_exists", "patch_uv", "covered"):
+        for name in ("sources", "patches", "patch_exists", "patch_uv"):
             mine, theirs = getattr(together, name)[i], getattr(alone, name)[0]
             assert torch.equal(mine, theirs), name
     assert together.patch_exists.sum(1).tolist()[1:4:2] == [0, 0] and together.patch_exists[2].all()
     assert (together.sources[[1, 3]] == -1).all() and (together.sources[2] >= 0).sum() > 1
+
+
+def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkeypatch):
+    """As on an accelerator, where all members are chosen for and warped in one go."""
+    codec = LinearCodec(CHANNELS, 8)
+    shared = wall(3.0, pose(0.1), 1)
+    memories = [[shared, wall(2.5, pose(0.2), 2)], [], [shared], [wall(4.0, pose(yaw_rad=0.3), i) for i in range(5)]]
+    cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
+    asked = cameras, K, codec, (CHANNELS, *GRID)
+    alone = recall(memories, *asked)
+    monkeypatch.setattr(mosaic, "_select", mosaic.select)
+    monkeypatch.setattr(mosaic, "_warp_selected", mosaic._warp_together)
+    together = recall(memories, *asked)
+    assert alone.patch_exists.any(1).tolist() == [True, False, True, True]
+    for each in fields(mosaic.Recall):
+        assert torch.allclose(getattr(together, each.name), getattr(alone, each.name), atol=1e-5), each.name
+
+
+def test_keyframes_that_were_lifted_together_do_not_keep_one_another_alive():
+    latents = torch.randn(3, *GRID, CHANNELS).movedim(-1, 1)  # the layout of a codec
+    at = pose().expand(3, 4, 4, 4)
+    places = torch.tensor([[0.0, 0.0, 0.0, trust] for trust in (0.5, 0.0, 0.25)])
+    keyframes = lift(latents, torch.full((3, *SIZE), 2.0), at, K, torch.zeros(3, *GRID), range(3), places)
+    assert [keyframe.trust for keyframe in keyframes] == [0.5, 0.0, 0.25]
+    for keyframe, latent in zip(keyframes, latents, strict=True):
+        assert torch.equal(keyframe.latent, latent)
+        for name in TENSOR_FIELDS:
+            value = getattr(keyframe, name)
+            assert value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes, name
 
 
 def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():

@@ -144,6 +144,13 @@ def test_recordings_too_short_to_draw_from_are_named(data, parts, tmp_path):
         world.train(world_config(tmp_path / "short", parts, tmp_path / "run", 1))
 
 
+def test_held_out_recordings_too_short_to_validate_on_are_named(tmp_path):
+    told = [world.Remembered([None] * steps, [""] * steps) for steps in (30, 3, 4)]
+    with pytest.raises(ValueError, match="every held-out one of 4"):
+        world._check_long_enough(world.Config(data=tmp_path), told[:1], told[1:])
+    world._check_long_enough(world.Config(data=tmp_path), told[:1], told[2:])
+
+
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     first = world.train(world_config(data, parts, tmp_path / "first", 2))
     begun = replace(world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")

@@ -284,6 +284,13 @@ def test_a_saved_state_continues_bit_for_bit_and_only_in_its_own_checkpoint(worl
     assert np.array_equal(walk(world, state, [LEFT, FORWARD])[1], walk(world, loaded, [LEFT, FORWARD])[1])
     with pytest.raises(ValueError, match="state of another checkpoint"):
         MosaicWorld(tiny_model(seed=1)).load_state(tmp_path / "state.safetensors")
+    forgetful = MosaicWorld(world.model, capacity=0)
+    with pytest.raises(ValueError, match="of a world that remembers where this one does not"):
+        forgetful.load_state(tmp_path / "state.safetensors")
+    forgetful.save_state(forgetful.start(Start(seed=8))[0], tmp_path / "forgetful.safetensors")
+    assert len(forgetful.load_state(tmp_path / "forgetful.safetensors").memory) == 0
+    with pytest.raises(ValueError, match="of a world that remembers where this one does not"):
+        world.load_state(tmp_path / "forgetful.safetensors")
     state.memory.save(tmp_path / "memory.safetensors")
     with pytest.raises(ValueError, match="is not a state of format"):
         world.load_state(tmp_path / "memory.safetensors")
