@@ -165,12 +165,16 @@ def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():
     rng = np.random.default_rng(0)
     skill = np.arange(8.0)[:, None]
     sure = benchmark.agreement(skill + np.zeros((8, 20)), 2 * skill + np.zeros((8, 20)), seed=0, draws=50)
-    assert sure == {"spearman": 1.0, "low": 1.0, "high": 1.0}
+    assert sure == dict.fromkeys(("spearman", "low", "high", "halves", "engine_halves"), 1.0)
     turned = benchmark.agreement(skill + np.zeros((8, 20)), -skill + np.zeros((8, 20)), seed=0, draws=50)
-    assert turned["spearman"] == -1.0
+    assert turned["spearman"] == turned["halves"] == -1.0 and turned["engine_halves"] == 1.0
     # The same skills behind much noise: the interval holds what is found, and is wide.
     found = benchmark.agreement(*(skill + rng.normal(0, 12, (8, 20)) for _ in range(2)), seed=0, draws=200)
     assert found["low"] < found["spearman"] < found["high"] and found["high"] - found["low"] > 0.3
+    # Nor does the engine agree with itself then. Its halves never share an episode: what one adds to all is no skill.
+    assert found["engine_halves"] < 0.8
+    scenes = rng.normal(0, 12, (8, 20))
+    assert benchmark.agreement(scenes, scenes, seed=0, draws=200)["engine_halves"] < 0.5
 
 
 class EverySecondEndsAtOnce(EngineTask):

@@ -308,6 +308,10 @@ def rank(
         f"Spearman rank correlation of {len(policies)} policies' returns, dream against engine: {told['spearman']:.2f} "
         f"[{told['low']:.2f}, {told['high']:.2f}] (goal >= 0.8)"
     )
+    print(
+        f"of half the episodes against the other half: dream against engine {told['halves']:.2f}, "
+        f"engine against itself {told['engine_halves']:.2f}"
+    )
     pairs = {name: pair.tolist() for name, pair in zip(policies, means.T, strict=True)}
     return {"returns_dream_engine": pairs, **told}
 
@@ -354,18 +358,26 @@ def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 100
         dream, engine: returns `[policies, episodes]`, of the same episodes.
 
     Returns:
-        `spearman`; `low`, `high`: 95 % of a bootstrap over episodes, policies as they are.
+        `spearman`; `low`, `high`: 95 % of a bootstrap over episodes, policies as they are. `halves`, `engine_halves`:
+        the mean when one half of the episodes, drawn again and again, is ranked in the dream, or in the engine itself,
+        and the other half in the engine. If the engine's halves disagree, policies are too much alike to be ranked by
+        so few episodes.
     """
     from scipy.stats import spearmanr
 
     def rho(one: np.ndarray, other: np.ndarray) -> float:
         return float(spearmanr(one.mean(1), other.mean(1)).statistic)
 
+    def halves(one: np.ndarray, other: np.ndarray) -> float:
+        split = (np.split(rng.permutation(count), [count // 2]) for _ in range(draws))
+        return float(np.nanmean([rho(one[:, left], other[:, right]) for left, right in split]))
+
     rng = np.random.default_rng(seed)
     count = dream.shape[1]
     drawn = rng.integers(count, size=(draws, count))
     low, high = np.nanpercentile([rho(dream[:, rows], engine[:, rows]) for rows in drawn], [2.5, 97.5])
-    return {"spearman": rho(dream, engine), "low": float(low), "high": float(high)}
+    told = {"spearman": rho(dream, engine), "low": float(low), "high": float(high)}
+    return {**told, "halves": halves(dream, engine), "engine_halves": halves(engine, engine)}
 
 
 def bars(axes: Axes, arms: Mapping[str, dict[str, dict[str, float]]], colours: list[str]) -> None:
