@@ -146,5 +146,29 @@ def lift(
     return keyframes
 
 
+def padded(members: Sequence[Sequence[Keyframe]]) -> list[Keyframe]:
+    """The keyframes of all members in one row, as many of each as the most has (at least one): members with fewer are
+    filled up with one that is not alive."""
+    most = max(map(len, members))
+    if min(map(len, members)) == most:
+        return [each for keyframes in members for each in keyframes]
+    first = next(keyframes[0] for keyframes in members if keyframes)
+    blank = replace(first, alive=torch.zeros_like(first.alive))
+    return [each for keyframes in members for each in (*keyframes, *[blank] * (most - len(keyframes)))]
+
+
+def gathered(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What choosing needs of `k` keyframes of `cells` patches each, as `Keyframe.geometry` lays it out.
+
+    In one piece, for a full memory has so many that gathering each of their tensors takes longer than everything else.
+
+    Returns:
+        Patch centres `[k, 3, cells]`, metres; generations and whether alive, `[k, cells]`; stills' poses `[k, 4, 4]`.
+    """
+    rows = torch.stack([keyframe.geometry for keyframe in keyframes])
+    points, generation, alive, pose = rows.split((3 * cells, cells, cells, 16), dim=1)
+    return points.unflatten(1, (3, cells)), generation, alive > 0, pose.unflatten(1, (4, 4))
+
+
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")
 """What a saved keyframe holds, besides its step."""

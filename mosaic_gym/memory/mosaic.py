@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import check_rigid, rescale_intrinsics
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe
+from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe, gathered, padded
 from mosaic_gym.memory.recall import Selection, select
 from mosaic_gym.memory.warp import Warped, fill_holes, warp_stills
 
@@ -172,7 +172,7 @@ def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
     for index, keyframe in enumerate(keyframes[:-1]):
         if keyframe.is_by_heart:
             return index
-    still = torch.stack([keyframe.geometry for keyframe in keyframes])[:, -16:].unflatten(1, (4, 4))
+    *_, still = gathered(keyframes, keyframes[0].alive.numel())
     distance_m = torch.cdist(still[:, :3, 3], still[:, :3, 3])
     turned = 1.0 - (still[:, :3, 2] @ still[:, :3, 2].T)
     apart = distance_m + 4.0 * turned
@@ -262,12 +262,18 @@ def recall(
     patch_k = rescale_intrinsics(image_from_camera, size, grid)
     still_k = rescale_intrinsics(image_from_camera, size, cells)
 
-    selection = _select(memories, world_from_camera[:, [0, -1]], patch_k, grid, max_sources, max_patches)
+    def choose(keyframes: Sequence[Sequence[Keyframe]], cameras: Tensor) -> Selection:
+        return select(keyframes, cameras[:, [0, -1]], patch_k, grid, max_sources, max_patches)
+
+    def warp(sources: Sequence[Sequence[Keyframe]], cameras: Tensor) -> Warped:
+        return _warp(sources, cameras, still_k, codec, cells)
+
+    selection = _for_all(choose, memories, world_from_camera)
     sources = selection.sources.tolist()
     chosen = [
         [keyframes[index] for index in row if index >= 0] for keyframes, row in zip(memories, sources, strict=True)
     ]
-    warped = _warp_selected(chosen, world_from_camera, still_k, codec, cells)
+    warped = _for_all(warp, chosen, world_from_camera)
     reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
     by_heart = _behind(warped, pictures or [None] * b)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
@@ -310,11 +316,22 @@ def _behind(warped: Warped, pictures: Sequence[Tensor | None]) -> Tensor:
     return behind
 
 
-def _for_each(work: Callable[[int], Any], count: int, device: torch.device) -> list[Any]:
-    """`work(i)` for every member: on a CPU side by side, for one member's tensors are too small to share out."""
-    if count == 1 or device.type != "cpu" or torch.get_num_threads() == 1:
-        return [work(i) for i in range(count)]
-    return list(_workers(torch.get_num_threads()).map(torch.no_grad()(work), range(count)))
+def _for_all(work: Callable[..., Any], keyframes: Sequence[Sequence[Keyframe]], cameras: Tensor) -> Any:
+    """`work` of every member's keyframes and cameras `[b, ...]`, a dataclass of tensors `[b, ...]`.
+
+    On an accelerator all in one go; on a CPU, whose cache is small, one by one, and side by side, for one member's
+    tensors are too small to share out.
+    """
+    if len(cameras) == 1 or cameras.device.type != "cpu":
+        return work(keyframes, cameras)
+
+    def one(i: int) -> Any:
+        return work(keyframes[i : i + 1], cameras[i : i + 1])
+
+    threads, members = torch.get_num_threads(), range(len(cameras))
+    parts = list(map(one, members) if threads == 1 else _workers(threads).map(torch.no_grad()(one), members))
+    names = [each.name for each in fields(parts[0])]
+    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 @cache
@@ -323,43 +340,7 @@ def _workers(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _select(memories: Sequence[Sequence[Keyframe]], world_from_camera: Tensor, *budget: Any) -> Selection:
-    """Chooses for every member, all in one go on an accelerator, one by one on a CPU's small cache."""
-    if world_from_camera.device.type != "cpu":
-        return select(memories, world_from_camera, *budget)
-
-    def choose(i: int) -> Selection:
-        return select(memories[i : i + 1], world_from_camera[i : i + 1], *budget)
-
-    return _joined(_for_each(choose, len(memories), world_from_camera.device))
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """One dataclass of tensors `[b, ...]` of several of fewer members."""
-    if len(parts) == 1:
-        return parts[0]
-    names = [each.name for each in fields(parts[0])]
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-def _warp_selected(
-    chosen: Sequence[Sequence[Keyframe]],
-    world_from_camera: Tensor,
-    still_k: Tensor,
-    codec: StillCodec,
-    cells: tuple[int, int],
-) -> Warped:
-    """Warps every member's chosen keyframes, all in one go on an accelerator, one by one on a CPU's small cache."""
-    if world_from_camera.device.type != "cpu":
-        return _warp_together(chosen, world_from_camera, still_k, codec, cells)
-
-    def warp(i: int) -> Warped:
-        return _warp_together(chosen[i : i + 1], world_from_camera[i : i + 1], still_k, codec, cells)
-
-    return _joined(_for_each(warp, len(chosen), world_from_camera.device))
-
-
-def _warp_together(
+def _warp(
     chosen: Sequence[Sequence[Keyframe]],
     world_from_camera: Tensor,
     still_k: Tensor,
@@ -374,21 +355,19 @@ def _warp_together(
         nothing = world_from_camera.new_zeros(b, f, *cells)
         stills = nothing[:, :, None].expand(-1, -1, channels, -1, -1)
         return Warped(stills, nothing.bool(), nothing, nothing + torch.inf, nothing, nothing + torch.inf)
-    blank = next(sources[0] for sources in chosen if sources)
-    blank = replace(blank, alive=torch.zeros_like(blank.alive))
-    padded = [keyframe for sources in chosen for keyframe in (*sources, *[blank] * (s - len(sources)))]
-    stills = codec.still(torch.stack([keyframe.latent for keyframe in padded]))
-    magnify = stills.shape[-1] // padded[0].alive.shape[-1]
+    together = padded(chosen)
+    stills = codec.still(torch.stack([keyframe.latent for keyframe in together]))
+    magnify = stills.shape[-1] // together[0].alive.shape[-1]
 
     def enlarge(cellwise: Tensor) -> Tensor:
         return cellwise.repeat_interleave(magnify, -1).repeat_interleave(magnify, -2).unflatten(0, (b, s))
 
     return warp_stills(
         stills.unflatten(0, (b, s)),
-        torch.stack([keyframe.depth_m for keyframe in padded]).unflatten(0, (b, s)),
-        enlarge(torch.stack([keyframe.generation for keyframe in padded])),
-        enlarge(torch.stack([keyframe.alive for keyframe in padded])),
-        torch.stack([keyframe.world_from_still for keyframe in padded]).unflatten(0, (b, s)),
+        torch.stack([keyframe.depth_m for keyframe in together]).unflatten(0, (b, s)),
+        enlarge(torch.stack([keyframe.generation for keyframe in together])),
+        enlarge(torch.stack([keyframe.alive for keyframe in together])),
+        torch.stack([keyframe.world_from_still for keyframe in together]).unflatten(0, (b, s)),
         world_from_camera,
         still_k.expand(b, 3, 3),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mosaic_gym.memory.keyframe import Keyframe
+from mosaic_gym.memory.keyframe import Keyframe, gathered
 
 EYE_M = 41 / 32
 """Height of the eye over the floor, metres: Doom's 41 map units."""
@@ -30,13 +30,14 @@ def obstacles_near(
     counts = [len(keyframes) for keyframes in memories]
     if not sum(counts):
         return [np.zeros((0, 2))] * len(memories)
-    geometry = torch.stack([each.geometry for keyframes in memories for each in keyframes])
-    x, y, z, _, alive = geometry[:, :-16].unflatten(1, (5, -1)).unbind(1)  # [k, v * u] each
+    everything = [each for keyframes in memories for each in keyframes]
+    points_m, _, alive, _ = gathered(everything, everything[0].alive.numel())
+    x, y, z = points_m.unbind(1)  # [k, v * u] each
     body = torch.as_tensor(np.repeat(np.arange(len(memories)), counts), device=x.device)[:, None]
     asked = torch.as_tensor(np.column_stack([eyes_m, reach_m]), dtype=x.dtype, device=x.device)
     eye_x, eye_y, eye_z, reach = asked[body].unbind(-1)  # [k, 1] each
     below_m = y - eye_y
-    blocks = (alive > 0) & (below_m > -CROWN_M) & (below_m < EYE_M - CLIMBS_M)
+    blocks = alive & (below_m > -CROWN_M) & (below_m < EYE_M - CLIMBS_M)
     blocks &= torch.hypot(x - eye_x, z - eye_z) < reach
     # In one answer for all, for an accelerator is waited for each time.
     told = torch.stack([body.expand_as(x).to(x.dtype), x, z], -1)[blocks].cpu().double().numpy()

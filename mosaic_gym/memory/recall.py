@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import invert_pose
-from mosaic_gym.memory.keyframe import Keyframe
+from mosaic_gym.memory.keyframe import Keyframe, gathered, padded
 from mosaic_gym.memory.warp import OCCLUDES, source_cost
 
 UNCOVERED_COST = 16.0
@@ -63,7 +63,8 @@ def select(
     (b, f), k, n = world_from_camera.shape[:2], max(map(len, memories)), height * width
     if k == 0:
         return _nothing(world_from_camera, max_sources, max_patches)
-    points, generation, alive, world_from_source = _gathered(memories, k, n)
+    everything = gathered(padded(memories), n)
+    points, generation, alive, world_from_source = (each.unflatten(0, (b, k)) for each in everything)
 
     # 1. Where every patch lands in every queried camera, and how deep it lay in its own.
     camera_from_world = invert_pose(world_from_camera)
@@ -116,29 +117,14 @@ def select(
     chosen = chosen.where(exists, 0)
     landing = torch.stack([u[:, -1].gather(1, chosen), v[:, -1].gather(1, chosen)], 2)
     return Selection(
-        sources=_padded(torch.stack(sources, 1) if sources else index[:, :0], max_sources, -1),
-        patches=_padded(torch.stack([chosen // n, chosen % n], 2), max_patches, 0),
-        patch_exists=_padded(exists, max_patches, False),
-        patch_uv=_padded(landing.where(exists[..., None], 0.0), max_patches, 0.0),
+        sources=_filled(torch.stack(sources, 1) if sources else index[:, :0], max_sources, -1),
+        patches=_filled(torch.stack([chosen // n, chosen % n], 2), max_patches, 0),
+        patch_exists=_filled(exists, max_patches, False),
+        patch_uv=_filled(landing.where(exists[..., None], 0.0), max_patches, 0.0),
     )
 
 
-def _gathered(memories: Sequence[Sequence[Keyframe]], k: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points `[b, k, 3, n]`, generations and whether alive `[b, k, n]`, and poses `[b, k, 4, 4]` of keyframes.
-
-    Members with fewer than k are padded with such that are not alive. In one piece, for a full memory has so many
-    keyframes that gathering each of their tensors takes longer than everything else.
-    """
-    blank = torch.zeros_like(next(keyframes[0] for keyframes in memories if keyframes).geometry)
-    rows = []
-    for keyframes in memories:
-        rows += [keyframe.geometry for keyframe in keyframes] + [blank] * (k - len(keyframes))
-    geometry = torch.stack(rows).view(len(memories), k, -1)
-    points, generation, alive, pose = geometry.split((3 * n, n, n, 16), dim=2)
-    return points.unflatten(2, (3, n)), generation, alive > 0, pose.unflatten(2, (4, 4))
-
-
-def _padded(values: Tensor, count: int, value: float) -> Tensor:
+def _filled(values: Tensor, count: int, value: float) -> Tensor:
     """`[b, count, ...]` of `[b, fewer, ...]`."""
     b, fewer, *rest = values.shape
     if fewer == count:

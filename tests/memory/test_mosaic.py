@@ -154,8 +154,7 @@ def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkey
     cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
     asked = cameras, K, codec, (CHANNELS, *GRID)
     alone = recall(memories, *asked)
-    monkeypatch.setattr(mosaic, "_select", mosaic.select)
-    monkeypatch.setattr(mosaic, "_warp_selected", mosaic._warp_together)
+    monkeypatch.setattr(mosaic, "_for_all", lambda work, keyframes, cameras: work(keyframes, cameras))
     together = recall(memories, *asked)
     assert alone.patch_exists.any(1).tolist() == [True, False, True, True]
     for each in fields(mosaic.Recall):
