@@ -268,8 +268,8 @@ def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> It
 
     many = state.memory.keyframes * (world.capacity // len(state.memory) + 1)
     full = replace(state, memory=replace(state.memory, keyframes=many[: world.capacity]))
-    figure["ms_full"], figure["keyframes_full"] = _stages_ms(world, full, FEW), world.capacity
-    yield f"with {world.capacity} keyframes instead of {len(state.memory)}: {_told(figure['ms_full'])}"
+    figure["ms_full"], figure["keyframes_full"] = _stages_ms(world, full, FEW), len(full.memory)
+    yield f"with {len(full.memory)} keyframes instead of {len(state.memory)}: {_told(figure['ms_full'])}"
     if config.profile is not None:
         config.profile.mkdir(parents=True, exist_ok=True)
         told, figure["calls"] = _profiled(world, state)
