@@ -4,8 +4,9 @@ A sample is a clip of an episode: its first frame as an image, the frames behind
 what the episode saw before, recalled by the code that recalls in play. Trained are the camera projections, which
 begin at zero, and LoRA adapters; or, with `--full`, every weight, as the paper does (AdamW, 1e-5, batch 64).
 
-Many GPUs, each with a copy of the model: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml
---num_processes GPUS -m mosaic_gym.cli train world --from ...`
+Many GPUs: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml --num_processes GPUS -m mosaic_gym.cli
+train world --from ...`, each with a copy of the model; or `fsdp.yaml`, each with its share of the transformer's
+weights, gradients and moments.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float
-from mosaic_gym.model.transformer import TIMESTEPS
+from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions
 from mosaic_gym.training.run import Run, exact_products
 from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
@@ -247,26 +248,33 @@ def train(config: Config) -> WorldModel:
             losses.append(loss)
         run.update(losses[-1], {"mse": sum(one.detach() for one in losses)})
     run.close()
+    trained = run.trained()
     if accelerator.is_main_process:
-        save_trained(config, accelerator.unwrap_model(run.model))
+        save_trained(config, accelerator.unwrap_model(run.model), trained)
     return model
 
 
-def save_trained(config: Config, transformer: Any) -> None:
-    """Writes `weights/`: the camera projections beside a LoRA adapter, or the whole transformer."""
+def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -> None:
+    """Writes `weights/`: the camera projections beside a LoRA adapter, or the whole transformer.
+
+    Args:
+        trained: whole weights by name; the transformer's own may be shared out.
+    """
     folder = config.out / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     if config.full:
-        transformer.save_pretrained(folder / "transformer")
+        with torch.device("meta"):
+            told = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+            whole = MosaicTransformer3DModel(**told)
+        whole.load_state_dict(trained, assign=True)
+        whole.save_pretrained(folder / "transformer")
         loading = {"transformer": str(folder / "transformer")}
         print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")
         return
     from peft import get_peft_model_state_dict
 
-    cameras = {
-        name: value.contiguous().cpu() for name, value in transformer.state_dict().items() if "to_out_cameras" in name
-    }
+    cameras = {name: value for name, value in trained.items() if "to_out_cameras" in name}
     save_file(cameras, folder / "cameras.safetensors")
-    WanImageToVideoPipeline.save_lora_weights(folder, get_peft_model_state_dict(transformer))
+    WanImageToVideoPipeline.save_lora_weights(folder, get_peft_model_state_dict(transformer, trained))
     loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [str(folder)]}
     print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
 
@@ -78,13 +79,13 @@ class Run:
         if accelerator.num_processes > 1:
             if not shared:
                 raise ValueError("this recipe trains in one process; start it without accelerate launch")
-            if accelerator.distributed_type == DistributedType.FSDP:
-                raise ValueError(
-                    "a run keeps whole weights, and FSDP gives each process a part of them: train on copies "
-                    "(mosaic_gym/training/multi_gpu.yaml)"
-                )
             if minutes is not None:
                 raise ValueError("processes that train together read different clocks: give --steps, not --minutes")
+            if accelerator.distributed_type == DistributedType.FSDP:
+                if not accelerator.is_fsdp2:
+                    raise ValueError("this is FSDP's first version; ask for the second (mosaic_gym/training/fsdp.yaml)")
+                # As on one device: autocast rounds products, and nothing else. Of timesteps bf16 keeps every fourth.
+                accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.folder, self.minutes, self.steps = Path(folder), minutes, steps
         self.given = {"begin": None if begin is None else str(begin), "parts": parts}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -172,8 +173,17 @@ class Run:
             self.bar.set_postfix(step=self.step_index, loss=f"{loss.item():.4f}", **told)
             for name, value in {"loss": loss.item(), "rate": rate, **told}.items() if self.writer else ():
                 self.writer.add_scalar(name, value, self.step_index)
-        if time.monotonic() - self.saved_at > self.checkpoint_s:
+        if self._is_due():
             self.checkpoint()
+
+    def _is_due(self) -> bool:
+        """Whether it is time for a checkpoint, the same in all processes, whose clocks differ."""
+        due = time.monotonic() - self.saved_at > self.checkpoint_s
+        if self.accelerator.num_processes == 1:
+            return due
+        if due:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -182,26 +192,47 @@ class Run:
         for mean, value in zip(self.average.parameters(), source.parameters(), strict=True):
             mean.lerp_(value.to(mean.dtype), 1 - decay)
 
+    def trained(self) -> dict[str, torch.Tensor]:
+        """Whole weights of what is trained, by name; in the main process alone, but all have to call it."""
+        return self._gathered(_trained(self.accelerator.unwrap_model(self.model)))
+
+    def _gathered(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors, in the main process; of those that processes share out, all have to give their part."""
+        whole = {}
+        for name, value in tensors.items():
+            # One by one, and away from the accelerator: together they may not fit one.
+            full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
+            if self.accelerator.is_main_process:
+                whole[name] = full.contiguous()
+        return whole
+
     def checkpoint(self) -> None:
-        """Writes everything a resume needs; the old checkpoint stays until the new one is whole."""
+        """Writes everything a resume needs; the old checkpoint stays until the new one is whole.
+
+        Every process has to call it; the main one writes.
+        """
         self.saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
-            return
-        fresh, kept = self.folder / "checkpoint.new", self.folder / "checkpoint"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
         source = self.accelerator.unwrap_model(self.model)
+        moments = {
+            f"{index}.{name}": torch.as_tensor(value)
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
         if self.average is None:
             networks = {"model": _trained(source)}
         else:
             networks = {"model": source.state_dict(), "average": self.average.state_dict()}
-        for name, weights in networks.items():
-            save_file({key: value.contiguous() for key, value in weights.items()}, fresh / f"{name}.safetensors")
-        moments = {}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                moments[f"{index}.{name}"] = torch.as_tensor(value).contiguous()
-        save_file(moments, fresh / "optimizer.safetensors")
+        fresh, kept = self.folder / "checkpoint.new", self.folder / "checkpoint"
+        writes = self.accelerator.is_main_process
+        if writes:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+        for name, tensors in {**networks, "optimizer": moments}.items():
+            whole = self._gathered(tensors)
+            if writes:
+                save_file(whole, fresh / f"{name}.safetensors")
+        if not writes:
+            return
         told = {"step": self.step_index, "elapsed_s": self.elapsed_s, **self.given}
         (fresh / "run.json").write_text(json.dumps(told))
         shutil.rmtree(kept, ignore_errors=True)
@@ -225,16 +256,20 @@ class Run:
         source = self.accelerator.unwrap_model(self.model)
         weights = load_file(kept / "model.safetensors")
         if self.average is None:
-            if set(weights) != set(_trained(source)):
+            trained = _trained(source)
+            if set(weights) != set(trained):
                 raise ValueError(f"{kept} trained other weights; choose another folder with --out")
-            source.load_state_dict(weights, strict=False)
+            for name, parameter in trained.items():
+                parameter.copy_(_shared_out(weights[name], parameter))
         else:
             source.load_state_dict(weights)
             self.average.load_state_dict(load_file(kept / "average.safetensors"))
         state: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
         for name, value in load_file(kept / "optimizer.safetensors").items():
             index, moment = name.split(".", 1)
-            state.setdefault(int(index), {})[moment] = value
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[moment] = value if moment == "step" else _shared_out(value, like)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -248,3 +283,10 @@ class Run:
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _shared_out(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that all have whole, if `like` is shared out; else all of it."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -14,7 +14,16 @@ from mosaic_gym.envs.sb3 import make_sb3
 from mosaic_gym.envs.tasks import EngineTask, Judgement
 from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
-from mosaic_gym.evaluation.transfer.policies import WayFromStart, load_policy, make_policy, scripted, train
+from mosaic_gym.evaluation.transfer.policies import (
+    WayFromStart,
+    always,
+    at_random,
+    distracted,
+    load_policy,
+    make_policy,
+    scripted,
+    train,
+)
 from mosaic_gym.evaluation.transfer.recorded import DreamtGoalTask, RecordedGoalTask, Recording
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.mosaic import MosaicMemory
@@ -117,12 +126,13 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     tiny_model(size=(height, width)).save_pretrained(tmp_path / "tiny")
     config = Config(
         checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=32, episodes=2,
-        rank_episodes=1, plan_episodes=2, policies=2, places=12, scenes=6, rollout=8,
+        rank_episodes=2, plan_episodes=2, policies=2, places=12, scenes=6, rollout=8,
     )  # fmt: skip
     found = evaluate(config)
     assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
     assert set(found["ranking"]["returns_dream_engine"]) == {
-        "0", "1", "dream_1", "random", "engine", "ahead", "scripted",
+        "turning", "backing", "chance_25%", "chance_50%", "chance_75%", "random", "ahead", "scripted", "dream_0",
+        "dream_1", "engine",
     }  # fmt: skip
     assert {arm: len(told["success_of_runs"]) for arm, told in found["arms"].items() if arm != "random"} == {
         "ahead": 1, "scripted": 1, "dream": 2, "engine": 1,
@@ -143,17 +153,19 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     planned = json.loads(plans.read_text())
     assert len(planned) == 2 and planned[0].keys() == {"return", "success"}
     plans.write_text(json.dumps(planned[:1]))  # as if cut off after the first episode
-    before = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
+    before = json.loads((tmp_path / "out" / "rank_dream_dream_0.json").read_text())
     more = evaluate(dataclasses.replace(config, rank_episodes=3))
     assert played == [benchmark.FIRST_TEST_SEED + 10]
     assert json.loads(plans.read_text()) == planned, "the same episode comes out alike"
-    after = json.loads((tmp_path / "out" / "rank_dream_0.json").read_text())
-    assert len(before) == 1 and len(after) == 3 and after[0] == before[0]
-    assert more["ranking"]["returns_dream_engine"]["0"][0] == np.mean([one["return"] for one in after])
+    after = json.loads((tmp_path / "out" / "rank_dream_dream_0.json").read_text())
+    assert len(before) == 2 and len(after) == 3 and after[:2] == before
+    assert more["ranking"]["returns_dream_engine"]["dream_0"][0] == np.mean([one["return"] for one in after])
     alone = evaluate(dataclasses.replace(config, rank_episodes=0, plan_episodes=0))
     assert "planner" not in alone and len(played) == 1
     with pytest.raises(ValueError, match="plan-episodes is at least 2, or 0"):
         evaluate(dataclasses.replace(config, plan_episodes=1))
+    with pytest.raises(ValueError, match="rank-episodes is at least 2, or 0"):
+        evaluate(dataclasses.replace(config, rank_episodes=1))
     with pytest.raises(ValueError, match=r"found with seed=0, steps=64; .*--out"):
         evaluate(dataclasses.replace(config, seed=1, steps=65))
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
@@ -260,3 +272,12 @@ def test_training_cut_off_goes_on_from_the_last_policy_kept(tmp_path):
     assert again.keys() == whole.keys()
     assert any(not torch.equal(again[name], value) for name, value in middle.items())
     envs.close()
+
+
+def test_a_distracted_script_takes_its_share_of_actions_by_chance():
+    seen = {"image": np.zeros((400, 3, 8, 8)), "depth": np.full((400, 8, 8), 5.0)}
+    assert (always("backward", 0)(seen) == list(ACTIONS).index("backward")).all()
+    walked = scripted(0)(seen)
+    assert (distracted(0.0, 0)(seen) == walked).all()
+    assert (distracted(1.0, 0)(seen) == at_random(1)(seen)).all()
+    assert 0.35 < (distracted(0.5, 0)(seen) != walked).mean() < 0.55

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 
@@ -145,45 +148,97 @@ def test_processes_that_cannot_train_together_are_refused(tmp_path):
         Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, many)
     with pytest.raises(ValueError, match="give --steps, not --minutes"):
         Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, 5.0, None, many, shared=True)
-    many.distributed_type = DistributedType.FSDP
-    with pytest.raises(ValueError, match="multi_gpu.yaml"):
+    many.distributed_type, many.is_fsdp2 = DistributedType.FSDP, False
+    with pytest.raises(ValueError, match="fsdp.yaml"):
         Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, many, shared=True)
 
 
 TOGETHER = """
-import sys
+import os, sys
 from pathlib import Path
 import torch
+from accelerate import DistributedType
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.state import PartialState
+from torch.distributed.tensor import DTensor
 from mosaic_gym.training import finetune
 from tests.training.test_finetune import config
 torch.set_num_threads(1)
-given, out, steps = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), int(sys.argv[5])
-model = finetune.train(config(given, out, steps=steps))
-from accelerate.state import PartialState
-trained = {name: value for name, value in model.transformer.named_parameters() if value.requires_grad}
-torch.save({name: value.detach() for name, value in trained.items()}, out / f"{PartialState().process_index}.pt")
+state = PartialState(cpu=True)
+if os.environ.get("ACCELERATE_USE_FSDP"):  # accelerate shares weights out among accelerators only, torch among CPUs too
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+given, out, full = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), sys.argv[5] == "full"
+model = finetune.train(config(given, out, steps=3, full=full, precision=sys.argv[6]))
+parameters = dict(model.transformer.named_parameters())
+whole = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in parameters.items()}
+trained = {name: whole[name].detach() for name, each in parameters.items() if each.requires_grad}
+torch.save(trained, out / f"{state.process_index}.pt")
+parts = [each.to_local() if isinstance(each, DTensor) else each for each in parameters.values()]
+print("numbers held", sum(each.numel() for each in parts))
 """
 
 
-def test_two_processes_go_on_with_one_model_and_train_it_together(given, tmp_path):
-    (tmp_path / "together.py").write_text(TOGETHER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
-    told = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[2])}
+def environment(name: str) -> dict[str, str]:
+    """What `accelerate launch` tells its processes, by one of the package's configurations."""
+    path = Path(finetune.__file__).parent / name
+    asked = ["--config_file", str(path), "--num_processes", "2", "--num_machines", "1", "nothing.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(asked))
+    return {**prepare_multi_gpu_env(arguments), "ACCELERATE_USE_CPU": "true", "MASTER_PORT": "29517"}
 
-    def train(steps):
-        asked = [str(each) for each in (*given, tmp_path, steps)]
-        command = [*launch, str(tmp_path / "together.py"), *asked]
-        done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
-    finetune.train(config(given, tmp_path, steps=1))
-    (tmp_path / "weights" / "cameras.safetensors").unlink()
-    before = kept(tmp_path)
-    one, other = train(3)
-    after = kept(tmp_path)
-    assert one.keys() == other.keys() == after.keys() == before.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one), "as DDP keeps them"
-    assert all(torch.equal(one[name], after[name]) for name in one) and any((one[n] != before[n]).any() for n in one)
-    assert json.loads((tmp_path / "checkpoint" / "run.json").read_text())["step"] == 3
-    assert (tmp_path / "weights" / "cameras.safetensors").is_file()
+def together(given: tuple[Path, Path, Path], out: Path, launched: str, *asked: str) -> tuple[dict, str]:
+    """What two processes agree that they have trained, and what they said."""
+    (out / "together.py").write_text(TOGETHER)
+    told = {**os.environ, **environment(launched), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
+    command += [str(each) for each in (out / "together.py", *given, out, *asked)]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one, done.stdout
+
+
+def begun(given: tuple[Path, Path, Path], out: Path, weights: str, **changes) -> dict[str, torch.Tensor]:
+    """A run's first step, of one process, which others may go on from."""
+    finetune.train(config(given, out, steps=1, **changes))
+    (out / "weights" / weights).unlink()
+    return kept(out)
+
+
+def assert_whole(out: Path, found: dict[str, torch.Tensor], weights: str, before: dict[str, torch.Tensor]) -> None:
+    after, written = kept(out), load_file(out / "weights" / weights)
+    assert found.keys() == after.keys() == before.keys()
+    assert all(torch.equal(found[name], after[name]) for name in after)
+    assert written and all(torch.equal(after[name], written[name]) for name in written)
+    assert json.loads((out / "checkpoint" / "run.json").read_text())["step"] == 3
+
+
+@pytest.mark.usefixtures("a_precision_of_its_own")
+def test_processes_train_one_model_as_copies_or_sharing_it_out(given, tmp_path):
+    copies, shares, weights = tmp_path / "copies", tmp_path / "shares", "cameras.safetensors"
+    before = begun(given, copies, weights, precision="bf16")
+    shutil.copytree(copies, shares)
+    one, said = together(given, copies, "multi_gpu.yaml", "adapters", "bf16")
+    assert_whole(copies, one, weights, before)
+    other, said_sharing = together(given, shares, "fsdp.yaml", "adapters", "bf16")
+    assert_whole(shares, other, weights, before)
+    # A sum is rounded in another order; Adam's step is of one size, however small the gradient that it follows.
+    moved = torch.cat([(one[name] - before[name]).flatten() for name in before])
+    apart = torch.cat([(other[name] - one[name]).flatten() for name in before])
+    assert moved.norm() > 0 and apart.norm() < 0.02 * moved.norm()
+    held, shared = (
+        [int(line.split()[-1]) for line in each.splitlines() if "held" in line] for each in (said, said_sharing)
+    )
+    assert max(shared) < 0.6 * min(held) and abs(sum(shared) - held[0]) < 0.05 * held[0]
+
+
+def test_all_weights_shared_out_are_kept_whole_and_one_process_goes_on_with_them(given, tmp_path):
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    before = begun(given, tmp_path, weights, full=True)
+    found, _ = together(given, tmp_path, "fsdp.yaml", "full", "no")
+    assert_whole(tmp_path, found, weights, before)
+    assert any((found[name] != before[name]).any() for name in before)
+    finetune.train(config(given, tmp_path, steps=4, full=True))
+    assert all((kept(tmp_path)[name] - value).abs().max() < 1e-3 for name, value in found.items())

@@ -3,8 +3,8 @@
 PPO is trained on the goal task in the dream alone: every episode begins at a recorded place whose surroundings
 memory knows, and its goal is where a scripted walk, dreamt as well, ended. Then it walks in the engine, beside chance,
 a body that only goes ahead, a scripted walker, and PPO trained in the engine for as many frames as the recording has.
-And: do returns in the dream rank policies as the engine does, over the same episodes at held-out recorded places,
-where goals are what the recorded walk went on to?
+And: do returns in the dream rank policies, from bad to good, as the engine does, over the same episodes at held-out
+recorded places, where goals are what the recorded walk went on to?
 
 And a planner (CEM over forks of the dream) walks home in the engine, where it has just wandered: with its memory,
 without frames, and without frames and places.
@@ -42,6 +42,10 @@ FIRST_TEST_SEED = 2_000_009
 """Of the engine's episodes, the planner's too; tests are on seeds ending in 9, held out from the recording."""
 FIRST_RANK_SEED = 7
 """Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
+IDLE = {"turning": "turn_right", "backing": "backward"}
+"""Policies that are ranked beside the arms, by the action they repeat."""
+DISTRACTED = (0.25, 0.5, 0.75)
+"""Shares of chance in further ones, which otherwise do as the script does."""
 RECIPE = ("data", "steps", "engine_steps", "policies", "places", "scenes", "rollout", "seed")
 """Of `Config`: a folder of results is of one choice of these."""
 
@@ -65,13 +69,13 @@ class Config:
     episodes: int = 200
     """Engine episodes for each arm."""
     rank_episodes: int = 96
-    """Episodes, in dream and in engine, for each policy that is ranked; 0 to leave the ranking out."""
+    """Episodes, in dream and in engine, for each policy that is ranked: at least 2; 0 to leave the ranking out."""
     plan_episodes: int = 30
     """Engine episodes of the return task for the planner with memory, without frames, and without frames and places:
     at least 2, some 35 seconds each on one core; 0 to leave it out."""
     policies: int = 8
-    """Kept during training in the dream, from the first to the last, which is the one tested; all of the first run are
-    ranked, with the other runs' last and the other arms."""
+    """Kept during training in the dream, from the first to the last, which is the one tested; training that was cut off
+    goes on from the last that was kept."""
     places: int = 96
     """Recorded episodes that the dream's begin in."""
     scenes: int = 320
@@ -152,8 +156,9 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     if min(config.episodes, config.policies) < 2 or min(config.steps, config.places, config.scenes, config.runs) < 1:
         raise ValueError("give at least 2 episodes, 2 policies, 1 run, 1 step, 1 place and 1 scene")
-    if config.plan_episodes < 0 or config.plan_episodes == 1:
-        raise ValueError(f"plan-episodes is at least 2, or 0 to leave the planner out; got {config.plan_episodes}")
+    for part, count in (("ranking", config.rank_episodes), ("planner", config.plan_episodes)):
+        if count < 0 or count == 1:
+            raise ValueError(f"{part[:4]}-episodes is at least 2, or 0 to leave the {part} out; got {count}")
     store = EpisodeStore(config.data, "train")
     config.out.mkdir(parents=True, exist_ok=True)
     world = WorldModel.from_pretrained(config.checkpoint)
@@ -178,7 +183,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     ]
     arms: dict[str, list[Callable[[int], Choose]]] = {
         "random": [known.at_random],
-        "ahead": [known.ahead_only],
+        "ahead": [partial(known.always, "forward")],
         "scripted": [known.scripted],
         "dream": [partial(known.learnt, model, weights) for *_, weights in kept_of_runs],
     }
@@ -208,12 +213,11 @@ def evaluate(config: Config) -> dict[str, Any]:
     found["success_over_random"] = ratio
     print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
     if config.rank_episodes:
-        # What is kept on the way to one policy differs little; the others widen the range of good and bad.
-        ranked = {weights.stem: partial(known.learnt, model, weights) for weights in kept_of_runs[0]}
+        # From bad to good, by design: what training keeps on its way to one policy is too much alike to have an order.
+        ranked = {name: partial(known.always, action) for name, action in IDLE.items()}
+        ranked |= {f"chance_{share:.0%}": partial(known.distracted, share) for share in DISTRACTED}
         for arm, runs in arms.items():
-            each = dict(zip(names_of(arm, config), runs, strict=True))
-            each.pop("dream_0", None)  # the last of those kept
-            ranked |= each
+            ranked |= zip(names_of(arm, config), runs, strict=True)
         heldout = EpisodeStore(config.data, "heldout")
         places = {
             "dream": lambda: open_dream(config, RecordedGoalTask(remembered(heldout, world))),

@@ -180,9 +180,9 @@ def at_random(seed: int) -> Choose:
     return lambda seen: rng.integers(len(ACTIONS), size=len(seen["image"]))
 
 
-def ahead_only(seed: int) -> Choose:
-    """Forward, whatever is seen."""
-    return lambda seen: np.full(len(seen["image"]), list(ACTIONS).index("forward"))
+def always(action: str, seed: int) -> Choose:
+    """One of `ACTIONS`, whatever is seen."""
+    return lambda seen: np.full(len(seen["image"]), list(ACTIONS).index(action))
 
 
 def scripted(seed: int) -> Choose:
@@ -193,5 +193,15 @@ def scripted(seed: int) -> Choose:
     def choose(seen: dict[str, np.ndarray]) -> np.ndarray:
         thrusts = np.stack([thrust_towards_depth(depth_m, rng) for depth_m in seen["depth"]])
         return np.square(known - thrusts[:, None]).sum(-1).argmin(-1)
+
+    return choose
+
+
+def distracted(share: float, seed: int) -> Choose:
+    """The script, but for this share of its actions, which are drawn at random."""
+    script, chance, rng = scripted(seed), at_random(seed + 1), np.random.default_rng(seed + 2)
+
+    def choose(seen: dict[str, np.ndarray]) -> np.ndarray:
+        return np.where(rng.random(len(seen["image"])) < share, chance(seen), script(seen))
 
     return choose
