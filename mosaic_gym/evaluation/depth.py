@@ -16,11 +16,12 @@ class Config:
 
 
 def relative_errors(model, paths) -> list[float]:
-    """The median over pixels of |estimate - engine| / engine, one for each path, over the last frames of its steps."""
+    """The median over pixels, one for each path, over the last frames of its steps."""
     import numpy as np
     import torch
 
     from mosaic_gym.model.codec import frames_to_float
+    from mosaic_gym.model.depth import relative_error
 
     errors = []
     for path in paths:
@@ -28,7 +29,7 @@ def relative_errors(model, paths) -> list[float]:
         engine_m = torch.tensor(np.stack([view.depth_m for view in path.views]))
         k = torch.tensor(path.views[0].image_from_camera, dtype=torch.float32).expand(len(frames), 3, 3)
         estimate_m = model.depth.estimate(frames_to_float(torch.tensor(frames))[:, -1], k)
-        errors.append(float(((estimate_m - engine_m).abs() / engine_m).median()))
+        errors.append(float(relative_error(estimate_m, engine_m).median()))
     return errors
 
 

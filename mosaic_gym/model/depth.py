@@ -133,3 +133,8 @@ def align_scale(depth_m: Tensor, known_m: Tensor, limit: float = 1.5) -> Tensor:
     factor = ratio.nanmedian(1).values.exp().clamp(1.0 / limit, limit)
     enough = both.float().mean((1, 2)) >= 0.05
     return depth_m * torch.where(enough, factor, 1.0)[:, None, None]
+
+
+def relative_error(estimate_m: Tensor, engine_m: Tensor) -> Tensor:
+    """|estimate - engine| / engine, pixel by pixel."""
+    return (estimate_m - engine_m).abs() / engine_m

@@ -7,6 +7,9 @@ encoder, tokenizer and scheduler are the pipeline's own. What is new to them sta
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +124,10 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
             load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None,
             llm_int8_skip_modules=["to_out_cameras"],  # of either kind; these may be missing, and are loaded apart
         )  # fmt: skip
-    transformer, told = MosaicTransformer3DModel.from_pretrained(
-        checkpoint, dtype=dtype, output_loading_info=True, use_safetensors=True, **kwargs
-    )
+    with _cameras_unmentioned():
+        transformer, told = MosaicTransformer3DModel.from_pretrained(
+            checkpoint, dtype=dtype, output_loading_info=True, use_safetensors=True, **kwargs
+        )
     missing = [name for name in told["missing_keys"] if "to_out_cameras" not in name]
     if missing:
         raise ValueError(f"the transformer of {checkpoint} lacks {sorted(missing)[:3]}; copy its folder again")
@@ -131,6 +135,21 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
     if options.cameras is not None:
         load_cameras(transformer, options.cameras)
     return transformer
+
+
+@contextmanager
+def _cameras_unmentioned() -> Iterator[None]:
+    """Without diffusers' notice of weights that a checkpoint lacks, which tells users to train the model first."""
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+
+    def others(record: logging.LogRecord) -> bool:
+        return "newly initialized" not in record.getMessage()
+
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def load_cameras(transformer: MosaicTransformer3DModel, path: Path | str) -> None:

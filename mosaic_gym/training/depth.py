@@ -14,7 +14,7 @@ from torch import Tensor
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
-from mosaic_gym.model.depth import ConvDepth
+from mosaic_gym.model.depth import ConvDepth, relative_error
 from mosaic_gym.training.run import Run
 
 
@@ -57,13 +57,13 @@ def depth_loss(log_depth: Tensor, depth_m: Tensor) -> Tensor:
 
 @torch.no_grad()
 def median_relative_error(model: ConvDepth, episodes: list[TensorDict], intrinsics: Tensor, every: int = 7) -> float:
-    """The median over pixels of |estimate - engine| / engine, on the last frame of every `every`-th step."""
+    """The median over all pixels, on the last frame of every `every`-th step."""
     errors = []
     for episode in episodes:
         frames = frames_to_float(episode["frames"][::every, 3])
         depth_m = episode["depth_m"][::every, 3].float()
         estimate = model.estimate(frames, intrinsics.expand(len(frames), 3, 3))
-        errors.append(((estimate - depth_m).abs() / depth_m).flatten())
+        errors.append(relative_error(estimate, depth_m).flatten())
     return float(torch.cat(errors).median())
 
 

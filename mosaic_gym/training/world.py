@@ -194,7 +194,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
     ahead = MemoryMix(forget=0.0, last_only=0.0, most=1000, worn=0.0, away=0.0, unplaced=0.0)
     away = replace(ahead, away=1.0)
     lost = replace(away, unplaced=1.0)
-    codec = world.model.codec
+    codec, unread = world.model.codec, world.model.text_encoder.encode([""])[0]
     told = {}
     for name, mix, dreamt in (("ahead", ahead, 0), ("away", away, AWAY_DREAMT), ("lost", lost, 0)):
         rng = np.random.default_rng(0)
@@ -203,9 +203,10 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
             index = int(rng.integers(len(episodes)))
             length = len(episodes[index].keyframes)
             step = int(rng.integers(max(length // 2, 1 + dreamt), length))
-            text = world.model.text_encoder.encode([episodes[index].captions[step]])[0]
-            states.append(draw_state(episodes[index], step - dreamt, mix, text, 0, rng))
+            states.append(draw_state(episodes[index], step - dreamt, mix, unread, 0, rng))
             members.append((index, step))
+        texts = world.model.text_encoder.encode([episodes[index].captions[step] for index, step in members])
+        states = [replace(state, text=text) for state, text in zip(states, texts, strict=True)]
         states = dream_ahead(world, episodes, states, members, dreamt)
         targets = [episodes[index].keyframes[step] for index, step in members]
         true = codec.decode(torch.stack([target.latent for target in targets]))

@@ -137,8 +137,8 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         Raises:
             ValueError: as `step` does.
         """
-        if len(actions) != len(states):
-            raise ValueError(f"{len(states)} states take {len(states)} actions; got {len(actions)}")
+        if len(actions) != len(states) or not len(states):
+            raise ValueError(f"{len(states)} states take {len(states)} actions, at least one; got {len(actions)}")
         checked = [check_action(action) for action in actions]
         poses = [state.pose for state in states]
         if not self.collision:
