@@ -233,7 +233,7 @@ def make_dream(
         prompt: text that conditions every episode.
         task: `explore`; `goal` or `return` (which show a goal: observation `dict`); `engine`, the game's own reward and
             end as the heads predict them; or an object.
-        collision: whether the body stops at lifted geometry and slides along it.
+        collision: whether the body stops at lifted geometry, and at the map's walls, and slides along them.
         temperature: of the draw of the game's own reward and end; 0 takes the likelier.
         least_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
             many steps on end; None never does.

@@ -31,6 +31,8 @@ from mosaic_gym.geometry.camera import carried
 
 NEAR_M, FAR_M = 0.3, 28.0
 """Between these a ray feels its way; depths beyond are none of the map's."""
+WALL_RAYS = 8
+"""Rays to a view, for what stands around a place: a body half a metre wide comes 2 cm nearer between two of them."""
 AROUND = (0.8, 0.9, 0.96, 1.0, 1.04)
 """Where the finer plane is looked up, in shares of the depth that a ray found: depths are known to some percent."""
 SEARCH_COLUMNS = 16
@@ -68,6 +70,22 @@ def _offsets(tries: int, metres: float, radians: float, device: torch.device) ->
     """`[tries, 3]`, the same ones always."""
     spread = torch.tensor([metres, metres, radians])
     return (torch.randn(tries, 3, generator=torch.Generator().manual_seed(0)) * spread).to(device)
+
+
+@cache
+def _all_around(views: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """How far so many views are turned `[views]`, the rays in each `[rays]`, so many metres to the right at a depth of
+    one, and where all of them are there `[views * rays, 2]`: metres to the right and ahead."""
+    wide_rad = 2.0 * math.pi / views
+    turned = torch.arange(views) * wide_rad
+    aside_rad = ((torch.arange(WALL_RAYS) + 0.5) / WALL_RAYS - 0.5) * wide_rad
+    angle = turned[:, None] + aside_rad
+    ways = torch.stack([angle.sin(), angle.cos()], -1) / aside_rad.cos()[:, None]
+    return turned.to(device), aside_rad.tan().to(device), ways.flatten(0, 1).to(device)
+
+
+def _metres(log_depth: Tensor) -> Tensor:
+    return log_depth.clamp(math.log(NEAR_M) - 1.0, math.log(FAR_M)).exp()
 
 
 def _variance(frames: Tensor) -> Tensor:
@@ -173,17 +191,8 @@ class Atlas(ModelMixin, ConfigMixin):
         columns = torch.arange(config.width, device=places.device) if columns is None else columns
         # Metres to the right at a depth of one.
         aside = (columns + 0.5 - image_from_camera[0, 2]) / image_from_camera[0, 0]
-        b, w = len(places), len(aside)
-        sine, cosine = places[:, 2].sin(), places[:, 2].cos()
-        ahead, right = torch.stack([sine, cosine], -1), torch.stack([cosine, -sine], -1)
-        per_metre = ahead[:, None] + aside[None, :, None] * right[:, None]  # [b, w, 2]
-        reach = torch.linspace(math.log(NEAR_M), math.log(FAR_M), config.samples, device=places.device).exp()
-        on_the_way = places[:, None, None, :2] + per_metre[:, :, None] * reach[:, None]
-        turned = aside[None, :, None].expand(b, w, 1)
-        ray = torch.cat([F.normalize(per_metre, dim=-1), turned, turned.square()], -1)
-        felt = self.feel(torch.cat([self._look_up(self.coarse_plane, on_the_way), ray], -1))
-        log_depth = self.depth(felt)[..., 0].float() + 1.0
-        depth_m = log_depth.clamp(math.log(NEAR_M) - 1.0, math.log(FAR_M)).exp()
+        per_metre, ray, felt, log_depth = self._feel_along(places, aside)
+        depth_m = _metres(log_depth)
         ends = depth_m[..., None] * depth_m.new_tensor(AROUND)
         at_its_end = self._look_up(self.fine_plane, places[:, None, None, :2] + per_metre[:, :, None] * ends[..., None])
         colours = self.draw(torch.cat([felt, at_its_end.type_as(felt), log_depth[..., None], ray], -1))
@@ -194,6 +203,42 @@ class Atlas(ModelMixin, ConfigMixin):
         ground = self._ground(places, per_metre, image_from_camera)
         colours = colours + (light[..., 1:] * (1.0 - seen))[:, :, None] * ground
         return colours.permute(0, 2, 3, 1), log_depth
+
+    @torch.no_grad()
+    def walls(
+        self, places: Float[Tensor, "b 3"], image_from_camera: Float[Tensor, "3 3"]
+    ) -> Float[Tensor, "b n 2"]:
+        """Where rays all around places end: metres to the right of each place and ahead of it, `[b, n, 2]`.
+
+        Args:
+            places: `[b, 3]`, (x, z, heading), metres and radians.
+            image_from_camera: `[3, 3]`, K in pixels: no ray leaves the view that it was learnt in, which is turned.
+        """
+        reach = float(self.config.width / 2 / image_from_camera[0, 0])
+        turned, aside, ways = _all_around(math.ceil(math.pi / math.atan(reach)), places.device)
+        headings = places[:, None, 2] + turned
+        views = torch.cat([places[:, None, :2].expand(-1, len(turned), -1), headings[..., None]], -1).flatten(0, 1)
+        depth_m = _metres(self._feel_along(views, aside)[3]).view(len(places), -1, 1)
+        return depth_m * ways
+
+    def _feel_along(self, places: Tensor, aside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rays from places `[b, 3]`, so many metres to the right `[w]` at a depth of one.
+
+        Returns:
+            Their ways for each metre of depth `[b, w, 2]`, what the networks are told of their directions `[b, w, 4]`,
+            what they feel `[b, w, hidden]`, and the logs of the depths at which they end `[b, w]`.
+        """
+        config = self.config
+        b, w = len(places), len(aside)
+        sine, cosine = places[:, 2].sin(), places[:, 2].cos()
+        ahead, right = torch.stack([sine, cosine], -1), torch.stack([cosine, -sine], -1)
+        per_metre = ahead[:, None] + aside[None, :, None] * right[:, None]  # [b, w, 2]
+        reach = torch.linspace(math.log(NEAR_M), math.log(FAR_M), config.samples, device=places.device).exp()
+        on_the_way = places[:, None, None, :2] + per_metre[:, :, None] * reach[:, None]
+        turned = aside[None, :, None].expand(b, w, 1)
+        ray = torch.cat([F.normalize(per_metre, dim=-1), turned, turned.square()], -1)
+        felt = self.feel(torch.cat([self._look_up(self.coarse_plane, on_the_way), ray], -1))
+        return per_metre, ray, felt, self.depth(felt)[..., 0].float() + 1.0
 
     def _wall(self, painted: Tensor, depth_m: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor]:
         """Strips of colour `[b, w, 3 * strip]`, ceiling first, as walls at depths `[b, w]` show them.

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
-from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.sampler import denoise, step_noise
@@ -39,7 +38,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         capacity: keyframes an episode keeps; None for the checkpoint's, 0 for no memory, 1 for the last frame only.
         network: False shows what transformer and detail network are given, and leaves them out.
         atlas: False leaves out the atlas; without both, what is seen is the warped memory alone (the baseline to beat).
-        collision: whether the body stops at lifted geometry and slides along it.
+        collision: whether the body stops at lifted geometry, and at the map's walls, and slides along them.
         temperature: of the draw of rewards and ends; 0 takes the likelier.
 
     Attributes:
@@ -129,7 +128,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         return self.see(states, self.move(states, actions))
 
     def move(self, states: Sequence[WorldState], actions: np.ndarray) -> list[list[Pose]]:
-        """The four poses that its action leads each body to, past what memory knows to stand in the way.
+        """The four poses that its action leads each body to, past what memory and map know to stand in the way.
 
         Args:
             actions: `[b, 3]`.
@@ -143,9 +142,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         poses = [state.pose for state in states]
         if not self.collision:
             return [self.control.advance(*each) for each in zip(poses, checked, strict=True)]
-        eyes_m = np.stack([pose.world_from_camera[:3, 3] for pose in poses])
-        reach_m = [self.control.reach_m(pose) for pose in poses]
-        obstacles = obstacles_near([state.memory.keyframes for state in states], eyes_m, reach_m)
+        obstacles = self.obstacles(states)
         return [self.control.advance(*each) for each in zip(poses, checked, obstacles, strict=True)]
 
     def see(

@@ -13,6 +13,7 @@ from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.keyframe import BY_HEART, Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
+from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.memory.whereabouts import recognised
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.worlds.state import WorldState
@@ -67,6 +68,29 @@ class Remembering:
         shown = self.atlas.picture(torch.cat(places), self.k)[0].clamp(-1.0, 1.0)
         views = iter(shown.unflatten(0, (-1, FRAMES_PER_STEP)))
         return [None if each is None else next(views) for each in known for _ in range(t)]
+
+    def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
+        """Places (x, z) `[n, 2]`, metres, that each state's body cannot pass.
+
+        They are what memory has lifted, and the map's walls all around where the place on it is known: a body that
+        walks backwards meets what it has never seen.
+        """
+        memories, poses = [state.memory.keyframes for state in states], [state.pose for state in states]
+        bodies = np.stack([pose.world_from_camera for pose in poses])
+        lifted = obstacles_near(memories, bodies[:, :3, 3], [self.control.reach_m(pose) for pose in poses])
+        if self.atlas is None:
+            return lifted
+        places = recognised(memories, torch.as_tensor(bodies, dtype=torch.float32, device=self.device)[:, None])
+        known = [i for i, place in enumerate(places) if place is not None]
+        if not known:
+            return lifted
+        k = torch.as_tensor(self.image_from_camera)  # where it is read, on the CPU
+        walls_m = self.atlas.walls(torch.cat([places[i] for i in known]), k).cpu().double().numpy()
+        for i, (right_m, ahead_m) in zip(known, np.moveaxis(walls_m, -1, 1), strict=True):
+            right, _, ahead, eye_m = bodies[i, :3].T
+            around_m = eye_m + right_m[:, None] * right + ahead_m[:, None] * ahead
+            lifted[i] = np.concatenate([lifted[i], around_m[:, [0, 2]]])
+        return lifted
 
     def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
         """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import carried
-from mosaic_gym.model.atlas import GAIN, GRAIN_M, Atlas
+from mosaic_gym.model.atlas import GAIN, GRAIN_M, WALL_RAYS, Atlas
 from mosaic_gym.training.atlas import Sights, report
-from tests.room import SIZE, K, draw_places, learnt_atlas, rendered
+from tests.room import HALF_M, SIZE, K, draw_places, learnt_atlas, rendered
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,19 @@ def test_it_draws_a_room_from_places_it_was_never_at(learnt):
     error = (pictures - frames).square().mean()
     assert error < 0.2 * (frames - frames.mean((2, 3), keepdim=True)).square().mean()
     assert (believed - log_depth).abs().median() < 0.15
+
+
+def test_walls_stand_all_around_a_place_where_the_rooms_do(learnt):
+    places = draw_places(20, torch.Generator().manual_seed(5))
+    right, ahead = learnt.walls(places, K).unbind(-1)
+    assert right.shape == (20, 4 * WALL_RAYS)  # views of 90 degrees
+    sine, cosine = places[:, 2:].sin(), places[:, 2:].cos()
+    x = places[:, :1] + right * cosine + ahead * sine
+    z = places[:, 1:2] - right * sine + ahead * cosine
+    off_m = (torch.maximum(x.abs(), z.abs()) - HALF_M).abs()
+    assert off_m.median() < 0.4, "as far off as the pictures' depths of an atlas that learnt for seconds"
+    turned = torch.atan2(right, ahead).sort(1).values
+    assert torch.allclose(turned.diff(dim=1), torch.tensor(2 * math.pi / right.shape[1]), atol=1e-4)
 
 
 def test_a_strip_lies_on_its_wall_from_ceiling_to_floor():

@@ -178,6 +178,8 @@ def test_bad_actions_move_nothing(world):
     ):
         with pytest.raises(ValueError, match=message):
             world.step([state], actions)
+    with pytest.raises(ValueError, match="at least one; got 0"):
+        world.step([], np.zeros((0, 3)))
     assert state.step_index == 0 and len(state.memory) == 1
 
 
