@@ -32,7 +32,8 @@ from mosaic_gym.geometry.camera import carried
 NEAR_M, FAR_M = 0.3, 28.0
 """Between these a ray feels its way; depths beyond are none of the map's."""
 WALL_RAYS = 8
-"""Rays to a view, for what stands around a place: a body half a metre wide comes 2 cm nearer between two of them."""
+"""Rays to a view, for what stands around a place: a step away, a wall between two of them is met some centimetres
+late."""
 AROUND = (0.8, 0.9, 0.96, 1.0, 1.04)
 """Where the finer plane is looked up, in shares of the depth that a ray found: depths are known to some percent."""
 SEARCH_COLUMNS = 16
@@ -214,7 +215,8 @@ class Atlas(ModelMixin, ConfigMixin):
             places: `[b, 3]`, (x, z, heading), metres and radians.
             image_from_camera: `[3, 3]`, K in pixels: no ray leaves the view that it was learnt in, which is turned.
         """
-        reach = float(self.config.width / 2 / image_from_camera[0, 0])
+        middle = image_from_camera[0, 2]
+        reach = float(torch.minimum(middle, self.config.width - middle) / image_from_camera[0, 0])
         turned, aside, ways = _all_around(math.ceil(math.pi / math.atan(reach)), places.device)
         headings = places[:, None, 2] + turned
         views = torch.cat([places[:, None, :2].expand(-1, len(turned), -1), headings[..., None]], -1).flatten(0, 1)

@@ -6,7 +6,7 @@ begin at zero, and LoRA adapters; or, with `--full`, every weight, as the paper 
 
 Many GPUs: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml --num_processes GPUS -m mosaic_gym.cli
 train world --from ...`, each with a copy of the model; or `fsdp.yaml`, each with its share of the transformer's
-weights, gradients and moments.
+weights, gradients and moments, once it has loaded all of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, AutocastKwargs, DistributedType
 from diffusers import WanImageToVideoPipeline
 from safetensors.torch import save_file
 from torch import Tensor
@@ -209,13 +209,19 @@ def train(config: Config) -> WorldModel:
     """Trains, and writes what was trained to `weights/`.
 
     Raises:
-        ValueError: episodes shorter than a clip, or a batch that the processes do not divide.
+        ValueError: episodes shorter than a clip, a batch that the processes do not divide, or a causal model that they
+            would share out.
     """
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     each = config.batch // accelerator.num_processes
     if each * accelerator.num_processes != config.batch or not each:
         raise ValueError(f"batch {config.batch} is not shared out evenly among {accelerator.num_processes} processes")
+    if config.loading.causal and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "a causal model reads clean tokens outside its forward, where FSDP has not gathered its weights: train "
+            "copies (mosaic_gym/training/multi_gpu.yaml), or leave loading.causal out"
+        )
     world, store = open_teacher(config, str(accelerator.device))
     model = world.model
     prepare(config, model)
@@ -225,6 +231,8 @@ def train(config: Config) -> WorldModel:
         config.out, model.transformer, rate, config.minutes, config.steps, accelerator, averaged=False, shared=True
     )
     k = world.k[None]
+    # A clip uses every weight once; kept in another precision meanwhile, those that are shared out would be whole.
+    once_used = AutocastKwargs(cache_enabled=False)
     while not run.finished:
         generator = run.generator()
         losses = []
@@ -236,7 +244,7 @@ def train(config: Config) -> WorldModel:
             sigma = leaning(generator, config.shift, latents)
             noisy, velocity = noised(latents, sigma, generator)
             # 3. What the network says leads there.
-            with accelerator.autocast():
+            with accelerator.autocast(once_used):
                 context = model.transformer.read(
                     state.history[None], state.history_cameras[None], recalled, cameras, k,
                     (world.height, world.width), state.text[None],

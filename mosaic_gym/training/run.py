@@ -81,11 +81,13 @@ class Run:
                 raise ValueError("this recipe trains in one process; start it without accelerate launch")
             if minutes is not None:
                 raise ValueError("processes that train together read different clocks: give --steps, not --minutes")
-            if accelerator.distributed_type == DistributedType.FSDP:
-                if not accelerator.is_fsdp2:
-                    raise ValueError("this is FSDP's first version; ask for the second (mosaic_gym/training/fsdp.yaml)")
-                # As on one device: autocast rounds products, and nothing else. Of timesteps bf16 keeps every fourth.
-                accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        if accelerator.distributed_type == DistributedType.FSDP:
+            if averaged or not shared:
+                raise ValueError("this recipe does not share weights out; start it without accelerate's FSDP")
+            if not accelerator.is_fsdp2:
+                raise ValueError("this is FSDP's first version; ask for the second (mosaic_gym/training/fsdp.yaml)")
+            # As on one device: autocast rounds products, and nothing else. Of timesteps bf16 keeps every fourth.
+            accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.folder, self.minutes, self.steps = Path(folder), minutes, steps
         self.given = {"begin": None if begin is None else str(begin), "parts": parts}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,8 +96,11 @@ class Run:
         if accelerator.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 products, eight times as fast
         self.average = copy.deepcopy(model).requires_grad_(False).to(accelerator.device) if averaged else None
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW(
+            # Kept nowhere else: whole weights would outlive their being shared out.
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99),
+        )  # fmt: skip
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.step_index, self.earlier_s = 0, 0.0
         self.checkpoint_s = 60.0 * checkpoint_minutes
@@ -177,10 +182,15 @@ class Run:
             self.checkpoint()
 
     def _is_due(self) -> bool:
-        """Whether it is time for a checkpoint, the same in all processes, whose clocks differ."""
+        """Whether it is time for a checkpoint, the same in all processes, whose clocks differ.
+
+        They ask one another every tenth step, for to ask is to wait.
+        """
         due = time.monotonic() - self.saved_at > self.checkpoint_s
         if self.accelerator.num_processes == 1:
             return due
+        if self.step_index % 10:
+            return False
         if due:
             self.accelerator.set_trigger()
         return self.accelerator.check_trigger()
@@ -201,9 +211,9 @@ class Run:
         whole = {}
         for name, value in tensors.items():
             # One by one, and away from the accelerator: together they may not fit one.
-            full = value.full_tensor().cpu() if isinstance(value, DTensor) else value
+            full = value.full_tensor() if isinstance(value, DTensor) else value
             if self.accelerator.is_main_process:
-                whole[name] = full.contiguous()
+                whole[name] = (full.cpu() if isinstance(value, DTensor) else full).contiguous()
         return whole
 
     def checkpoint(self) -> None:
@@ -257,7 +267,7 @@ class Run:
         weights = load_file(kept / "model.safetensors")
         if self.average is None:
             trained = _trained(source)
-            if set(weights) != set(trained):
+            if {name: each.shape for name, each in weights.items()} != {n: each.shape for n, each in trained.items()}:
                 raise ValueError(f"{kept} trained other weights; choose another folder with --out")
             for name, parameter in trained.items():
                 parameter.copy_(_shared_out(weights[name], parameter))

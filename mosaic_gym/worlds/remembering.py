@@ -77,18 +77,17 @@ class Remembering:
         """
         memories, poses = [state.memory.keyframes for state in states], [state.pose for state in states]
         bodies = np.stack([pose.world_from_camera for pose in poses])
+        known, walls_m = [], torch.zeros(0, 0, 2)
+        if self.atlas is not None:
+            places = recognised(memories, torch.as_tensor(bodies, dtype=torch.float32, device=self.device)[:, None])
+            known = [i for i, place in enumerate(places) if place is not None]
+        if known:  # asked first, and read last: an accelerator is waited for once
+            k = torch.as_tensor(self.image_from_camera)  # on the CPU, where it is read
+            walls_m = self.atlas.walls(torch.cat([places[i] for i in known]), k)
         lifted = obstacles_near(memories, bodies[:, :3, 3], [self.control.reach_m(pose) for pose in poses])
-        if self.atlas is None:
-            return lifted
-        places = recognised(memories, torch.as_tensor(bodies, dtype=torch.float32, device=self.device)[:, None])
-        known = [i for i, place in enumerate(places) if place is not None]
-        if not known:
-            return lifted
-        k = torch.as_tensor(self.image_from_camera)  # where it is read, on the CPU
-        walls_m = self.atlas.walls(torch.cat([places[i] for i in known]), k).cpu().double().numpy()
-        for i, (right_m, ahead_m) in zip(known, np.moveaxis(walls_m, -1, 1), strict=True):
+        for i, wall_m in zip(known, walls_m.cpu().double().numpy(), strict=True):
             right, _, ahead, eye_m = bodies[i, :3].T
-            around_m = eye_m + right_m[:, None] * right + ahead_m[:, None] * ahead
+            around_m = eye_m + wall_m @ np.stack([right, ahead])
             lifted[i] = np.concatenate([lifted[i], around_m[:, [0, 2]]])
         return lifted
 

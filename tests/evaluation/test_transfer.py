@@ -17,8 +17,7 @@ from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
 from mosaic_gym.evaluation.transfer.policies import (
     WayFromStart,
     always,
-    at_random,
-    distracted,
+    dozing,
     load_policy,
     make_policy,
     scripted,
@@ -131,8 +130,8 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     found = evaluate(config)
     assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
     assert set(found["ranking"]["returns_dream_engine"]) == {
-        "turning", "backing", "chance_25%", "chance_50%", "chance_75%", "random", "ahead", "scripted", "dream_0",
-        "dream_1", "engine",
+        "turning", "backing", "sidling", "circling", "dozing_50%", "dozing_75%", "dozing_90%", "random", "ahead",
+        "scripted", "dream_0", "dream_1", "engine",
     }  # fmt: skip
     assert {arm: len(told["success_of_runs"]) for arm, told in found["arms"].items() if arm != "random"} == {
         "ahead": 1, "scripted": 1, "dream": 2, "engine": 1,
@@ -274,10 +273,8 @@ def test_training_cut_off_goes_on_from_the_last_policy_kept(tmp_path):
     envs.close()
 
 
-def test_a_distracted_script_takes_its_share_of_actions_by_chance():
+def test_a_dozing_script_stands_still_for_its_share_of_steps():
     seen = {"image": np.zeros((400, 3, 8, 8)), "depth": np.full((400, 8, 8), 5.0)}
     assert (always("backward", 0)(seen) == list(ACTIONS).index("backward")).all()
-    walked = scripted(0)(seen)
-    assert (distracted(0.0, 0)(seen) == walked).all()
-    assert (distracted(1.0, 0)(seen) == at_random(1)(seen)).all()
-    assert 0.35 < (distracted(0.5, 0)(seen) != walked).mean() < 0.55
+    assert (dozing(0.0, 0)(seen) == scripted(0)(seen)).all()
+    assert 0.4 < (dozing(0.5, 0)(seen) == list(ACTIONS).index("noop")).mean() < 0.6

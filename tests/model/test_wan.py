@@ -1,6 +1,7 @@
 """Pretrained Wan: equal to diffusers' own classes, decoded piece by piece, loaded whole or not at all."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -168,7 +169,10 @@ def test_an_image_and_a_clip_encode_as_wan_does():
 
 
 def test_weights_load_by_their_own_names_and_cameras_begin_at_zero(folder, caplog):
+    said = logging.getLogger("diffusers.models.modeling_utils")
+    said.addHandler(caplog.handler)  # diffusers tells Python's own logger nothing
     pipeline = load_pipeline(folder, EXACT)
+    said.removeHandler(caplog.handler)
     assert "TRAIN" not in caplog.text, "cameras are missing by design; nobody has to train before use"
     saved = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     mine = pipeline.transformer.state_dict()

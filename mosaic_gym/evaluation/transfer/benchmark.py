@@ -42,12 +42,14 @@ FIRST_TEST_SEED = 2_000_009
 """Of the engine's episodes, the planner's too; tests are on seeds ending in 9, held out from the recording."""
 FIRST_RANK_SEED = 7
 """Of the episodes at held-out recorded places, counted up: the same in dream and engine."""
-IDLE = {"turning": "turn_right", "backing": "backward"}
+BLIND = {"turning": "turn_right", "backing": "backward", "sidling": "right", "circling": "forward_turn_right"}
 """Policies that are ranked beside the arms, by the action they repeat."""
-DISTRACTED = (0.25, 0.5, 0.75)
-"""Shares of chance in further ones, which otherwise do as the script does."""
+DOZING = (0.5, 0.75, 0.9)
+"""Further ones: the script, by the share of its steps that it stands still."""
 RECIPE = ("data", "steps", "engine_steps", "policies", "places", "scenes", "rollout", "seed")
 """Of `Config`: a folder of results is of one choice of these."""
+RULES = 2
+"""What the dream does with a body, counted up when that changes: results of others do not go together."""
 
 
 @dataclass(frozen=True)
@@ -156,19 +158,19 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     if min(config.episodes, config.policies) < 2 or min(config.steps, config.places, config.scenes, config.runs) < 1:
         raise ValueError("give at least 2 episodes, 2 policies, 1 run, 1 step, 1 place and 1 scene")
-    for part, count in (("ranking", config.rank_episodes), ("planner", config.plan_episodes)):
-        if count < 0 or count == 1:
-            raise ValueError(f"{part[:4]}-episodes is at least 2, or 0 to leave the {part} out; got {count}")
+    for name in ("rank_episodes", "plan_episodes"):
+        if (count := getattr(config, name)) < 0 or count == 1:
+            raise ValueError(f"{name.replace('_', '-')} is at least 2, or 0 to leave them out; got {count}")
     store = EpisodeStore(config.data, "train")
     config.out.mkdir(parents=True, exist_ok=True)
     world = WorldModel.from_pretrained(config.checkpoint)
     # What policies were trained by; episodes may be added.
-    recipe = {name: str(getattr(config, name)) for name in RECIPE}
+    recipe = {**{name: str(getattr(config, name)) for name in RECIPE}, "rules": str(RULES)}
     asked = {"fingerprint": world.fingerprint, **recipe}
     told = kept(config.out / "checkpoint.json", lambda: asked)
     if told["fingerprint"] != world.fingerprint:
         raise ValueError(f"{config.out} holds what was found with another checkpoint; give another --out, or empty it")
-    differs = sorted(name for name in RECIPE if told.get(name) != asked[name])
+    differs = sorted(name for name in recipe if told.get(name) != asked[name])
     if differs:
         was = ", ".join(f"{name}={told.get(name)}" for name in differs)
         raise ValueError(f"{config.out} holds what was found with {was}; ask for the same, or give another --out")
@@ -214,8 +216,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
     if config.rank_episodes:
         # From bad to good, by design: what training keeps on its way to one policy is too much alike to have an order.
-        ranked = {name: partial(known.always, action) for name, action in IDLE.items()}
-        ranked |= {f"chance_{share:.0%}": partial(known.distracted, share) for share in DISTRACTED}
+        ranked = {name: partial(known.always, action) for name, action in BLIND.items()}
+        ranked |= {f"dozing_{share:.0%}": partial(known.dozing, share) for share in DOZING}
         for arm, runs in arms.items():
             ranked |= zip(names_of(arm, config), runs, strict=True)
         heldout = EpisodeStore(config.data, "heldout")
@@ -307,7 +309,7 @@ def rank(
     told = agreement(returns["dream"], returns["engine"], config.seed)
     means = np.stack([returns[place].mean(1) for place in places])
     for name, (there, here) in zip(policies, means.T, strict=True):
-        print(f"policy {name:<8} mean return {there:6.2f} in the dream, {here:6.2f} in the engine")
+        print(f"policy {name:<10} mean return {there:6.2f} in the dream, {here:6.2f} in the engine")
     print(
         f"Spearman rank correlation of {len(policies)} policies' returns, dream against engine: {told['spearman']:.2f} "
         f"[{told['low']:.2f}, {told['high']:.2f}] (goal >= 0.8)"

@@ -197,11 +197,11 @@ def scripted(seed: int) -> Choose:
     return choose
 
 
-def distracted(share: float, seed: int) -> Choose:
-    """The script, but for this share of its actions, which are drawn at random."""
-    script, chance, rng = scripted(seed), at_random(seed + 1), np.random.default_rng(seed + 2)
+def dozing(share: float, seed: int) -> Choose:
+    """The script, which stands still for this share of its steps."""
+    script, rng = scripted(seed), np.random.default_rng(seed + 1)
 
     def choose(seen: dict[str, np.ndarray]) -> np.ndarray:
-        return np.where(rng.random(len(seen["image"])) < share, chance(seen), script(seen))
+        return np.where(rng.random(len(seen["image"])) < share, list(ACTIONS).index("noop"), script(seen))
 
     return choose
