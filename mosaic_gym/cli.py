@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "train world --from": Command("mosaic_gym.training.finetune", "Config", "train", "fine-tune a pretrained Wan"),
     "train student": Command("mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps"),
     "evaluate atlas": Command("mosaic_gym.evaluation.atlas", "Config", "evaluate", "what is known of the map"),
+    "evaluate collision": Command("mosaic_gym.evaluation.collision", "Config", "evaluate", "where the body stops"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
     "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),
     "evaluate transfer": Command("mosaic_gym.evaluation.transfer.benchmark", "Config", "evaluate", "dream to engine"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mosaic_gym.evaluation import atlas, demo, depth, speed, wan
+from mosaic_gym.evaluation import atlas, collision, demo, depth, speed, wan
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
@@ -58,6 +58,16 @@ def test_atlas_command(checkpoint, capsys):
     assert unlearnt["picture from the true place, dB"]["value"] < 20
     with pytest.raises(ValueError, match="at least 2 paths"):
         atlas.evaluate(atlas.Config(paths=1))
+
+
+def test_collision_command(capsys):
+    figures = collision.evaluate(collision.Config(paths=2))
+    said = capsys.readouterr().out
+    assert len(figures) == 6 and all(kind in said for kind in figures)
+    known, alone = (figures[f"backward, never seen, {name}"] for name in ("memory and map", "memory alone"))
+    assert known["steps"] == alone["steps"] > 0 and known["stopped"] < alone["stopped"]
+    with pytest.raises(ValueError, match="at least 2 paths"):
+        collision.evaluate(collision.Config(paths=1))
 
 
 def test_speed_is_measured_with_a_memory_that_fills(checkpoint):
