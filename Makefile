@@ -31,6 +31,7 @@ train: $(DEV)
 
 evaluate: $(CORE)
 	$(BIN)/mosaic-gym evaluate atlas
+	$(BIN)/mosaic-gym evaluate collision
 	$(BIN)/mosaic-gym evaluate depth
 	$(BIN)/mosaic-gym evaluate speed
 	$(BIN)/mosaic-gym evaluate revisit

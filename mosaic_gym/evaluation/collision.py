@@ -24,7 +24,7 @@ class Config:
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""
-    paths: int = 24
+    paths: int = 12
     """Held-out walks, each of 14 steps, forward and with eyes shut backward and to the left."""
 
 
