@@ -412,8 +412,14 @@ def draw(path: Path, found: dict[str, Any]) -> None:
         pairs = found["ranking"]["returns_dream_engine"]
         dream, engine = np.array(list(pairs.values())).T
         middle.plot(dream, engine, "o")
-        for name, place in pairs.items():
-            middle.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        # Names stand in a column of their own, for good policies are too near to one another.
+        span, beside, height = np.ptp([dream, engine]) or 1.0, dream.max(), -np.inf
+        for name, place in sorted(pairs.items(), key=lambda pair: pair[1][1]):
+            height = max(place[1], height + 0.055 * span)
+            line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
+            middle.annotate(name, place, (beside + 0.1 * span, height), fontsize=8, va="center", arrowprops=line)
+        middle.set_xlim(right=beside + 0.45 * span)
+        middle.set_ylim(top=max(height, engine.max()) + 0.05 * span)
         middle.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
         middle.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
     if "planner" in found:
