@@ -42,11 +42,12 @@ class Walks:
     free: list[float] = field(default_factory=list)
 
 
-def walk(dream: MosaicWorld, engine: DoomWorld, seed: int, action: str, watching: bool) -> Walks:
-    """A walk in the engine, against walls, each step of which the dream foresees.
+def walk(dream: MosaicWorld, engine: DoomWorld, seeds: Sequence[int], action: str, watching: bool) -> Walks:
+    """Walks in the engine, against walls, each step of which the dream foresees.
 
     Args:
-        action: the one of `ACTIONS` that it repeats.
+        seeds: of the engine's episodes, a walk each.
+        action: the one of `ACTIONS` that they repeat.
         watching: whether it sees where it goes; else it looks around first, and walks with its eyes shut.
     """
     from dataclasses import replace
@@ -57,23 +58,24 @@ def walk(dream: MosaicWorld, engine: DoomWorld, seed: int, action: str, watching
     from mosaic_gym.worlds.protocol import Start
 
     told = Walks()
-    body, view = engine.start(Start(seed=seed))
-    state = dream.begin(view.frames, [Pose(camera) for camera in view.world_from_camera], seed, "")
-    for index in range(STEPS if watching else LOOKS + STEPS):
-        walks = watching or index >= LOOKS
-        thrust = np.array(ACTIONS[action if walks else "turn_right"])
-        state, before_m = replace(state, pose=body.pose), body.pose.world_from_camera[:3, 3]
-        foreseen, free = dream.move([state], thrust[None])[0][-1], dream.control.advance(body.pose, thrust)[-1]
-        (body,), (view,) = engine.step([body], thrust[None])
-        there_m = view.world_from_camera[-1, :3, 3]
-        off_m, free_off_m = (float(np.linalg.norm(p.world_from_camera[:3, 3] - there_m)) for p in (foreseen, free))
-        if free_off_m >= STOPPED_M:
-            told.stopped.append(off_m)
-            told.walked_through.append(free_off_m)
-        elif free_off_m < FREE_M and np.linalg.norm(there_m - before_m) > STOPPED_M:
-            told.free.append(off_m)
-        if watching or not walks:
-            state = dream.observe(state, view.frames, [Pose(camera) for camera in view.world_from_camera])
+    for seed in seeds:
+        body, view = engine.start(Start(seed=seed))
+        state = dream.begin(view.frames, [Pose(camera) for camera in view.world_from_camera], seed, "")
+        for index in range(STEPS if watching else LOOKS + STEPS):
+            walks = watching or index >= LOOKS
+            thrust = np.array(ACTIONS[action if walks else "turn_right"])
+            state, before_m = replace(state, pose=body.pose), body.pose.world_from_camera[:3, 3]
+            foreseen, free = dream.move([state], thrust[None])[0][-1], dream.control.advance(body.pose, thrust)[-1]
+            (body,), (view,) = engine.step([body], thrust[None])
+            there_m = view.world_from_camera[-1, :3, 3]
+            off_m, free_off_m = (float(np.linalg.norm(p.world_from_camera[:3, 3] - there_m)) for p in (foreseen, free))
+            if free_off_m >= STOPPED_M:
+                told.stopped.append(off_m)
+                told.walked_through.append(free_off_m)
+            elif free_off_m < FREE_M and np.linalg.norm(there_m - before_m) > STOPPED_M:
+                told.free.append(off_m)
+            if watching or not walks:
+                state = dream.observe(state, view.frames, [Pose(camera) for camera in view.world_from_camera])
     return told
 
 
@@ -83,6 +85,8 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: fewer than two walks.
     """
+    from itertools import product
+
     from tqdm import tqdm
 
     from mosaic_gym.model.checkpoints import WorldModel
@@ -94,25 +98,28 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     model = WorldModel.from_pretrained(config.checkpoint)
     dreams = {"memory and map": MosaicWorld(model), "memory alone": MosaicWorld(model, atlas=False)}
     engine = DoomWorld(height=model.settings.height, width=model.settings.width)
-    told: dict[str, list[Walks]] = {}
-    for seed in tqdm(range(FIRST_SEED, FIRST_SEED + 10 * config.paths, 10), desc="walks", unit="walk"):
-        for action, watching in (("forward", True), ("backward", False), ("left", False)):
-            for name, dream in dreams.items():
-                kind = f"{action}, {'seen' if watching else 'never seen'}, {name}"
-                told.setdefault(kind, []).append(walk(dream, engine, seed, action, watching))
+    seeds, figures = range(FIRST_SEED, FIRST_SEED + 10 * config.paths, 10), {}
+    ways = [("forward", True), ("backward", False), ("left", False)]
+    for (action, watching), name in tqdm(list(product(ways, dreams)), desc="walking", unit="way"):
+        kind = f"{action}, {'seen' if watching else 'never seen'}, {name}"
+        figures[kind] = _figure(walk(dreams[name], engine, seeds, action, watching))
     engine.close()
-    return {kind: _tell(kind, walks) for kind, walks in told.items()}
+    for kind, figure in figures.items():
+        print(
+            f"{kind:<38} off by {figure['stopped']:.3f} m at {figure['steps']} stops ({figure['walked_through']:.3f} "
+            f"if nothing stopped it); held up for no reason: {figure['held_up']:.1%} of {figure['free_steps']} free "
+            "steps"
+        )
+    return figures
 
 
-def _tell(kind: str, walks: Sequence[Walks]) -> dict[str, float]:
+def _figure(told: Walks) -> dict[str, float]:
     import numpy as np
 
-    kinds = ("stopped", "walked_through", "free")
-    every = {name: [off for each in walks for off in getattr(each, name)] for name in kinds}
-    figure = {name: float(np.mean(off_m)) for name, off_m in every.items()} | {"steps": len(every["stopped"])}
-    figure["held_up"] = float(np.mean(np.array(every["free"]) > STOPPED_M))
-    print(
-        f"{kind:<38} off by {figure['stopped']:.3f} m at {figure['steps']} stops ({figure['walked_through']:.3f} if "
-        f"nothing stopped it); held up for no reason: {figure['held_up']:.1%} of {len(every['free'])} free steps"
-    )
-    return figure
+    return {
+        "stopped": float(np.mean(told.stopped)),
+        "walked_through": float(np.mean(told.walked_through)),
+        "steps": len(told.stopped),
+        "held_up": float(np.mean(np.array(told.free) > STOPPED_M)),
+        "free_steps": len(told.free),
+    }
