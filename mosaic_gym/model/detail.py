@@ -47,7 +47,7 @@ class DetailNet(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, widths: tuple[int, int, int] = (48, 72, 96)):
+    def __init__(self, widths: tuple[int, int, int] = (32, 48, 64)):
         super().__init__()
         half, quarter, eighth = widths
         self.stem = nn.Conv2d(4 * INPUTS * FRAMES_PER_STEP, half, 3, padding=1)

@@ -1,13 +1,14 @@
 """Batches for `train world`: each drawn from its step's seed alone, here or ahead of time by worker processes.
 
 An accelerator trains several batches in the time that one takes to be drawn and recalled, so on a machine with many
-cores workers draw. What they cannot do is dream with weights that change; those batches are drawn here.
+cores workers draw. What they cannot do is dream with weights that change; those batches are drawn here. And an
+accelerator that is faster than all the workers meets samples several times, each time among others.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 MOST_DREAMT = 3
 """Steps before a batch's targets that are the model's own dream, at most."""
+WINDOW = 16
+"""Drawn batches that samples met several times are taken from."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,20 @@ class Batch:
     prompts: list[str]
     recalled: Recall
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        names = "latents", "cameras", "history", "history_cameras"
-        recalled = {each.name: getattr(self.recalled, each.name).to(device) for each in fields(Recall)}
-        return replace(self, recalled=Recall(**recalled), **{name: getattr(self, name).to(device) for name in names})
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, always in the same order."""
+        recalled = [getattr(self.recalled, each.name) for each in fields(Recall)]
+        return [self.latents, self.cameras, self.history, self.history_cameras, *recalled]
+
+    def mapped(self, change: Callable[[Tensor], Tensor], prompts: list[str] | None = None) -> Batch:
+        """The batch with every tensor changed, and of other prompts if any are given."""
+        own = [change(value) for value in self.tensors]
+        return Batch(*own[:4], self.prompts if prompts is None else prompts, Recall(*own[4:]))
+
+    def pin_memory(self) -> Batch:
+        """The same batch where an accelerator fetches it by itself; a data loader looks for this name."""
+        return self.mapped(Tensor.pin_memory)
 
 
 def batches(world: MosaicWorld, episodes: list[Remembered], config: Config, run: Run) -> Iterator[Batch]:
@@ -62,19 +74,66 @@ def batches(world: MosaicWorld, episodes: list[Remembered], config: Config, run:
     Args:
         world: whose map is recalled, and which dreams, with its present weights.
         episodes: on its device.
+
+    Raises:
+        ValueError: `config.reuse` is no whole number from 1, or dreamt samples were to be met several times: a resumed
+            run could not dream them again, with weights that are gone.
     """
+    if config.reuse < 1:
+        raise ValueError(f"--reuse is how often a sample is met, at least 1; got {config.reuse}")
+    if config.reuse > 1 and config.dream:
+        raise ValueError("samples that are dreamt are met once; give --dream 0 with --reuse")
+    first = run.step_index // config.reuse
+    drawn = _drawn(world, episodes, config, run, first)
+    return drawn if config.reuse == 1 else _met_again(drawn, config, run, first)
+
+
+def _drawn(
+    world: MosaicWorld, episodes: list[Remembered], config: Config, run: Run, first: int
+) -> Iterator[Batch]:
+    """The batches that are drawn, from the `first` on, on the world's device."""
     if not config.workers:
-        for seed in run.seeds():
+        for seed in run.seeds(first):
             yield draw_batch(world, episodes, config, seed)
     cpu = torch.device("cpu")
     # An accelerator cannot be used in a forked process; what lies in memory already is shared with it.
     there = [replace(episode, keyframes=[each.to(cpu) for each in episode.keyframes]) for episode in episodes]
     drawer = _Drawer(MosaicWorld(copy.deepcopy(world.model), "cpu"), there, config)
     drawn = DataLoader(
-        drawer, batch_size=None, sampler=run.seeds(), num_workers=config.workers, multiprocessing_context="fork"
+        drawer,
+        batch_size=None,
+        sampler=run.seeds(first),
+        num_workers=config.workers,
+        multiprocessing_context="fork",
+        pin_memory=world.device.type == "cuda",
     )
-    for seed, batch in zip(run.seeds(), drawn, strict=True):
-        yield draw_batch(world, episodes, config, seed) if batch is None else batch.to(world.device)
+    for seed, batch in zip(run.seeds(first), drawn, strict=True):
+        if batch is None:
+            yield draw_batch(world, episodes, config, seed)
+        else:
+            yield batch.mapped(lambda value: value.to(world.device, non_blocking=True))
+
+
+def _met_again(drawn: Iterator[Batch], config: Config, run: Run, first: int) -> Iterator[Batch]:
+    """Batches of samples from the last `WINDOW` drawn ones, which move on by one every `config.reuse` steps.
+
+    So a sample is met `config.reuse` times on average, and a resumed run, which draws the window anew, goes on with
+    the same samples.
+    """
+    window, prompts, count = None, [[]] * WINDOW, 0
+    while True:
+        while first + count < run.step_index // config.reuse + WINDOW:
+            batch, slot = next(drawn), (first + count) % WINDOW
+            window = window or batch.mapped(lambda value: value.new_empty(WINDOW, *value.shape))
+            for kept, fresh in zip(window.tensors, batch.tensors, strict=True):
+                kept[slot] = fresh
+            prompts[slot] = batch.prompts
+            count += 1
+        rng = np.random.default_rng([run.seed, 2])
+        rows = rng.choice(WINDOW * config.batch, config.batch, replace=False)
+        index = torch.from_numpy(rows).to(window.latents.device)
+        read = [prompts[row // config.batch][row % config.batch] for row in rows]
+        yield window.mapped(lambda kept, index=index: kept.flatten(0, 1)[index], read)
 
 
 class _Drawer(Dataset):

@@ -143,9 +143,9 @@ class Run:
         """Of everything random in the present step: the same after a resume, another in every process."""
         return self._seed_at(self.step_index)
 
-    def seeds(self) -> Iterator[int]:
-        """The present step's, and those of all the steps that will come."""
-        return map(self._seed_at, itertools.count(self.step_index))
+    def seeds(self, first: int) -> Iterator[int]:
+        """That of step `first`, and those of all the steps behind it."""
+        return map(self._seed_at, itertools.count(first))
 
     def _seed_at(self, step_index: int) -> int:
         return 1_000_003 * (step_index + 1) + self.accelerator.process_index

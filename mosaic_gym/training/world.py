@@ -90,6 +90,8 @@ class Config:
     workers: int = 0
     """Processes that draw batches ahead, where forking is possible; 0 draws them between steps. On an accelerator, as
     many as there are cores."""
+    reuse: int = 1
+    """How often a sample is met, on average. More than once where an accelerator trains faster than workers draw."""
     compiled: bool = False
     """Compile the transformer (pays on an accelerator)."""
 
@@ -292,7 +294,7 @@ def train(config: Config) -> WorldModel:
         loss, decibels = frame_loss(predicted.float(), true)
         by_itself, _ = frame_loss(believed.float(), true)
         run.update(loss + BY_ITSELF * by_itself, {"db": decibels, **told})
-        if run.step_index % 500 == 0:
+        if run.step_index % (500 * config.reuse) == 0:
             told = validate(world, heldout, run)
     run.close()
     for network in (model.transformer, model.detail, model.text_encoder):

@@ -1,10 +1,12 @@
 """Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
 
-from dataclasses import replace
+import itertools
+from dataclasses import fields, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,11 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.training import atlas, codec, depth, outcome, world
-from mosaic_gym.training.batches import _Drawer, batches, draw_batch
+from mosaic_gym.training.batches import WINDOW, Batch, _Drawer, batches, draw_batch
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -51,8 +54,9 @@ class _CutOff(Exception):
     pass
 
 
-def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch):
-    world.train(world_config(data, parts, tmp_path / "whole", 4))
+@pytest.mark.parametrize("met", [{}, {"reuse": 2, "dream": 0.0}])
+def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, met):
+    world.train(replace(world_config(data, parts, tmp_path / "whole", 4), **met))
     update = Run.update
 
     def cut_off(run, *arguments):
@@ -63,9 +67,9 @@ def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "update", cut_off)
     with pytest.raises(_CutOff):
-        world.train(world_config(data, parts, tmp_path / "pieces", 4))
+        world.train(replace(world_config(data, parts, tmp_path / "pieces", 4), **met))
     monkeypatch.undo()
-    world.train(world_config(data, parts, tmp_path / "pieces", 4))
+    world.train(replace(world_config(data, parts, tmp_path / "pieces", 4), **met))
     for name in ("model", "average", "optimizer"):
         one, two = (load_file(tmp_path / run / "checkpoint" / f"{name}.safetensors") for run in ("whole", "pieces"))
         assert one.keys() == two.keys()
@@ -96,7 +100,7 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
     assert model.transformer.proj_out.weight.abs().max() > 0
     dreaming = MosaicWorld(model)
     episodes = remember_all(EpisodeStore(data, "train"), model.codec, model.depth, model.atlas, hinted=True)
-    run = SimpleNamespace(seeds=lambda: iter(range(8)))
+    run = SimpleNamespace(step_index=0, seeds=lambda first: iter(range(first, 8)))
     alone = list(islice(batches(dreaming, episodes, replace(config, workers=0), run), 8))
     ahead = list(islice(batches(dreaming, episodes, config, run), 8))
     dreamt = [_Drawer(dreaming, episodes, config)[seed] is None for seed in range(8)]
@@ -112,6 +116,41 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
         torch.testing.assert_close(one.history, other.history, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(one.recalled.expected, other.recalled.expected, atol=1e-3, rtol=1e-3)
         assert torch.equal(one.recalled.patch_exists, other.recalled.patch_exists)
+
+
+def test_samples_are_met_again_among_others_and_the_same_after_a_resume(monkeypatch):
+    def told_by_number(world, episodes, config, seed) -> Batch:
+        told = torch.arange(config.batch) + config.batch * seed
+        values = [told.clone() for _ in range(4 + len(fields(Recall)))]
+        return Batch(*values[:4], [str(int(each)) for each in told], Recall(*values[4:]))
+
+    def met(first: int, last: int) -> list[Batch]:
+        run = SimpleNamespace(step_index=first, seeds=itertools.count)
+        drawn, told = batches(None, [], config, run), []
+        for run.step_index in range(first, last):
+            run.seed = run.step_index
+            told.append(next(drawn))
+        return told
+
+    monkeypatch.setattr("mosaic_gym.training.batches.draw_batch", told_by_number)
+    config = replace(world.Config(), batch=8, reuse=3, dream=0.0)
+    whole, resumed = met(0, 300), met(100, 300)
+    for one, other in zip(whole[100:], resumed, strict=True):
+        assert one.prompts == other.prompts and all(map(torch.equal, one.tensors, other.tensors))
+    for batch in whole:
+        numbers = batch.latents.tolist()
+        assert all(tensor.tolist() == numbers for tensor in batch.tensors), "what belongs together stays together"
+        assert batch.prompts == [str(number) for number in numbers] and len(set(numbers)) == len(numbers)
+        assert len({number // config.batch for number in numbers}) > 2, "they come from several drawn batches"
+    seen = [number for batch in whole for number in batch.latents.tolist()]
+    through = [seen.count(number) for number in range(WINDOW * config.batch, 84 * config.batch)]
+    assert np.mean(through) == pytest.approx(config.reuse, rel=0.1)
+
+
+@pytest.mark.parametrize(("wrong", "told"), [({"reuse": 0}, "--reuse"), ({"reuse": 2, "dream": 0.1}, "--dream 0")])
+def test_what_cannot_be_met_again_is_refused(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        batches(None, [], replace(world.Config(), **wrong), SimpleNamespace(step_index=0))
 
 
 def test_what_is_drawn_is_placed_exactly_however_coarsely_a_run_multiplies(monkeypatch):
