@@ -196,7 +196,8 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             )
             both = clean.then(target)
             at = self._positions(both.coordinates, both.cameras, both.values, context)
-            at.key_mask = None if len(values) == 1 or bool(both.exists.all()) else both.exists[:, None, None]
+            # One member is not padded; of several it would take waiting for an accelerator to learn that none is.
+            at.key_mask = None if len(values) == 1 else both.exists[:, None, None]
             if self.config.causal:
                 # Targets look at everything, clean tokens at one another.
                 ours = torch.arange(sum(counts), device=target.values.device) >= counts[0]

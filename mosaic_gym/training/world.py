@@ -274,7 +274,7 @@ def train(config: Config) -> WorldModel:
         # 2. Noise: most samples at the level where one-step sampling begins.
         sigma = torch.rand(config.batch, generator=generator)
         sigma = torch.where(torch.rand(config.batch, generator=generator) < config.noise_only, 1.0, sigma).to(device)
-        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+        noise = torch.randn(batch.latents.shape, generator=run.generator(device), device=device)
         level = sigma.view(-1, 1, 1, 1)
         noisy = (1 - level) * batch.latents + level * noise
         # 3. The networks say what is behind the noise.
