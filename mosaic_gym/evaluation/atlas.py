@@ -33,7 +33,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     from mosaic_gym.evaluation.revisit import collect
     from mosaic_gym.evaluation.rollout import Arms
     from mosaic_gym.geometry.camera import place_of
-    from mosaic_gym.memory.whereabouts import recognised
+    from mosaic_gym.memory.whereabouts import is_supposed, recognised
     from mosaic_gym.model.checkpoints import WorldModel
     from mosaic_gym.model.codec import frames_to_float
 
@@ -60,8 +60,9 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         tell("of these mistaken for another place, share", off_m[known] > MISTAKEN_M)
         state = arms.after_history(path)
         (place,) = recognised([state.memory.keyframes], state.history_cameras[-1:, -1:])
-        tell("walks recognised, share", torch.tensor(place is not None))
-        if place is not None:
+        known = not is_supposed(state.memory.keyframes)  # of a walk all of whose frames are blank nothing else is
+        tell("walks recognised, share", torch.tensor(known))
+        if known:
             off_m = (place[0, :2] - true[path.history - 1, :2]).norm()
             tell("of these mistaken for another place, share (walks)", off_m > MISTAKEN_M)
             tell("where the others are, off by, m", off_m[off_m <= MISTAKEN_M])

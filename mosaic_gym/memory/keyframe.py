@@ -15,6 +15,8 @@ from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
 
 BY_HEART = -1.0
 """The trust of a place that a still was dreamt from, not recognised at."""
+SUPPOSED = 2.0**-30
+"""The trust of the place that a still was likest to and yet not recognised at: far less than recognising ever gives."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Keyframe:
         step: the environment step that made it.
         points_m: `[v, u, 3]` patch centres in the world, metres: derived, see also `geometry`.
         place: `[4]`, (x, z, heading, trust): where on the map that the model knows the still was recognised to be
-            taken, and how much that is to be trusted, see `whereabouts.py`; a trust of `BY_HEART` for a still that was
-            dreamt there; zeros if the place is not known.
+            taken, and how much that is to be trusted, see `whereabouts.py`; a trust of `SUPPOSED` if it is only where
+            the map is likest, of `BY_HEART` for a still that was dreamt there; zeros if the place is not known.
     """
 
     latent: Tensor
@@ -45,7 +47,7 @@ class Keyframe:
 
     @cached_property
     def trust(self) -> float:
-        """How much its place on the map is to be trusted; above 0 if it was recognised."""
+        """How much its place on the map is to be trusted; above 0 if it was recognised, or supposed."""
         return float(self.place[3])
 
     @property

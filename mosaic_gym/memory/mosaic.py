@@ -238,6 +238,7 @@ def recall(
     max_patches: int = 32,
     patch: int = 1,
     pictures: Sequence[Tensor | None] | None = None,
+    supposed: Sequence[bool] | None = None,
 ) -> Recall:
     """Asks every memory what its next view should show, beside the map where that is known by heart.
 
@@ -253,6 +254,8 @@ def recall(
         max_sources: keyframes that are warped; max_patches: patches that become tokens.
         patch: latent cells that a patch is wide and high.
         pictures: of every view, `[4, c, H, W]` in [-1, 1] on the grid of the stills, or None.
+        supposed: whether the place that a picture was drawn from is only supposed. Then it fills holes, and has no say
+            in what memory covers.
     """
     c, h, w = latent_shape
     b, f = world_from_camera.shape[:2]
@@ -276,6 +279,9 @@ def recall(
     warped = _for_all(warp, chosen, world_from_camera)
     reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
     by_heart = _behind(warped, pictures or [None] * b)
+    if supposed and any(supposed):
+        unsaid = torch.tensor(supposed, device=reliance.device)[:, None, None, None] & warped.covered
+        by_heart = torch.where(unsaid[:, :, None], warped.stills, by_heart)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
     latent = expected = codec.from_stills(stills)
     if any(picture is not None for picture in pictures or ()):

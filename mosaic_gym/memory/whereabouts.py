@@ -5,6 +5,9 @@ taken, and so holds what leads from one frame to the other. A view may be mistak
 recognised together with those before it, and what most was recognised by is believed.
 
 A place is (x, z, heading), see `geometry.camera.place_of`. A fourth number is how much it is to be trusted, 0 for none.
+
+An episode whose first frame is not recognised has to go on somewhere all the same. It is supposed to be where the map
+is likest, until something is recognised: memory is believed where it covers a view, and the rest is drawn from there.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import carried, place_of
-from mosaic_gym.memory.keyframe import Keyframe
+from mosaic_gym.memory.keyframe import SUPPOSED, Keyframe
 from mosaic_gym.memory.mosaic import StillCodec
 
 WITNESSES = 7
@@ -52,9 +55,10 @@ def recognised(
         cameras: `[b, n, 4, 4]`, world_from_camera, metres.
 
     Returns:
-        (x, z, heading) `[n, 3]` of every episode's cameras; None where no keyframe was recognised.
+        (x, z, heading) `[n, 3]` of every episode's cameras; None where no keyframe was recognised, or supposed to be
+        anywhere.
     """
-    best = [max(keyframes, key=lambda keyframe: keyframe.trust, default=None) for keyframes in memories]
+    best = [_surest(keyframes) for keyframes in memories]
     known = [i for i, keyframe in enumerate(best) if keyframe is not None and keyframe.trust > 0]
     if not known:
         return [None] * len(best)
@@ -63,6 +67,16 @@ def recognised(
     asked = cameras if len(known) == len(best) else cameras[known]
     places = dict(zip(known, carried(place_of(asked), here, there).unbind(), strict=True))
     return [places.get(i) for i in range(len(best))]
+
+
+def _surest(keyframes: Sequence[Keyframe]) -> Keyframe | None:
+    return max(keyframes, key=lambda keyframe: keyframe.trust, default=None)
+
+
+def is_supposed(keyframes: Sequence[Keyframe]) -> bool:
+    """Whether an episode of these keyframes is only supposed to be where `recognised` says."""
+    surest = _surest(keyframes)
+    return surest is not None and surest.trust == SUPPOSED
 
 
 @torch.no_grad()
@@ -85,11 +99,13 @@ def recognise(
         image_from_camera: `[3, 3]`, K in pixels.
 
     Returns:
-        (x, z, heading, trust); a trust of 0 says that it was not recognised.
+        (x, z, heading, trust); a trust of 0 says that it was not recognised, and one of `SUPPOSED` that neither was
+        anything before it, and this is where the map is likest.
     """
     (surest,) = recognised([keyframes], camera[None, None])
     if surest is None:
-        return _alone(atlas, frame, camera, image_from_camera)
+        alone = _alone(atlas, frame, camera, image_from_camera)
+        return torch.cat([alone[:3], alone[3:].clamp_min(SUPPOSED)])
     known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
     trust, error = (float(told) for told in atlas.compare(frame[None], surest, image_from_camera))
     familiar = trust > 0 and error <= FAMILIAR

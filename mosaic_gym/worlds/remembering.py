@@ -14,7 +14,7 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.keyframe import BY_HEART, Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
-from mosaic_gym.memory.whereabouts import recognised
+from mosaic_gym.memory.whereabouts import is_supposed, recognised
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.worlds.state import WorldState
 
@@ -38,7 +38,9 @@ class Remembering:
         t = cameras.shape[1]
         memories = [kept for kept in map(self._recallable, states) for _ in range(t)]
         where = cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape
-        return recall(memories, *where, settings.max_sources, settings.max_patches, self._patch, pictures)
+        supposed = [each for each in (is_supposed(state.memory.keyframes) for state in states) for _ in range(t)]
+        budgets = settings.max_sources, settings.max_patches, self._patch
+        return recall(memories, *where, *budgets, pictures, supposed)
 
     def _recallable(self, state: WorldState) -> Sequence[Keyframe]:
         """What a state remembers, without what was dreamt where its place on the map was known.
@@ -56,7 +58,7 @@ class Remembering:
     def pictures(self, states: Sequence[WorldState], cameras: Tensor) -> list[Tensor | None]:
         """The states' next views from cameras `[b, t, 4, 4, 4]`, as the atlas knows the map by heart: `b * t` of them.
 
-        Each is `[4, 3, H, W]` in [-1, 1]; None where no true frame in memory was recognised.
+        Each is `[4, 3, H, W]` in [-1, 1]; None where the place on the map is neither known nor supposed.
         """
         b, t = cameras.shape[:2]
         if self.atlas is None:
@@ -73,14 +75,14 @@ class Remembering:
         """Places (x, z) `[n, 2]`, metres, that each state's body cannot pass.
 
         They are what memory has lifted, and the map's walls all around where the place on it is known: a body that
-        walks backwards meets what it has never seen.
+        walks backwards meets what it has never seen. Where it is only supposed, walls might stand in what was seen.
         """
         memories, poses = [state.memory.keyframes for state in states], [state.pose for state in states]
         bodies = np.stack([pose.world_from_camera for pose in poses])
         known, walls_m = [], torch.zeros(0, 0, 2)
         if self.atlas is not None:
             places = recognised(memories, torch.as_tensor(bodies, dtype=torch.float32, device=self.device)[:, None])
-            known = [i for i, place in enumerate(places) if place is not None]
+            known = [i for i, place in enumerate(places) if place is not None and not is_supposed(memories[i])]
         if known:  # asked first, and read last: an accelerator is waited for once
             k = torch.as_tensor(self.image_from_camera)  # on the CPU, where it is read
             walls_m = self.atlas.walls(torch.cat([places[i] for i in known]), k)

@@ -8,9 +8,9 @@ import torch
 
 from mosaic_gym.geometry.camera import carried, place_of
 from mosaic_gym.geometry.control import pose_at
-from mosaic_gym.memory.keyframe import Keyframe
+from mosaic_gym.memory.keyframe import SUPPOSED, Keyframe
 from mosaic_gym.memory.mosaic import MosaicMemory
-from mosaic_gym.memory.whereabouts import recognise, recognise_walk, recognised
+from mosaic_gym.memory.whereabouts import is_supposed, recognise, recognise_walk, recognised
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from tests import room
@@ -183,9 +183,30 @@ def test_what_looks_like_nothing_stands_where_those_before_it_say(atlas, codec):
         for frame, at, place, trust in zip(frames, cameras, there, sure, strict=False)
     ]
     blank = torch.full_like(frames[-1], 0.3)
-    assert not recognise(atlas, codec, [], blank, cameras[-1], room.K)[3] > 0
+    assert recognise(atlas, codec, [], blank, cameras[-1], room.K)[3] == SUPPOSED
     place = recognise(atlas, codec, keyframes, blank, cameras[-1], room.K)
     assert place[3] > 0 and off_m(place, there[-1]) < 0.02
+
+
+def test_an_episode_is_supposed_to_be_where_the_map_is_likest_until_something_is_recognised(atlas, codec):
+    there, frames, cameras = places_in_the_room(atlas, 7)
+    foreign = torch.rand(3, *room.SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    supposed = recognise(atlas, codec, [], foreign, cameras[0], room.K)
+    assert torch.equal(supposed[:3], atlas.find(foreign[None], room.K)[0, :3]) and supposed[3] == SUPPOSED
+    keyframes = [seen(codec, foreign, cameras[0], supposed)]
+    assert is_supposed(keyframes) and not is_supposed([])
+    ((place,),) = recognised([keyframes], cameras[None, :1])
+    assert torch.allclose(place, supposed[:3], atol=1e-5)
+    # A second frame of nothing supposes nothing else; a true one settles it.
+    again = recognise(atlas, codec, keyframes, foreign.roll(7, 1), cameras[1], room.K)
+    keyframes.append(seen(codec, foreign, cameras[1], again))
+    ((place,),) = recognised([keyframes], cameras[None, :1])
+    assert again[3] == 0 and is_supposed(keyframes) and torch.allclose(place, supposed[:3], atol=1e-5)
+    for frame, at in zip(frames[2:], cameras[2:], strict=True):
+        keyframes.append(seen(codec, frame, at, recognise(atlas, codec, keyframes, frame, at, room.K)))
+    assert not is_supposed(keyframes)
+    ((place,),) = recognised([keyframes], cameras[None, 3:4])
+    assert off_m(place, there[3]) < 0.02
 
 
 def test_one_mistaken_keyframe_is_corrected_by_the_next_true_frames(atlas, codec):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import carried, place_of
+from mosaic_gym.memory.keyframe import SUPPOSED
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
@@ -94,6 +95,37 @@ def test_a_place_that_is_not_recognised_is_not_filled(world):
     assert plain.expected is plain.warped
     without = MosaicWorld(world.model, atlas=False)
     assert without.pictures([recognised_state(world, 2)], cameras) == [None]
+
+
+def test_from_a_place_that_is_only_supposed_holes_are_filled_and_nothing_else(world):
+    world = MosaicWorld(dataclasses.replace(world.model, codec=complete_codec()))
+    known, supposed = recognised_state(world, 1), recognised_state(world, 1, ON_MAP * torch.tensor([1, 1, 1, SUPPOSED]))
+    cameras = asked(world, known, turns=2)
+    cameras[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])  # from aside, where memory is not to be relied on much
+    pictures = world.pictures([supposed], cameras)
+    plain, beside = world.recall([supposed], cameras), world.recall([supposed], cameras, pictures)
+    covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
+    drawn = by_heart(world, supposed, cameras)[None]
+    assert torch.allclose(beside.pictures, torch.where(covered, plain.stills, drawn), atol=1e-5)
+    assert torch.equal(beside.stills, beside.pictures)
+    expected = world.model.codec.decode(beside.expected)
+    assert torch.allclose(expected[covered], plain.stills[covered], atol=1e-3)
+    both = world.recall([known, supposed], cameras.expand(2, -1, -1, -1, -1), pictures * 2)
+    assert torch.equal(both.pictures[0], world.recall([known], cameras, pictures).pictures[0])
+    assert torch.equal(both.pictures[1], beside.pictures[0])
+    # Walls that are only supposed stop nobody: they could stand in what was seen.
+    around, lifted = world.obstacles([known, supposed])
+    (alone,) = MosaicWorld(world.model, atlas=False).obstacles([supposed])
+    assert np.array_equal(lifted, alone) and len(around) > len(lifted)
+
+
+def test_what_the_map_does_not_know_begins_where_it_is_likest(world):
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    state, _ = world.start(Start(seed=1, image=noise))
+    (first,) = state.memory.keyframes
+    assert first.trust == SUPPOSED
+    (after,), _ = world.step([state], RIGHT[None])
+    assert after.memory.keyframes[-1].is_by_heart, "what is dreamt there is drawn anew, like anything by heart"
 
 
 def test_one_whose_place_is_known_does_not_change_another(world):
