@@ -36,7 +36,7 @@ AGAIN = 8
 
 @runtime_checkable
 class Map(Protocol):
-    """What is asked of an atlas: see `model/atlas.py`."""
+    """What is asked of an atlas: see `model/atlas/`."""
 
     def find(self, frames: Tensor, image_from_camera: Tensor) -> Tensor: ...
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import carried
-from mosaic_gym.model.atlas import GAIN, GRAIN_M, WALL_RAYS, Atlas
+from mosaic_gym.model.atlas import Atlas
+from mosaic_gym.model.atlas.drawing import GAIN, GRAIN_M, WALL_RAYS
 from mosaic_gym.training.atlas import Sights, report
 from tests.room import HALF_M, SIZE, K, draw_places, learnt_atlas, rendered
 
