@@ -256,9 +256,8 @@ def train(config: Config) -> WorldModel:
             losses.append(loss)
         run.update(losses[-1], {"mse": sum(one.detach() for one in losses)})
     run.close()
-    trained = run.trained()
     if accelerator.is_main_process:
-        save_trained(config, accelerator.unwrap_model(run.model), trained)
+        save_trained(config, accelerator.unwrap_model(run.model), run.trained())
     return model
 
 

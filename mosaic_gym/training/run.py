@@ -21,6 +21,7 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 
@@ -199,12 +200,13 @@ class Run:
     def _update_average(self) -> None:
         decay = min(self.ema_decay, (1 + self.step_index) / (10 + self.step_index))
         source = self.accelerator.unwrap_model(self.model)
-        for mean, value in zip(self.average.parameters(), source.parameters(), strict=True):
-            mean.lerp_(value.to(mean.dtype), 1 - decay)
+        means = list(self.average.parameters())
+        values = [value.to(mean.dtype) for mean, value in zip(means, source.parameters(), strict=True)]
+        get_ema_multi_avg_fn(decay)(means, values, None)
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """Whole weights of what is trained, by name; in the main process alone, but all have to call it."""
-        return self._gathered(_trained(self.accelerator.unwrap_model(self.model)))
+        """Whole weights of what is trained, by name, on the CPU, as the last checkpoint has them."""
+        return load_file(self.folder / "checkpoint" / "model.safetensors")
 
     def _gathered(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Whole tensors, in the main process; of those that processes share out, all have to give their part."""
