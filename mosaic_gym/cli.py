@@ -138,8 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         return fail(f"`{name}` needs {error.name}: pip install '{PROGRAM}[{extra}]'", code=1)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, MemoryError) as error:
         return fail(error, code=1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; what takes no network imports none
+            raise
+        return fail(f"the accelerator has no room for this: give a smaller batch, clip or size ({error})", code=1)
     return 0
 
 

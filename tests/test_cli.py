@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from mosaic_gym.cli import COMMANDS, Command, main
 
@@ -130,6 +131,17 @@ def test_what_the_user_can_put_right_is_one_line(own_commands, tmp_path, capsys)
     assert main(["read", "--file", str(tmp_path / "nowhere.txt")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("mosaic-gym: error: ") and "nowhere.txt" in error and error.count("\n") == 1
+
+
+def test_an_accelerator_without_room_is_one_line(own_commands, monkeypatch, capsys):
+    for error in (torch.OutOfMemoryError("Tried to allocate 3 GiB"), MemoryError("no room for the transformer")):
+        monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self, error=error: (_ for _ in ()).throw(error))
+        assert main(["read", "--file", "x"]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("mosaic-gym: error: ") and "no room for" in told and told.count("\n") == 1
+    monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["read", "--file", "x"])
 
 
 def test_a_missing_extra_is_named(own_commands, monkeypatch, capsys):

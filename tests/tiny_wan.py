@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -54,6 +55,15 @@ def tiny_pipeline(
         transformer=(transformer or tiny_transformer()).eval(),
         expand_timesteps=True,
     )
+
+
+def save_adapter(folder: Path, seed: int, target: str = "to_q") -> Path:
+    """Writes a LoRA adapter of the tiny transformer that matters."""
+    torch.manual_seed(seed)
+    transformer = tiny_transformer()
+    transformer.add_adapter(LoraConfig(r=2, target_modules=[target], init_lora_weights=False))
+    WanImageToVideoPipeline.save_lora_weights(folder, get_peft_model_state_dict(transformer))
+    return folder
 
 
 def save_pipeline(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,24 @@ class Members:
         """The observation of a member."""
         return observe(self.observation_space, self.episodes[i].view, self.episodes[i].goal)
 
+    def prompt_now(self, prompts: str | Sequence[str], indices: Iterable[int] | None = None) -> None:
+        """Conditions the rest of some members' episodes, None for all, on other prompts: one for all, or one each.
+
+        Raises:
+            RuntimeError: a world that takes no prompt. ResetNeeded: one of them has not begun.
+            ValueError: not so many prompts, or one that is too long; nothing has changed then.
+        """
+        if "prompt" not in self.options:
+            raise RuntimeError("this world takes no prompt; a learned one does")
+        indices = list(range(len(self)) if indices is None else indices)
+        prompts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
+        if len(prompts) != len(indices):
+            raise ValueError(f"{len(indices)} members take one prompt, or {len(indices)}; got {len(prompts)}")
+        present = self.begun(indices)
+        states = [self.world.prompted(each.state, prompt) for each, prompt in zip(present, prompts, strict=True)]
+        for i, episode, state in zip(indices, present, states, strict=True):
+            self.episodes[i] = replace(episode, state=state)
+
     def snapshot(self, indices: Iterable[int] | None = None) -> list[Snapshot]:
         """One for each of some members, None for all.
 
@@ -176,6 +195,10 @@ class Member:
         """Begins an episode."""
         self._members.reset([self._index], [seed], options)
         return self._shown()
+
+    def prompt_now(self, prompt: str) -> None:
+        """Conditions the rest of the episode on another prompt, as `WorldEnv.prompt_now` does."""
+        self._members.prompt_now(prompt, [self._index])
 
     def snapshot(self) -> Snapshot:
         """The present, to go back to."""

@@ -330,7 +330,7 @@ def check_pays(world: World, task: Task) -> None:
     if isinstance(task, EngineTask) and not getattr(world, "pays", True):
         raise ValueError(
             "task='engine' passes on the game's own reward and end, and this checkpoint has no heads that predict "
-            "them: train them with mosaic-gym train outcome, or take another task"
+            "them (a recorded world gets its own: mosaic-gym train outcome); take another task"
         )
 
 

@@ -115,6 +115,15 @@ class WorldVectorEnv(VectorEnv):
             return None
         return tuple(episode.view.frames[-1].copy() for episode in self.members.begun())
 
+    def prompt_now(self, prompts: str | Sequence[str]) -> None:
+        """Conditions the rest of the members' episodes on another prompt, one for all or one each.
+
+        Raises:
+            RuntimeError: a world that takes no prompt. ResetNeeded: a member has not begun.
+            ValueError: not so many prompts, or one that is too long; nothing has changed then.
+        """
+        self.members.prompt_now(prompts)
+
     def snapshot(self) -> list[Snapshot]:
         """One snapshot a member; copies nothing."""
         return self.members.snapshot()

@@ -97,7 +97,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         raise ValueError("give at least 2 paths")
     model = WorldModel.from_pretrained(config.checkpoint)
     dreams = {"memory and map": MosaicWorld(model), "memory alone": MosaicWorld(model, atlas=False)}
-    engine = DoomWorld(height=model.settings.height, width=model.settings.width)
+    engine = DoomWorld(model.settings.scenario, model.settings.height, model.settings.width)
     seeds, figures = range(FIRST_SEED, FIRST_SEED + 10 * config.paths, 10), {}
     ways = [("forward", True), ("backward", False), ("left", False)]
     for (action, watching), name in tqdm(list(product(ways, dreams)), desc="walking", unit="way"):

@@ -82,7 +82,7 @@ def collect(kind: Callable[..., Path | None], count: int, settings: WorldSetting
     from mosaic_gym.worlds.doom import DoomWorld
 
     control = Control(**settings.control)
-    world = DoomWorld("my_way_home", settings.height, settings.width, control, timeout_tics=0)
+    world = DoomWorld(settings.scenario, settings.height, settings.width, control, timeout_tics=0)
     paths: list[Path] = []
     with tqdm(total=count, desc=f"walking {label} in the engine", unit="path", mininterval=2.0) as bar:
         for seed in seeds():

@@ -344,7 +344,7 @@ def evaluate(config: Config) -> list[dict[str, Any]]:
         try:
             for line in measure(config, tuple(size), figure):
                 print(f"  {line}", flush=True)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             figure["error"] = str(error)
             print(f"  failed: {error}", flush=True)
         if config.json is not None:

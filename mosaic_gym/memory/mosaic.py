@@ -52,10 +52,12 @@ class MosaicMemory:
     Attributes:
         keyframes: oldest first.
         capacity: how many are kept; 0 is a world without memory, 1 remembers the last frame only.
+        made_with: fingerprint of the codec and the atlas that keyframes were made with; empty where nobody said.
     """
 
     keyframes: tuple[Keyframe, ...] = ()
     capacity: int = 512
+    made_with: str = ""
 
     def __len__(self) -> int:
         return len(self.keyframes)
@@ -101,10 +103,18 @@ class MosaicMemory:
         """This memory with another scene's set into it, moved by `transform` `[4, 4]` (world from its world).
 
         Raises:
-            ValueError: a transform that is not rigid.
+            ValueError: a transform that is not rigid, or a memory made with another codec or atlas.
         """
         transform = check_rigid(transform)
+        other.check_made_with(self.made_with)
         return replace(self, keyframes=(*self.keyframes, *(keyframe.moved(transform) for keyframe in other.keyframes)))
+
+    def check_made_with(self, fingerprint: str) -> None:
+        """Raises ValueError if this memory is of another codec or atlas than those of the fingerprint."""
+        if self.made_with and fingerprint and self.made_with != fingerprint:
+            raise ValueError(
+                "the memory was made with another codec or atlas, and means nothing here; load it in its own checkpoint"
+            )
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a file must hold: tensors by name, and what JSON can say."""
@@ -112,7 +122,8 @@ class MosaicMemory:
         for index, keyframe in enumerate(self.keyframes):
             for name in TENSOR_FIELDS:
                 named[f"{index}.{name}"] = getattr(keyframe, name).contiguous()
-        return named, {"capacity": self.capacity, "steps": [keyframe.step for keyframe in self.keyframes]}
+        steps = [keyframe.step for keyframe in self.keyframes]
+        return named, {"capacity": self.capacity, "steps": steps, "made_with": self.made_with}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], told: dict[str, Any]) -> MosaicMemory:
@@ -121,7 +132,7 @@ class MosaicMemory:
             Keyframe(**{name: tensors[f"{index}.{name}"] for name in TENSOR_FIELDS}, step=step)
             for index, step in enumerate(told["steps"])
         )
-        return MosaicMemory(keyframes, told["capacity"])
+        return MosaicMemory(keyframes, told["capacity"], told.get("made_with", ""))
 
     def save(self, path: Path | str) -> None:
         """Writes all keyframes into one safetensors file."""

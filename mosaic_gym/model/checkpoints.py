@@ -1,7 +1,7 @@
 """A world's weights as one folder: safetensors and JSON, nothing else is ever read.
 
     NAME/
-      world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps
+      world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps, the parts there are
       transformer/ detail/ codec/ text_encoder/ depth/ outcome/ atlas/ scheduler/    each as diffusers saves it
       starts.safetensors    start images, and their prompts in its metadata
       README.md             the card
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
@@ -41,6 +42,19 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 FORMAT = "mosaic-world-5"
 WAN_SIZE = (352, 640)
 """Height and width of a Wan world's frames when no resolution is asked for, pixels."""
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+KINDS = {
+    "transformer": MosaicTransformer3DModel,
+    "detail": DetailNet,
+    "codec": LinearCodec,
+    "text_encoder": ByteTextEncoder,
+    "depth": ConvDepth,
+    "outcome": OutcomeHeads,
+    "atlas": Atlas,
+}
+"""The networks of a folder, each in one of its own."""
+OPTIONAL = {"detail", "outcome", "atlas"}
+"""Networks that a world may do without."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class WorldSettings:
         max_sources, max_patches: recall's budgets.
         capacity: keyframes an episode keeps.
         guidance: classifier-free guidance, 1 for none, away from `negative_prompt`.
+        scenario: what of the engine's it was trained on, and is to be compared with; see `DoomWorld`.
     """
 
     height: int
@@ -69,6 +84,7 @@ class WorldSettings:
     capacity: int = 512
     guidance: float = 1.0
     negative_prompt: str = ""
+    scenario: str = "my_way_home"
 
 
 @dataclass
@@ -78,11 +94,14 @@ class WorldModel:
     settings: WorldSettings
     transformer: MosaicTransformer3DModel
     detail: DetailNet | None
+    """None: frames are shown as the codec decodes them."""
     codec: LinearCodec | WanCodec
     text_encoder: ByteTextEncoder | WanPrompts
     depth: DepthEstimator
     outcome: OutcomeHeads | None
+    """None: nothing is paid, and nothing ends."""
     atlas: Atlas | None
+    """None: no map is known by heart."""
     scheduler: SchedulerMixin
     start_images: Tensor
     """uint8 `[n, H, W, 3]`; where there are none, a first frame is generated from the prompt."""
@@ -119,6 +138,12 @@ class WorldModel:
         networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
         return fingerprint_of(networks, json.dumps(asdict(self.settings), sort_keys=True))
 
+    @cached_property
+    def memory_fingerprint(self) -> str:
+        """Tells apart whose memories are whose: a hash of the codec that keyframes are kept in, and of the atlas on
+        whose map their places are."""
+        return fingerprint_of((self.codec, self.atlas))
+
     def save_pretrained(self, folder: Path | str) -> None:
         """Writes the folder described at the head of this file.
 
@@ -129,7 +154,8 @@ class WorldModel:
             raise ValueError("a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder)")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("transformer", "detail", "codec", "text_encoder", "depth", "outcome", "atlas", "scheduler"):
+        parts = [name for name in KINDS if getattr(self, name) is not None]
+        for name in (*parts, "scheduler"):
             save_part(getattr(self, name), folder / name)
         for path in folder.glob("*/config.json"):  # diffusers notes where each part came from
             told = json.loads(path.read_text())
@@ -137,7 +163,7 @@ class WorldModel:
             path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
         starts = {"images": self.start_images.contiguous()}
         save_file(starts, folder / "starts.safetensors", metadata={"prompts": json.dumps(self.start_prompts)})
-        told = {"format": FORMAT, **asdict(self.settings)}
+        told = {"format": FORMAT, "parts": parts, **asdict(self.settings)}
         (folder / "world.json").write_text(json.dumps(told, indent=2) + "\n")
 
     @staticmethod
@@ -158,19 +184,10 @@ class WorldModel:
         folder = resolve(checkpoint)
         if loading:
             raise ValueError(f"loading={dict(loading)} is for pretrained Wan pipelines; {checkpoint!r} is none")
-        settings = _load_settings(folder / "world.json")
+        settings, parts = _load_settings(folder / "world.json")
         if not (folder / "scheduler" / "scheduler_config.json").is_file():
             raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
-        parts = {
-            "transformer": MosaicTransformer3DModel,
-            "detail": DetailNet,
-            "codec": LinearCodec,
-            "text_encoder": ByteTextEncoder,
-            "depth": ConvDepth,
-            "outcome": OutcomeHeads,
-            "atlas": Atlas,
-        }
-        loaded = {name: _load_part(kind, folder, name) for name, kind in parts.items()}
+        loaded = {name: _load_part(kind, folder, name) if name in parts else None for name, kind in KINDS.items()}
         images, prompts = _load_starts(folder / "starts.safetensors")
         return WorldModel(
             settings=settings,
@@ -187,9 +204,14 @@ def shipped() -> list[str]:
 
 
 def is_wan(checkpoint: Path | str) -> bool:
-    """Whether this names a diffusers pipeline: a folder with a model_index.json, or what may be a hub id."""
+    """Whether this names a diffusers pipeline: a folder with a model_index.json, or what may be a hub id.
+
+    A hub id is owner/name; where `owner` is a folder here, `owner/name` is a path.
+    """
     folder = Path(checkpoint)
-    return (folder / "model_index.json").is_file() if folder.exists() else str(checkpoint).count("/") == 1
+    if folder.exists():
+        return (folder / "model_index.json").is_file()
+    return HUB_ID.fullmatch(str(checkpoint)) is not None and not folder.parent.exists()
 
 
 def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[str, Any]) -> WorldModel:
@@ -202,8 +224,7 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     unknown = sorted(set(loading) - known)
     if unknown:
         raise ValueError(f"unknown loading options {unknown}; the known ones are {', '.join(sorted(known))}")
-    told = {**loading, "lora": tuple(loading.get("lora", ()))}
-    options = WanOptions(**told)
+    options = WanOptions(**loading)
     pipeline = load_pipeline(checkpoint, options)
     settings = WorldSettings(**wan_settings(pipeline, options, *size))
     if options.compile:
@@ -224,14 +245,19 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
         pipeline,
         options.offload,
     )
-    _ = model.fingerprint  # taken while the weights are all here: offloading takes them away
+    _ = model.fingerprint, model.memory_fingerprint  # taken while the weights are all here: offloading takes them away
     return model
 
 
 def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
-    """Tells weights apart: a hash of `told` and of every weight of the networks; what is none does not count."""
+    """Tells weights apart: a hash of `told` and of every weight of the networks.
+
+    What is no network counts by its `model`, if it has one.
+    """
     digest = hashlib.sha256(told.encode())
     for network in networks:
+        if not isinstance(network, torch.nn.Module):
+            network = getattr(network, "model", None)
         if isinstance(network, torch.nn.Module):
             for name, value in sorted(network.state_dict().items()):
                 digest.update(name.encode())
@@ -256,9 +282,10 @@ def resolve(checkpoint: Path | str) -> Path:
     for folder in (WEIGHTS / str(checkpoint), Path(checkpoint)):
         if (folder / "world.json").is_file():
             return folder
+    absent = " (there is no such folder)" if "/" in str(checkpoint) and not Path(checkpoint).exists() else ""
     raise ValueError(
-        f"unknown checkpoint {str(checkpoint)!r}: give one of {shipped()}, a folder that holds a world.json, or the "
-        "folder or hub id of a Wan pipeline in diffusers' format"
+        f"unknown checkpoint {str(checkpoint)!r}{absent}: give one of {shipped()}, a folder that holds a world.json, "
+        "or the folder or hub id of a Wan pipeline in diffusers' format"
     )
 
 
@@ -278,20 +305,27 @@ def save_part(part: Any, folder: Path) -> None:
     part.save_pretrained(folder)
 
 
-def _load_settings(path: Path) -> WorldSettings:
+def _load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
+    """What world.json says, and the names of the networks that are there; all are where it does not say."""
     try:
         told = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); copy the checkpoint's folder again") from error
     if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; train or export the checkpoint again")
+    parts = told.pop("parts", list(KINDS))
+    if not isinstance(parts, list) or not KINDS.keys() - OPTIONAL <= set(map(str, parts)) <= KINDS.keys():
+        raise ValueError(
+            f"{path} names the parts {parts}; a world has {sorted(KINDS.keys() - OPTIONAL)}, and may have "
+            f"{sorted(OPTIONAL)}: it is damaged or belongs to another version"
+        )
     known = {field.name for field in fields(WorldSettings)}
     needed = {field.name for field in fields(WorldSettings) if field.default is MISSING}
     lacking, strange = sorted(needed - set(told)), sorted(set(told) - known)
     if lacking or strange:
         raise ValueError(f"{path} lacks {lacking} and does not know {strange}; it belongs to another version")
     told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
-    return WorldSettings(**told)
+    return WorldSettings(**told), parts
 
 
 def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:

@@ -6,7 +6,6 @@ encoder, tokenizer and scheduler are the pipeline's own. What is new to them sta
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,20 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    WanImageToVideoPipeline,
-)
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
 from safetensors import SafetensorError, safe_open
+from transformers import UMT5EncoderModel
 
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.wan_folder import check_component, check_whole, read_index
 
-INDEX = "model_index.json"
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 OFFLOADS = ("model", "sequential")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTISATIONS = ("4bit", "8bit")
@@ -51,7 +45,7 @@ class WanOptions:
             for. (A student that `transformer` names says so itself.)
         transformer: a folder whose transformer takes the place of the pipeline's: one that `train world --from --full`
             or `train student` wrote.
-        lora: adapters, folders or ids, loaded one after the other.
+        lora: adapters, folders or ids, or the only one's; all of them count, each with weight 1.
         cameras: a file of trained camera projections (`train world --from` writes one); None leaves them at zero.
         offload: None, `model` or `sequential`: what waits on the CPU.
         quantisation: None, `4bit` or `8bit`, of the transformer, through bitsandbytes.
@@ -73,6 +67,10 @@ class WanOptions:
     quantisation: str | None = None
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        lora = self.lora or ()
+        object.__setattr__(self, "lora", (lora,) if isinstance(lora, str | Path) else tuple(lora))
+
 
 def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVideoPipeline:
     """The pipeline of a Wan folder or hub id, with our transformer in it.
@@ -82,14 +80,17 @@ def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVide
             is none; the message names the component and the fix.
     """
     _check_options(options)
-    told = _read_index(checkpoint)
+    told = read_index(checkpoint)
     if Path(checkpoint).is_dir():
         check_whole(Path(checkpoint), told)
     dtype = getattr(torch, options.dtype)
-    transformer = load_transformer(checkpoint, options, dtype)
-    pipeline = WanImageToVideoPipeline.from_pretrained(
-        checkpoint, transformer=transformer, dtype=dtype, use_safetensors=True
-    )
+    networks = {
+        "vae": _load_component(AutoencoderKLWan, checkpoint, "vae", dtype),
+        "text_encoder": _load_component(UMT5EncoderModel, checkpoint, "text_encoder", dtype),
+        "transformer": load_transformer(checkpoint, options, dtype),
+    }
+    transformer = networks["transformer"]
+    pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **networks)
     width, expected = pipeline.text_encoder.config.d_model, transformer.config.text_dim
     if width != expected:
         raise ValueError(
@@ -101,21 +102,75 @@ def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVide
             f"the autoencoder (vae) of {checkpoint} has {pipeline.vae.config.z_dim} channels, its transformer takes "
             f"{transformer.config.in_channels}; take both from one checkpoint"
         )
-    for adapter in options.lora:
-        pipeline.load_lora_weights(adapter, use_safetensors=True)
+    _load_adapters(pipeline, options.lora)
     if transformer.config.causal:  # few steps at even levels; multistep solvers need more of them
         shift = pipeline.scheduler.config.get("flow_shift") or pipeline.scheduler.config.get("shift") or 1.0
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     return pipeline
 
 
+def _load_adapters(pipeline: WanImageToVideoPipeline, adapters: tuple[str, ...]) -> None:
+    """Puts adapters beside the transformer's weights, each with weight 1.
+
+    Raises:
+        ValueError: one that cannot be loaded.
+    """
+    names = [f"loaded_{index}" for index in range(len(adapters))]
+    for name, adapter in zip(names, adapters, strict=True):
+        try:
+            pipeline.load_lora_weights(adapter, adapter_name=name, use_safetensors=True)
+            if name not in getattr(pipeline.transformer, "peft_config", {}):
+                raise ValueError("none of its weights is for a transformer of Wan's")
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"the adapter {str(adapter)!r} cannot be loaded ({error}); give the folder or id of a LoRA adapter for "
+                "this transformer: loading={'lora': [...]}"
+            ) from error
+    if names:  # each that is loaded silences those before it
+        pipeline.set_adapters(names)
+
+
+def fuse_adapters(transformer: MosaicTransformer3DModel) -> None:
+    """Makes active adapters part of the weights, in place: they then have their own names again, and are whole."""
+    if hasattr(transformer, "peft_config"):
+        transformer.fuse_lora()
+        transformer.unload_lora()
+
+
+def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """A network of a pipeline, or with another `subfolder` among `kwargs` of elsewhere.
+
+    Raises:
+        ValueError: it cannot be loaded, or lacks weights; the cameras' projections, which Wan lacks, it may.
+    """
+    told = {"subfolder": name, "use_safetensors": True, **kwargs}
+    try:
+        with _missing_unmentioned():
+            network, found = kind.from_pretrained(str(checkpoint), dtype=dtype, output_loading_info=True, **told)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"the component {name!r} of {checkpoint} cannot be loaded ({error}); take another pipeline, or download "
+            "this component again"
+        ) from error
+    missing = sorted(key for key in found["missing_keys"] if "to_out_cameras" not in key)
+    if missing:
+        raise ValueError(
+            f"the weights of the component {name!r} of {checkpoint} lack {missing[:3]}; download that component again"
+        )
+    return network
+
+
 def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.dtype) -> MosaicTransformer3DModel:
     """Wan's transformer weights in our transformer; the camera projections, which Wan lacks, at zero or as trained."""
-    kwargs: dict[str, Any] = {"subfolder": "transformer", "insertion": "parallel", "causal": options.causal}
+    kwargs: dict[str, Any] = {"insertion": "parallel", "causal": options.causal}
     if options.transformer is not None:
         if not (Path(options.transformer) / "config.json").is_file():
-            raise ValueError(f"loading option transformer names {options.transformer!r}, which holds no config.json")
-        checkpoint, kwargs = options.transformer, {}
+            raise ValueError(
+                f"loading option transformer names {str(options.transformer)!r}, which holds no config.json; give the "
+                "folder weights/transformer of a run"
+            )
+        check_component(Path(options.transformer), "transformer")
+        checkpoint, kwargs = options.transformer, {"subfolder": None}
     if options.quantisation is not None:
         from diffusers import BitsAndBytesConfig
 
@@ -124,13 +179,7 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
             load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None,
             llm_int8_skip_modules=["to_out_cameras"],  # of either kind; these may be missing, and are loaded apart
         )  # fmt: skip
-    with _cameras_unmentioned():
-        transformer, told = MosaicTransformer3DModel.from_pretrained(
-            checkpoint, dtype=dtype, output_loading_info=True, use_safetensors=True, **kwargs
-        )
-    missing = [name for name in told["missing_keys"] if "to_out_cameras" not in name]
-    if missing:
-        raise ValueError(f"the transformer of {checkpoint} lacks {sorted(missing)[:3]}; copy its folder again")
+    transformer = _load_component(MosaicTransformer3DModel, checkpoint, "transformer", dtype, **kwargs)
     transformer.begin_cameras()
     if options.cameras is not None:
         load_cameras(transformer, options.cameras)
@@ -138,8 +187,11 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
 
 
 @contextmanager
-def _cameras_unmentioned() -> Iterator[None]:
-    """Without diffusers' notice of weights that a checkpoint lacks, which tells users to train the model first."""
+def _missing_unmentioned() -> Iterator[None]:
+    """Without diffusers' notice of weights that a checkpoint lacks, which tells users to train the model first.
+
+    Cameras' projections are lacking by design, and where others are there is an error.
+    """
     logger = logging.getLogger("diffusers.models.modeling_utils")
 
     def others(record: logging.LogRecord) -> bool:
@@ -212,57 +264,6 @@ def load_depth(options: WanOptions) -> HuggingFaceDepth:
         ) from error
 
 
-def check_whole(folder: Path, told: dict[str, Any]) -> None:
-    """Raises ValueError if a component that the index names is missing, or only partly there."""
-    for name in PARTS:
-        if told.get(name, [None, None])[1] is None:
-            raise ValueError(f"{folder}/{INDEX} names no {name}; a world needs all of {', '.join(PARTS)}")
-        part = folder / name
-        if not part.is_dir() or not any(part.iterdir()):
-            raise ValueError(f"{folder} lacks its component {name!r}; download the whole folder again")
-    for name in ("transformer", "vae", "text_encoder"):
-        part = folder / name
-        if not (part / "config.json").is_file():
-            raise ValueError(f"the component {name!r} in {folder} lacks its config.json; download it again")
-        named = {shard for index in part.glob("*.safetensors.index.json") for shard in _shards(index)}
-        files = {part / shard for shard in named} | set(part.glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"the component {name!r} in {folder} has no safetensors weights; download it again")
-        for file in sorted(files):
-            try:
-                with safe_open(str(file), framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"the weights {file.name} of the component {name!r} in {folder} are missing or cut short; download "
-                    "them again"
-                ) from error
-
-
-def _shards(index: Path) -> set[str]:
-    return set(json.loads(index.read_text())["weight_map"].values())
-
-
-def _read_index(checkpoint: Path | str) -> dict[str, Any]:
-    try:
-        told = DiffusionPipeline.load_config(str(checkpoint))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{str(checkpoint)!r} is neither a folder with a {INDEX} nor an id that the hub knows (or there is no "
-            "network); give the folder or id of a Wan pipeline in diffusers' format"
-        ) from error
-    if told.get("_class_name") not in PIPELINES:
-        raise ValueError(
-            f"{checkpoint} is a {told.get('_class_name')}, no Wan pipeline; the known ones are {', '.join(PIPELINES)}"
-        )
-    if told.get("transformer_2", [None, None])[1] is not None:
-        raise ValueError(
-            f"{checkpoint} has a second transformer (transformer_2) for low noise; a world uses one. Take a model with "
-            "one transformer, such as Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-        )
-    return told
-
-
 def _check_options(options: WanOptions) -> None:
     for name, value, known in (
         ("dtype", options.dtype, DTYPES),
@@ -276,6 +277,11 @@ def _check_options(options: WanOptions) -> None:
             "loading option compile is for weights that stay where they are during a step; with offload='sequential' "
             "they do not. Take offload='model', or leave compile out"
         )
+    places = [("depth", options.depth), *(("lora", each) for each in options.lora)]
+    places += [(name, value) for name in ("transformer", "cameras") if (value := getattr(options, name)) is not None]
+    for name, value in places:
+        if not isinstance(value, str | Path):
+            raise ValueError(f"loading option {name} names a folder, a file or an id; got {value!r}")
     if not 1.0 < options.field_of_view_deg < 179.0:
         raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
     if options.guidance < 1.0:

@@ -160,6 +160,11 @@ class WanPrompts:
     def __init__(self, pipeline: WanImageToVideoPipeline):
         self.pipeline = pipeline
 
+    @property
+    def model(self) -> nn.Module:
+        """The text encoder, whose weights what is said depends on."""
+        return self.pipeline.text_encoder
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """`[b, 512, d]` of prompts; what is behind a prompt's end is zero.
 

@@ -18,7 +18,7 @@ from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.atlas.drawing import FAR_M, NEAR_M
 from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, budget_of
 
 MARGIN_M = 1.5
 """The map goes on for so much behind the outermost places that a body stood at."""
@@ -36,8 +36,8 @@ class Config:
     """A finished atlas of the same map to go on from, with a budget of its own."""
     out: Path = Path("runs/atlas")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
-    minutes: float | None = 25.0
-    """Wall time of the whole run, earlier pieces included; None with --steps."""
+    minutes: float | None = None
+    """Wall time of training, earlier pieces included and reading the recording left out; 25 without --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""
     batch: int = 32
@@ -143,6 +143,7 @@ def fresh(store: EpisodeStore, sights: Sights) -> Atlas:
 
 def train(config: Config) -> Atlas:
     """Trains, prints how it does on held-out frames, and writes the averaged weights, rounded to float16."""
+    budget = budget_of(config, minutes=25.0)
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     accelerator = Accelerator(mixed_precision=config.precision)
@@ -157,7 +158,7 @@ def train(config: Config) -> Atlas:
     atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
     learner = Learner(atlas.train(), k)
     run = Run(
-        config.out, learner, config.learning_rate, config.minutes, config.steps, accelerator, begin=config.begin
+        config.out, learner, config.learning_rate, *budget, accelerator, begin=config.begin
     )
     sights, batch = sights.to(device), config.batch
     told: dict[str, float] = {}

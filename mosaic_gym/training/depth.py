@@ -15,7 +15,7 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.depth import ConvDepth, relative_error
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, budget_of
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Config:
     """Recorded episodes."""
     out: Path = Path("runs/depth")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
-    minutes: float | None = 9.0
-    """Wall time of the whole run, earlier pieces included; None with --steps."""
+    minutes: float | None = None
+    """Wall time of training, earlier pieces included and reading the recording left out; 9 without --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""
     batch: int = 24
@@ -69,13 +69,14 @@ def median_relative_error(model: ConvDepth, episodes: list[TensorDict], intrinsi
 
 def train(config: Config) -> ConvDepth:
     """Trains, prints the held-out error, and writes the averaged weights, rounded to float16."""
+    budget = budget_of(config, minutes=9.0)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     store, heldout = EpisodeStore(config.data, "train"), EpisodeStore(config.data, "heldout")
     tests = [heldout.load(index) for index in range(len(heldout))]
     intrinsics = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
     model = ConvDepth(widths=config.widths)
-    run = Run(config.out, model, config.learning_rate, config.minutes, config.steps, accelerator)
+    run = Run(config.out, model, config.learning_rate, *budget, accelerator)
     device = accelerator.device
     # Where an accelerator trains, it holds the recording: fetching frames one by one would take longer than the step.
     recorded = [store.all(key).flatten(0, 1).to(device) for key in ("frames", "depth_m")]

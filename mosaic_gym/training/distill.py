@@ -28,9 +28,9 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions
+from mosaic_gym.model.wan import WanOptions, fuse_adapters
 from mosaic_gym.training.finetune import MIX, draw_sample, leaning, noised, open_teacher, remember_long_enough
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, budget_of
 from mosaic_gym.training.samples import MemoryMix
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
@@ -49,8 +49,8 @@ class Config:
     """Of the frames, pixels; recorded ones are resized."""
     width: int = 640
     """Of the frames, pixels."""
-    steps: int | None = 4000
-    """Optimiser steps of both stages."""
+    steps: int | None = None
+    """Optimiser steps of both stages; 4000 without --minutes."""
     minutes: float | None = None
     """Wall time of both stages, instead of steps."""
     causal_share: float = 0.5
@@ -78,14 +78,22 @@ class Config:
 
 
 class Pair(nn.Module):
-    """What is trained: the student, and the critic that knows what it makes."""
+    """What is trained: the student, and the critic that knows what it makes.
+
+    Both begin as the teacher, whose adapters, if it has any, become part of their weights.
+    """
 
     def __init__(self, teacher: MosaicTransformer3DModel):
         super().__init__()
-        # In float32, for the small steps of the optimiser would be rounded away.
-        self.critic = copy.deepcopy(teacher).float().requires_grad_(True)
-        self.student = copy.deepcopy(teacher).float().requires_grad_(True)
+        self.critic, self.student = self._begun(teacher), self._begun(teacher)
         self.student.register_to_config(causal=True)
+
+    @staticmethod
+    def _begun(teacher: MosaicTransformer3DModel) -> MosaicTransformer3DModel:
+        # In float32, for the small steps of the optimiser would be rounded away, and so would adapters.
+        network = copy.deepcopy(teacher).float()
+        fuse_adapters(network)
+        return network.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,7 @@ def train(config: Config) -> MosaicTransformer3DModel:
     Raises:
         ValueError: a causal teacher, or episodes shorter than a clip.
     """
+    budget = budget_of(config, steps=4000)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     world, store = open_teacher(config, str(accelerator.device))
@@ -179,8 +188,7 @@ def train(config: Config) -> MosaicTransformer3DModel:
         raise ValueError(f"{config.from_} is causal itself; a teacher sees its whole clip")
     teacher.requires_grad_(False)
     episodes = remember_long_enough(world, store, config)
-    budget = config.learning_rate, config.minutes, config.steps
-    run = Run(config.out, Pair(teacher), *budget, accelerator, averaged=False)
+    run = Run(config.out, Pair(teacher), config.learning_rate, *budget, accelerator, averaged=False)
     pair = accelerator.unwrap_model(run.model)
     kept = world.model.settings.history
     while not run.finished:

@@ -32,8 +32,8 @@ from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training.run import Run, exact_products
+from mosaic_gym.model.wan import WanOptions, fuse_adapters
+from mosaic_gym.training.run import Run, budget_of, exact_products
 from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
@@ -44,6 +44,8 @@ MIX = MemoryMix(away=0.0, alone=2 / 3, **dict.fromkeys(UNUSED, 0.0))
 """A third of the samples is told of memory by both warps, and a third by each alone."""
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
+ADAPTER = "default"
+"""The name of the adapter that is trained, which is none of a loaded one's."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Config:
     """Of the frames, pixels; recorded ones are resized."""
     width: int = 640
     """Of the frames, pixels."""
-    steps: int | None = 2000
-    """Optimiser steps of the whole run."""
+    steps: int | None = None
+    """Optimiser steps of the whole run; 2000 without --minutes."""
     minutes: float | None = None
-    """Wall time of the whole run, instead of steps."""
+    """Wall time of training, earlier pieces included, instead of steps."""
     batch: int = 64
     """Samples to an optimiser step, over all processes."""
     learning_rate: float | None = None
@@ -190,16 +192,23 @@ def noised(clean: Tensor, sigma: Tensor, generator: torch.Generator) -> tuple[Te
 
 
 def prepare(config: Config, model: WorldModel) -> None:
-    """Chooses what is trained: the camera projections and adapters, or everything."""
+    """Chooses what is trained: the camera projections and a new adapter, or everything.
+
+    Adapters that were loaded go on counting. The new one is learnt on top of them, and they stay as they are; where
+    everything is trained they become part of the weights.
+    """
     transformer = model.transformer
-    transformer.requires_grad_(config.full)
-    if not config.full:
+    if config.full:
+        transformer.float()  # before adapters are added in, and for the optimiser: small steps would be rounded away
+        fuse_adapters(transformer)
+    else:
         from peft import LoraConfig
 
-        transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=TARGETS))
+        loaded = list(getattr(transformer, "peft_config", {}))
+        transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=TARGETS), ADAPTER)
+        transformer.set_adapters([*loaded, ADAPTER])
     for name, parameter in transformer.named_parameters():
-        if "to_out_cameras" in name:
-            parameter.requires_grad_(True)
+        parameter.requires_grad_(config.full or "to_out_cameras" in name or f".{ADAPTER}." in name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small steps on them would be rounded away
     transformer.enable_gradient_checkpointing()
@@ -212,6 +221,7 @@ def train(config: Config) -> WorldModel:
         ValueError: episodes shorter than a clip, a batch that the processes do not divide, or a causal model that they
             would share out.
     """
+    budget = budget_of(config, steps=2000)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     each = config.batch // accelerator.num_processes
@@ -227,9 +237,7 @@ def train(config: Config) -> WorldModel:
     prepare(config, model)
     episodes = remember_long_enough(world, store, config)
     rate = config.learning_rate or (1e-5 if config.full else 1e-4)
-    run = Run(
-        config.out, model.transformer, rate, config.minutes, config.steps, accelerator, averaged=False, shared=True
-    )
+    run = Run(config.out, model.transformer, rate, *budget, accelerator, averaged=False, shared=True)
     k = world.k[None]
     # A clip uses every weight once; kept in another precision meanwhile, those that are shared out would be whole.
     once_used = AutocastKwargs(cache_enabled=False)
@@ -264,6 +272,9 @@ def train(config: Config) -> WorldModel:
 def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -> None:
     """Writes `weights/`: the camera projections beside a LoRA adapter, or the whole transformer.
 
+    An adapter belongs on top of what it was learnt on: whoever loads it gives the same `transformer` and the earlier
+    adapters too, as the printed hint does.
+
     Args:
         trained: whole weights by name; the transformer's own may be shared out.
     """
@@ -282,6 +293,9 @@ def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -
 
     cameras = {name: value for name, value in trained.items() if "to_out_cameras" in name}
     save_file(cameras, folder / "cameras.safetensors")
-    WanImageToVideoPipeline.save_lora_weights(folder, get_peft_model_state_dict(transformer, trained))
-    loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [str(folder)]}
+    adapter = get_peft_model_state_dict(transformer, trained, adapter_name=ADAPTER)
+    WanImageToVideoPipeline.save_lora_weights(folder, adapter)
+    loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [*map(str, config.loading.lora), str(folder)]}
+    if config.loading.transformer is not None:
+        loading["transformer"] = str(config.loading.transformer)
     print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")

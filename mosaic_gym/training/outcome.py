@@ -14,7 +14,7 @@ from torch import Tensor
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.outcome import SIGNS, OutcomeHeads
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, budget_of
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Config:
     """Recorded episodes."""
     out: Path = Path("runs/outcome")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
-    minutes: float | None = 3.0
-    """Wall time of the whole run, earlier pieces included; None with --steps."""
+    minutes: float | None = None
+    """Wall time of training, earlier pieces included and reading the recording left out; 3 without --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""
     batch: int = 64
@@ -77,6 +77,7 @@ def report(heads: OutcomeHeads, store: EpisodeStore) -> dict[str, float]:
 
 def train(config: Config) -> OutcomeHeads:
     """Trains, prints how ends are told on held-out steps, and writes the averaged weights."""
+    budget = budget_of(config, minutes=3.0)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     frames, rewards, ends = outcomes(EpisodeStore(config.data, "train"))
@@ -86,7 +87,7 @@ def train(config: Config) -> OutcomeHeads:
     special = common[rare] if rare.any() else common
     heads = OutcomeHeads(config.widths)
     heads.reward_values.copy_(sign_values(rewards))
-    run = Run(config.out, heads, config.learning_rate, config.minutes, config.steps, accelerator)
+    run = Run(config.out, heads, config.learning_rate, *budget, accelerator)
     device = accelerator.device
     while not run.finished:
         generator = run.generator()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -34,6 +35,28 @@ def exact_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+class Budgeted(Protocol):
+    """A recipe's config, as far as it says how long to train."""
+
+    minutes: float | None
+    steps: int | None
+
+
+def budget_of(
+    config: Budgeted, minutes: float | None = None, steps: int | None = None
+) -> tuple[float | None, int | None]:
+    """The minutes or the steps that a config gives; these, if it gives neither.
+
+    Raises:
+        ValueError: it gives both.
+    """
+    if config.minutes is not None and config.steps is not None:
+        raise ValueError(f"give a run one budget, --minutes or --steps; got {config.minutes} and {config.steps}")
+    if config.minutes is None and config.steps is None:
+        return minutes, steps
+    return config.minutes, config.steps
 
 
 class Run:
@@ -267,10 +290,10 @@ class Run:
         self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
         source = self.accelerator.unwrap_model(self.model)
         weights = load_file(kept / "model.safetensors")
+        trained = _trained(source) if self.average is None else source.state_dict()
+        if {name: each.shape for name, each in weights.items()} != {n: each.shape for n, each in trained.items()}:
+            raise ValueError(f"{kept} holds weights of other names or sizes; choose another folder with --out")
         if self.average is None:
-            trained = _trained(source)
-            if {name: each.shape for name, each in weights.items()} != {n: each.shape for n, each in trained.items()}:
-                raise ValueError(f"{kept} trained other weights; choose another folder with --out")
             for name, parameter in trained.items():
                 parameter.copy_(_shared_out(weights[name], parameter))
         else:

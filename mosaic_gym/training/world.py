@@ -30,7 +30,7 @@ from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.training.batches import MOST_DREAMT, batches, dream_ahead
-from mosaic_gym.training.run import Run, exact_products
+from mosaic_gym.training.run import Run, budget_of, exact_products
 from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
@@ -61,8 +61,8 @@ class Config:
     """A finished world to go on from, with a budget of its own; its parts are taken instead of those above."""
     out: Path = Path("runs/world")
     """The run's folder: checkpoints, log, and the finished world in `weights/`."""
-    minutes: float | None = 62.0
-    """Wall time of the whole run, earlier pieces included; None with --steps."""
+    minutes: float | None = None
+    """Wall time of training, earlier pieces included and reading the recording left out; 62 without --steps."""
     steps: int | None = None
     """Optimiser steps of the whole run, instead of minutes."""
     batch: int = 12
@@ -144,8 +144,18 @@ def frame_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build(config: Config, store: EpisodeStore) -> WorldModel:
-    """A fresh world around the fitted codec and the trained depth estimator."""
+    """A fresh world around the fitted codec and the trained depth estimator, heads and atlas.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
     told = {"low_cpu_mem_usage": False, "use_safetensors": True}
+    for part in ("codec", "depth", "outcome", "atlas"):
+        folder = getattr(config, part)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"nothing is trained under {folder}: run `mosaic-gym train {part}` first, or say where it is (--{part})"
+            )
     codec = LinearCodec.from_pretrained(config.codec, **told)
     depth = ConvDepth.from_pretrained(config.depth, **told)
     outcome = OutcomeHeads.from_pretrained(config.outcome, **told)
@@ -172,6 +182,7 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         width=images.shape[2],
         image_from_camera=tuple(tuple(map(float, row)) for row in store.image_from_camera),
         control=asdict(Control()),
+        scenario=store.told(0)["scenario"],
     )
     scheduler = FlowMatchEulerDiscreteScheduler()
     parts = transformer, DetailNet(), codec, text_encoder, depth, outcome, atlas, scheduler
@@ -239,6 +250,7 @@ def _check_long_enough(config: Config, episodes: list[Remembered], heldout: list
 
 def train(config: Config) -> WorldModel:
     """Trains, validates as it goes, and writes the finished world with its averaged weights, rounded to float16."""
+    budget = budget_of(config, minutes=62.0)
     torch.manual_seed(0)
     # As errors shrink, some gradients fall below what a float32 can hold normally, and a CPU takes 2.5 times as long.
     torch.set_flush_denormal(True)
@@ -256,8 +268,7 @@ def train(config: Config) -> WorldModel:
     learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
     # What is learnt against is not the run's to change: a resumed one must meet the same.
     parts = fingerprint_of((model.codec, model.depth, model.outcome, model.atlas))
-    budget = config.learning_rate, config.minutes, config.steps
-    run = Run(config.out, learner, *budget, accelerator, begin=config.begin, parts=parts)
+    run = Run(config.out, learner, config.learning_rate, *budget, accelerator, begin=config.begin, parts=parts)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
     average = run.average
     model.transformer, model.detail, model.text_encoder = average.transformer, average.detail, average.text_encoder

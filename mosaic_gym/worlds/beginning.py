@@ -15,6 +15,7 @@ from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.memory.whereabouts import recognise
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
+from mosaic_gym.model.room import room_for
 from mosaic_gym.worlds.protocol import Start, View
 from mosaic_gym.worlds.state import WorldState
 
@@ -33,7 +34,8 @@ class Beginning:
         Without a prompt the checkpoint's image has its own caption, and a given one none: the prompt is empty.
 
         Raises:
-            ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long.
+            ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long, a
+                memory of another checkpoint's codec or atlas.
             TypeError: a memory that is not a MosaicMemory.
         """
         image, prompt = self._first_sight(start)
@@ -91,6 +93,7 @@ class Beginning:
         """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
         return self._begin(frames, self._estimate(frames), poses, seed, prompt, None)
 
+    @room_for("encoding the first frame")
     @torch.no_grad()
     def _begin(
         self,
@@ -106,9 +109,11 @@ class Beginning:
         elif not isinstance(memory, MosaicMemory):
             kind = type(memory).__name__
             raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
+        made_with = self.model.memory_fingerprint
+        memory.check_made_with(made_with)
         # How much a world keeps is its own matter, and where; what was read from a file is on the CPU.
         keyframes = tuple(keyframe.to(self.k.device) for keyframe in memory.keyframes)
-        memory = replace(memory, keyframes=keyframes, capacity=self.capacity)
+        memory = replace(memory, keyframes=keyframes, capacity=self.capacity, made_with=made_with)
         latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
         if len(memory) and memory.keyframes[0].latent.shape != latents.shape[1:]:
             shape = tuple(memory.keyframes[0].latent.shape)

@@ -108,6 +108,19 @@ def choose_crop(height: int, width: int) -> Crop:
     )
 
 
+def check_scenario(scenario: str) -> tuple[str, str]:
+    """The name of a scenario, and its map if one is given.
+
+    Raises:
+        ValueError: it is none of `SCENARIOS`, or has no such map.
+    """
+    name, _, map_name = scenario.partition(":")
+    if name not in SCENARIOS or (map_name and not _is_map(name, map_name)):
+        known = ", ".join(SCENARIOS)
+        raise ValueError(f"unknown scenario {scenario!r}; known: {known} (a map: freedoom1:E1M1, freedoom2:MAP01)")
+    return name, map_name
+
+
 def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.DoomGame:
     """A running game without a window, driven by thrusts and turns, its view bob removed.
 
@@ -116,10 +129,7 @@ def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.Do
         crop: what will be cut from its screen.
         timeout_tics: tics after which the game ends an episode; None keeps the scenario's own.
     """
-    name, _, map_name = scenario.partition(":")
-    if name not in SCENARIOS or (map_name and not _is_map(name, map_name)):
-        known = ", ".join(SCENARIOS)
-        raise ValueError(f"unknown scenario {scenario!r}; known: {known} (a map: freedoom1:E1M1, freedoom2:MAP01)")
+    name, map_name = check_scenario(scenario)
     game = vizdoom.DoomGame()
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
     if name.startswith("freedoom"):

@@ -21,6 +21,7 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_ac
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
+from mosaic_gym.model.room import room_for
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.beginning import Beginning
 from mosaic_gym.worlds.protocol import View
@@ -65,7 +66,8 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
         settings = model.settings
-        self.model = model.to(device)
+        with room_for("the networks' weights"):
+            self.model = model.to(device)
         for part in (model.depth, model.detail):
             if isinstance(part, torch.nn.Module):  # small convolutions are a tenth faster so
                 part.to(memory_format=torch.channels_last)
@@ -216,6 +218,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         """The present frame of a state, uint8 `[H, W, 3]`."""
         return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
 
+    @room_for("the transformer")
     @torch.no_grad()
     def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
         """The latents `[b, t, c, h, w]` of the states' next views from cameras `[b, t, 4, 4, 4]`."""
@@ -267,6 +270,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
     def _unwanted(self) -> Tensor:
         return self.model.text_encoder.encode([self.model.settings.negative_prompt])
 
+    @room_for("decoding frames")
     def _decode(
         self, states: Sequence[WorldState], latents: Tensor, recalled: Recall
     ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:

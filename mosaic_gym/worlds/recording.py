@@ -14,6 +14,7 @@ from mosaic_gym.data.captions import caption
 from mosaic_gym.data.episodes import SPLITS, EpisodeStore, episode_folder, write_episode
 from mosaic_gym.data.explore import Explorer
 from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.doom_engine import check_scenario, choose_crop
 from mosaic_gym.worlds.protocol import Start
 
 
@@ -73,11 +74,13 @@ def record(config: RecordConfig) -> None:
     """Records what is missing, with a progress bar.
 
     Raises:
-        ValueError: a count below 1, or a folder that holds episodes of another scenario or size. RuntimeError: a
-            worker died; run the command again to go on.
+        ValueError: a count below 1, an unknown scenario, a size that no screen has, or a folder that holds episodes of
+            another scenario or size. RuntimeError: a worker died; run the command again to go on.
     """
     if min(config.episodes, config.steps_per_episode, config.workers) < 1:
         raise ValueError("episodes, steps-per-episode and workers are at least 1")
+    check_scenario(config.scenario)  # a worker could only die of it
+    choose_crop(config.height, config.width)
     seeds = range(config.seed, config.seed + config.episodes)
     _check_folder(config)
     missing = [seed for seed in seeds if not (episode_folder(config.out, seed) / "episode.json").exists()]

@@ -16,6 +16,7 @@ from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.memory.whereabouts import is_supposed, recognised
 from mosaic_gym.model.depth import align_scale
+from mosaic_gym.model.room import room_for
 from mosaic_gym.worlds.state import WorldState
 
 
@@ -26,6 +27,7 @@ class Remembering:
         """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
         return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
 
+    @room_for("what memory recalls")
     def recall(
         self, states: Sequence[WorldState], cameras: Tensor, pictures: Sequence[Tensor | None] | None = None
     ) -> Recall:
@@ -93,6 +95,7 @@ class Remembering:
             lifted[i] = np.concatenate([lifted[i], around_m[:, [0, 2]]])
         return lifted
 
+    @room_for("the depth estimator")
     def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
         """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""
         last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)

@@ -92,6 +92,8 @@ def test_what_is_missing_is_said(tmp_path):
         EpisodeStore(tmp_path, "test")
     with pytest.raises(ValueError, match="at least 1"):
         record(config(tmp_path, episodes=0))
+    with pytest.raises(ValueError, match="unknown scenario 'nope'; known: my_way_home"):
+        record(config(tmp_path, scenario="nope", workers=2))  # said once, not by each worker that dies of it
 
 
 def test_a_walker_walks_as_it_always_did():

@@ -73,7 +73,7 @@ def test_every_member_keeps_and_restores_its_own(tmp_path):
     assert seen[0, 0, 1] == 5 and info["step_index"] == 1
     ((seen, info),) = env.env_method("reset", seed=9, indices=[0])
     assert seen[0, 0, 1] == 9 and info["step_index"] == 0 and env.get_attr("steps") == [0, 0, 1]
-    with pytest.raises(AttributeError, match="no method 'fly'; they have fork, info, load, reset, restore, save, snap"):
+    with pytest.raises(AttributeError, match="no method 'fly'; they have fork, info, load, prompt_now, reset, restore"):
         env.env_method("fly")
 
 

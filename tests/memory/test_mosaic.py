@@ -188,10 +188,11 @@ def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():
 
 
 def test_save_and_load_are_exact_and_say_what_is_wrong(tmp_path):
-    memory = MosaicMemory((wall(3.0, pose(), 1, 4), wall(2.0, pose(0.5), 2, 9)), capacity=7)
+    memory = MosaicMemory((wall(3.0, pose(), 1, 4), wall(2.0, pose(0.5), 2, 9)), 7, "codec and atlas")
     path = tmp_path / "memory.safetensors"
     memory.save(path)
     loaded = MosaicMemory.load(path)
+    assert loaded.made_with == "codec and atlas"
     assert loaded.capacity == 7 and [keyframe.step for keyframe in loaded.keyframes] == [4, 9]
     for one, other in zip(memory.keyframes, loaded.keyframes, strict=True):
         assert torch.equal(one.latent, other.latent) and torch.equal(one.points_m, other.points_m)

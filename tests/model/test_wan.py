@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -15,10 +16,19 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import denoise
 from mosaic_gym.model.tokens import Context
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, load_pipeline
+from mosaic_gym.model.wan import WanOptions, fuse_adapters, load_pipeline
 from mosaic_gym.model.wan_codec import WanCodec
 from tests.tiny import pickled_only, save_depth
-from tests.tiny_wan import CHANNELS, SIZE, TEXT, save_pipeline, tiny_pipeline, tiny_transformer, tiny_vae
+from tests.tiny_wan import (
+    CHANNELS,
+    SIZE,
+    TEXT,
+    save_adapter,
+    save_pipeline,
+    tiny_pipeline,
+    tiny_transformer,
+    tiny_vae,
+)
 
 GRID = (SIZE[0] // 16, SIZE[1] // 16)
 K = torch.tensor([[60.0, 0.0, 48.0], [0.0, 60.0, 32.0], [0.0, 0.0, 1.0]])
@@ -216,8 +226,46 @@ def test_what_is_no_whole_wan_pipeline_is_named(folder, tmp_path):
     def told(path, **changes):
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
+    def lacking(path):
+        kept = load_file(path)
+        kept.pop(sorted(kept)[-1])
+        save_file(kept, path, metadata={"format": "pt"})
+
+    def renamed(path):
+        path.rename(path.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
+
+    def wordless(path):
+        for each in path.iterdir():
+            if each.name != "tokenizer_config.json":
+                each.unlink()
+
+    def emptied(path):
+        path.rename(path.with_name("other"))
+
     weights = "diffusion_pytorch_model.safetensors"
+    index = f"{weights}.index.json"
     cases = [
+        (broken("short", "vae/config.json", cut), "vae/config.json of the component 'vae' is damaged or cut short"),
+        (broken("no", "vae/config.json", Path.unlink), "'vae' lacks .*config.json; download"),
+        (broken("plan", "scheduler/scheduler_config.json", emptied), "'scheduler' lacks .*scheduler_config.json"),
+        (broken("words", "tokenizer", wordless), "'tokenizer' has no words.*lacks tokenizer.json; download"),
+        (broken("word", "tokenizer/tokenizer.json", cut), "tokenizer.json of the component 'tokenizer' is damaged"),
+        (broken("index", "model_index.json", cut), "model_index.json of the pipeline is damaged or cut short"),
+        (broken("thin", f"vae/{weights}", lacking), "component 'vae' of .*thin lack .'quant_conv.weight'.; download"),
+        (broken("dumb", "text_encoder/model.safetensors", lacking), "'text_encoder' of .* lack .*'shared.weight'.;"),
+        (broken("lone", f"transformer/{weights}", renamed), f"'transformer'.*lacks {weights}, or .*{index}"),
+        (
+            broken("list", "transformer", lambda path: (path / index).write_text('{"weight_map": {')),
+            "index.json of the component 'transformer' is damaged or cut short",
+        ),
+        (
+            broken("none", "transformer", lambda path: (path / index).write_text('{"weight_map": 1}')),
+            "'transformer' names no shards",
+        ),
+        (
+            broken("wide", "vae/config.json", lambda path: told(path, base_dim=8)),
+            "component 'vae' of .*wide cannot be loaded.*expected shape",
+        ),
         (broken("cut", f"vae/{weights}", cut), "'vae'.*cut short"),
         (broken("gone", "text_encoder", shutil.rmtree), "lacks its component 'text_encoder'"),
         (broken("bare", f"transformer/{weights}", lambda path: path.unlink()), "'transformer'.*no safetensors"),
@@ -239,6 +287,8 @@ def test_what_is_no_whole_wan_pipeline_is_named(folder, tmp_path):
             load_pipeline(place, EXACT)
     with pytest.raises(ValueError, match="neither a folder"):
         load_pipeline("nobody/nothing", EXACT)
+    with pytest.raises(ValueError, match="give one of .*doom-tiny"):
+        load_pipeline("nobody/nothing", EXACT)
     narrow = tiny_pipeline(text_width=16)
     narrow.save_pretrained(tmp_path / "narrow")
     with pytest.raises(ValueError, match="text encoder.*16 numbers.*reads 32"):
@@ -251,8 +301,53 @@ def test_a_transformer_lacking_weights_is_named(folder, tmp_path):
     weights = load_file(path)
     weights.pop("blocks.1.ffn.net.2.weight")
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks.*blocks.1.ffn"):
+    with pytest.raises(ValueError, match="'transformer'.*lack .*blocks.1.ffn"):
         load_pipeline(place, EXACT)
+
+
+def test_weights_in_shards_load_and_a_partial_student_is_named(folder, tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    shards = sorted((tmp_path / "shards" / "transformer").glob("*.safetensors"))
+    assert len(shards) > 1 and not (tmp_path / "shards" / "transformer" / shards[0].name.split("-0")[0]).exists()
+    loaded = load_pipeline(tmp_path / "shards", EXACT)
+    for part in ("vae", "text_encoder"):
+        one, other = getattr(pipeline, part).state_dict(), getattr(loaded, part).state_dict()
+        assert one.keys() == other.keys() and all(torch.equal(one[name].double(), other[name]) for name in one)
+    shards[0].unlink()
+    student = str(tmp_path / "shards" / "transformer")
+    with pytest.raises(ValueError, match="'transformer'.*missing or cut short"):
+        load_pipeline(folder, WanOptions(dtype="float64", transformer=student))
+
+
+@pytest.mark.parametrize("kept", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_a_text_encoder_may_name_its_shared_weights_either_way(folder, kept, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "copy")
+    path = place / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    words = {weights.pop(name) for name in ("shared.weight", "encoder.embed_tokens.weight") if name in weights}.pop()
+    save_file({**weights, kept: words}, path, metadata={"format": "pt"})
+    loaded = load_pipeline(place, EXACT).text_encoder
+    assert torch.equal(loaded.get_input_embeddings().weight, words.double())
+
+
+def test_a_fingerprint_is_of_the_depth_model_and_the_text_encoder_too(folder, depth, tmp_path):
+    def world(pipeline, estimator):
+        return WorldModel.from_pretrained(pipeline, SIZE, {"depth": str(estimator), "dtype": "float32"})
+
+    def other(path, name):
+        weights = load_file(path / name)
+        last = sorted(weights)[-1]
+        save_file({**weights, last: weights[last] + 0.5}, path / name, metadata={"format": "pt"})
+
+    estimator = shutil.copytree(depth, tmp_path / "depth")
+    other(estimator, "model.safetensors")
+    pipeline = shutil.copytree(folder, tmp_path / "pipeline")
+    other(pipeline / "text_encoder", "model.safetensors")
+    mine = world(folder, depth).fingerprint
+    assert world(folder, depth).fingerprint == mine
+    assert world(folder, estimator).fingerprint != mine, "depth"
+    assert world(pipeline, depth).fingerprint != mine, "text encoder"
 
 
 @pytest.mark.parametrize(
@@ -283,6 +378,10 @@ def test_options_that_are_none_are_named(folder, depth):
         ({"guidance": 0.5}, "guidance is 1"),
         ({"speed": 3}, "unknown loading options.*speed"),
         ({"depth": "no/such"}, "depth model 'no/such'"),
+        ({"lora": "no/such"}, "adapter 'no/such' cannot be loaded"),
+        ({"lora": [3]}, "option lora names a folder, a file or an id; got 3"),
+        ({"cameras": ["one"]}, "option cameras names a folder, a file or an id"),
+        ({"transformer": ["one"]}, "option transformer names a folder, a file or an id"),
     ):
         with pytest.raises(ValueError, match=said):
             WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32", **loading})
@@ -318,3 +417,45 @@ def test_lora_adapters_load_and_matter(folder, tmp_path):
     both = plain, adapted.transformer
     one, other = (each(latents[:, 1:], time, context_for(each, latents[:, :1], 1, text)) for each in both)
     assert (one - other).abs().max() > 1e-6
+
+
+def test_all_adapters_count_and_a_string_is_one(folder, tmp_path):
+    folders = [str(save_adapter(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0)).double()
+
+    def said(lora):
+        return load_pipeline(folder, WanOptions(dtype="float64", lora=lora)).transformer.blocks[0].attn1.to_q(asked)
+
+    plain, one, other, both = (said(lora) for lora in ((), folders[0], folders[1:], folders))
+    assert min((one - plain).abs().max(), (other - plain).abs().max()) > 1e-3
+    assert torch.allclose(both - plain, (one - plain) + (other - plain), atol=1e-9)
+
+
+def test_an_adapter_of_another_model_is_named(folder, tmp_path):
+    path = save_adapter(tmp_path, 0) / "pytorch_lora_weights.safetensors"
+    weights = load_file(path)
+    for other, said in (
+        ({name.replace("transformer.", "unet."): value for name, value in weights.items()}, "none of its weights"),
+        ({name: value.repeat(2, 2) for name, value in weights.items()}, "\\n.*size mismatch"),
+    ):
+        save_file(other, path)
+        with pytest.raises(ValueError, match=f"adapter '{tmp_path}' cannot be loaded .*{said}"):
+            load_pipeline(folder, WanOptions(dtype="float64", lora=str(tmp_path)))
+
+
+def test_adapters_that_are_fused_leave_whole_weights_under_their_own_names(folder, tmp_path):
+    folders = [str(save_adapter(tmp_path / name, seed, name)) for seed, name in enumerate(("to_q", "to_v"))]
+    adapted = load_pipeline(folder, WanOptions(dtype="float64", lora=folders)).transformer
+    plain = load_pipeline(folder, EXACT).transformer
+    latents, text = torch.randn(1, 2, CHANNELS, *GRID).double(), torch.randn(1, 7, TEXT).double()
+    time = torch.tensor([500.0]).double()
+
+    def says(network):
+        return network(latents[:, 1:], time, context_for(network, latents[:, :1], 1, text))
+
+    before = says(adapted)
+    fuse_adapters(adapted)
+    assert (says(adapted) - before).abs().max() < 1e-9 < 1e-6 < (says(plain) - before).abs().max()
+    assert adapted.state_dict().keys() == plain.state_dict().keys()
+    fuse_adapters(plain)
+    assert torch.equal(plain.proj_out.weight, adapted.proj_out.weight), "without adapters nothing happens"

@@ -1,5 +1,6 @@
 """Distillation on a tiny Wan of the real classes: every gradient goes where it should, and the student is a world."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from mosaic_gym.training import distill, finetune
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
-from tests.tiny_wan import SIZE, save_pipeline
+from tests.tiny_wan import SIZE, save_adapter, save_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,35 @@ def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path
         distill.train(config(given, tmp_path / "again", loading=WanOptions(**{**loading, "lora": ()})))
     with pytest.raises(ValueError, match="holds no config.json"):
         WorldModel.from_pretrained(given[1], SIZE, {**loading, "transformer": str(tmp_path / "none")})
+
+
+def test_a_fine_tuned_teacher_makes_a_whole_student(given, tmp_path):
+    """Its adapters, one of large effect and what `train world --from` writes by default, are in the student."""
+    data, pipeline, depth = given
+    loading = {"dtype": "float32", "depth": str(depth), "guidance": 1.0, "lora": [str(save_adapter(tmp_path / "a", 1))]}
+    finetune.train(
+        finetune.Config(
+            from_=str(pipeline), data=data, out=tmp_path / "tuned", height=SIZE[0], width=SIZE[1], steps=1, batch=1,
+            rank=2, clip=2, episodes=1, precision="no", loading=WanOptions(**loading),
+        )
+    )  # fmt: skip
+    weights = tmp_path / "tuned" / "weights"
+    tuned = {**loading, "lora": [*loading["lora"], str(weights)], "cameras": str(weights / "cameras.safetensors")}
+    teacher, plain = (
+        WorldModel.from_pretrained(pipeline, SIZE, told).transformer for told in (tuned, {**loading, "lora": []})
+    )
+    asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said, unsaid = (each.blocks[0].attn1.to_q(asked) for each in (teacher, plain))
+    assert (said - unsaid).abs().max() > 1e-3
+    asks = config(given, tmp_path / "student", steps=2, causal_share=0.5, learning_rate=1e-7)
+    distill.train(replace(asks, loading=WanOptions(**tuned)))
+    folder = tmp_path / "student" / "weights" / "transformer"
+    assert load_file(folder / "diffusion_pytorch_model.safetensors").keys() == plain.state_dict().keys()
+    student = WorldModel.from_pretrained(pipeline, SIZE, {**loading, "lora": [], "transformer": str(folder)})
+    with torch.no_grad():
+        assert torch.allclose(student.transformer.blocks[0].attn1.to_q(asked), said, atol=1e-5)
+    world = MosaicWorld(student, denoising_steps=2)
+    state, _ = world.start(Start(0))
+    _, (view,) = world.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
+    assert view.frames.shape == (4, *SIZE, 3)

@@ -26,7 +26,7 @@ from mosaic_gym.training import finetune
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
-from tests.tiny_wan import SIZE, save_pipeline
+from tests.tiny_wan import SIZE, save_adapter, save_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def config(given: tuple[Path, Path, Path], out: Path, **changes) -> finetune.Con
     told = {"steps": 3, "batch": 2, "rank": 4, "clip": 2, "episodes": 3, "precision": "no", "learning_rate": 3e-3}
     # Frozen weights in half precision, as by default, where products are.
     dtype = "bfloat16" if changes.get("precision") == "bf16" else "float32"
-    loading = WanOptions(dtype=dtype, depth=str(depth), guidance=1.0)
+    told["loading"] = WanOptions(dtype=dtype, depth=str(depth), guidance=1.0)
     return finetune.Config(
-        from_=str(pipeline), data=data, out=out, height=SIZE[0], width=SIZE[1], loading=loading, **{**told, **changes}
+        from_=str(pipeline), data=data, out=out, height=SIZE[0], width=SIZE[1], **{**told, **changes}
     )
 
 
@@ -83,6 +83,53 @@ def test_adapters_and_cameras_are_trained_and_nothing_else_and_the_result_is_a_w
     tuned.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
     with pytest.raises(ValueError, match="camera projections"):
         WorldModel.from_pretrained(given[1], SIZE, {**loading, "cameras": str(tmp_path / "none")})
+
+
+def adapted(given: tuple[Path, Path, Path], adapter: Path) -> dict[str, str | float | list[str]]:
+    """How the pipeline is loaded with an adapter."""
+    return {"dtype": "float32", "depth": str(given[2]), "guidance": 1.0, "lora": [str(adapter)]}
+
+
+def projected(model: WorldModel, asked: torch.Tensor) -> torch.Tensor:
+    """What the layer says that `save_adapter` adapts."""
+    with torch.no_grad():
+        return model.transformer.blocks[0].attn1.to_q(asked)
+
+
+def test_an_adapter_is_learnt_on_top_of_one_that_is_loaded(given, tmp_path, capsys):
+    loading = adapted(given, save_adapter(tmp_path / "first", seed=1))
+    asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
+    both = {**loading, "lora": []}, loading
+    plain, first = (projected(WorldModel.from_pretrained(given[1], SIZE, each), asked) for each in both)
+    assert (first - plain).abs().max() > 1e-3
+    told = config(given, tmp_path / "run", loading=WanOptions(**loading))
+    model = WorldModel.from_pretrained(given[1], SIZE, loading)
+    finetune.prepare(told, model)
+    assert torch.equal(projected(model, asked), first), "a new adapter begins as none, and the loaded one counts"
+    trained = {name for name, each in model.transformer.named_parameters() if each.requires_grad}
+    assert trained and not any("loaded" in name for name in trained)
+    tuned = finetune.train(told)
+    weights = tmp_path / "run" / "weights"
+    hint = f"'lora': ['{tmp_path / 'first'}', '{weights}']"
+    assert hint in capsys.readouterr().out
+    loading["lora"].append(str(weights))
+    again = WorldModel.from_pretrained(given[1], SIZE, {**loading, "cameras": str(weights / "cameras.safetensors")})
+    assert torch.allclose(projected(again, asked), projected(tuned, asked), atol=1e-6)
+    assert (projected(again, asked) - first).abs().max() > 0, "the new adapter counts too"
+
+
+def test_all_weights_are_trained_with_a_loaded_adapter_among_them(given, tmp_path):
+    loading = adapted(given, save_adapter(tmp_path / "first", seed=1))
+    asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
+    first = projected(WorldModel.from_pretrained(given[1], SIZE, loading), asked)
+    out = tmp_path / "run"
+    tuned = finetune.train(config(given, out, full=True, steps=1, learning_rate=1e-4, loading=WanOptions(**loading)))
+    whole = {**loading, "lora": [], "transformer": str(out / "weights" / "transformer")}
+    world = MosaicWorld(WorldModel.from_pretrained(given[1], SIZE, whole), denoising_steps=1)
+    assert torch.equal(projected(world.model, asked), projected(tuned, asked))
+    assert torch.allclose(projected(world.model, asked), first, atol=1e-4), "one small step from where it began"
+    state, _ = world.start(Start(0))
+    world.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
 
 
 class _CutOff(Exception):
@@ -159,7 +206,7 @@ def test_processes_that_cannot_train_together_are_refused(tmp_path):
 
 def test_a_run_of_other_shapes_is_not_gone_on_with(given, tmp_path):
     finetune.train(config(given, tmp_path, steps=1, rank=1))
-    with pytest.raises(ValueError, match="trained other weights"):
+    with pytest.raises(ValueError, match="of other names or sizes"):
         finetune.train(config(given, tmp_path, steps=2, rank=4))
 
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.evaluation.revisit import collect
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
-from mosaic_gym.training import atlas, codec, depth, outcome, world
+from mosaic_gym.training import atlas, codec, depth, distill, finetune, outcome, world
 from mosaic_gym.training.batches import WINDOW, Batch, _Drawer, batches, draw_batch
-from mosaic_gym.training.run import Run
+from mosaic_gym.training.run import Run, budget_of
 from mosaic_gym.training.samples import remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -245,6 +246,38 @@ def test_depth_training_lowers_its_loss(data, tmp_path):
         run.update(loss)
     run.close()
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+
+
+@pytest.mark.parametrize("recipe", [outcome, depth, atlas, world, finetune, distill])
+def test_either_budget_is_enough_and_both_are_one_too_many(recipe, tmp_path):
+    usual = recipe.Config("nowhere") if recipe in (finetune, distill) else recipe.Config()
+    assert budget_of(replace(usual, minutes=0.5), minutes=9.0) == (0.5, None)
+    assert budget_of(replace(usual, steps=7), minutes=9.0) == (None, 7)
+    assert budget_of(usual, minutes=9.0) == (9.0, None) and budget_of(usual, steps=4000) == (None, 4000)
+    with pytest.raises(ValueError, match="--minutes or --steps"):  # before anything is read
+        recipe.train(replace(usual, minutes=1.0, steps=7))
+
+
+def test_parts_that_are_not_trained_yet_are_named(data, parts, tmp_path):
+    config = world_config(data, parts, tmp_path / "run", 1)
+    for part in ("codec", "atlas"):
+        with pytest.raises(FileNotFoundError, match=f"run `mosaic-gym train {part}` first"):
+            world.train(replace(config, **{part: tmp_path / "nowhere"}))
+
+
+def test_a_run_of_another_size_is_not_gone_on_with(tmp_path):
+    run = Run(tmp_path, nn.Linear(2, 1), 1e-3, None, 10, Accelerator())
+    run.close()
+    with pytest.raises(ValueError, match="other names or sizes; choose another folder"):
+        Run(tmp_path, nn.Linear(3, 1), 1e-3, None, 10, Accelerator())
+
+
+def test_a_world_says_what_it_was_trained_on(data, parts, tmp_path):
+    config = world_config(data, parts, tmp_path / "run", 1)
+    settings = world.build(config, EpisodeStore(data, "train")).settings
+    assert settings.scenario == "my_way_home"
+    elsewhere = replace(settings, scenario="take_cover")
+    assert collect(lambda engine, seed: engine.scenario, 1, elsewhere) == ["take_cover"]
 
 
 def test_a_budget_is_minutes_or_steps(tmp_path):

@@ -162,10 +162,40 @@ def test_a_memory_of_another_checkpoint_is_refused(world):
     other = tiny_model()
     other.codec = type(other.codec)(channels=30, stride=8)
     memory = world.start(Start(seed=0))[0].memory
-    with pytest.raises(ValueError, match="another's"):
+    with pytest.raises(ValueError, match="another codec or atlas"):
         MosaicWorld(other).start(Start(seed=0, memory=memory))
+    with pytest.raises(ValueError, match="another's"):  # nobody said whose it is, and it does not fit
+        MosaicWorld(other).start(Start(seed=0, memory=dataclasses.replace(memory, made_with="")))
+    alike = tiny_model()
+    alike.codec.mean.data += 0.1
+    with pytest.raises(ValueError, match="another codec or atlas"):
+        MosaicWorld(alike).start(Start(seed=0, memory=memory))
+    own, _ = MosaicWorld(tiny_model()).start(Start(seed=0, memory=memory))
+    assert own.memory.made_with == memory.made_with != "" and len(own.memory) == len(memory) + 1
+    with pytest.raises(ValueError, match="another codec or atlas"):
+        memory.spliced(MosaicWorld(alike).start(Start(seed=0))[0].memory, torch.eye(4))
     with pytest.raises(TypeError, match="MosaicMemory.load"):
         world.start(Start(seed=0, memory={"a": 1}))
+
+
+def test_an_accelerator_that_is_too_small_is_named_by_what_it_has_no_room_for(world, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nMore of it.")
+
+    state, _ = world.start(Start(seed=0))
+    _, (before,) = world.step([state], RIGHT[None])
+    for part, method, component in (
+        ("transformer", "forward", "the transformer"),
+        ("depth", "estimate", "the depth estimator"),
+        ("codec", "decode_next", "decoding frames"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(getattr(world.model, part), method, full)
+            told = rf"no room for {component}\..*resolution.*'offload': 'model'.*Tried to allocate 3.00 GiB.\)$"
+            with pytest.raises(MemoryError, match=told):
+                world.step([state], RIGHT[None])
+    _, (after,) = world.step([state], RIGHT[None])
+    assert np.array_equal(before.frames, after.frames), "and nothing is lost"
 
 
 def test_bad_actions_move_nothing(world):

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.error import ResetNeeded
 
 import mosaic_gym  # noqa: F401, registers the ids
 from mosaic_gym import Start, check_world
@@ -48,6 +49,16 @@ def test_it_is_an_environment_like_any_other(kwargs):
 
 def test_a_vector_of_them_goes_through_one_call(kwargs):
     envs = gym.make_vec("MosaicWorld-v0", num_envs=2, **kwargs, resolution=list(SIZE))
+    with pytest.raises(ResetNeeded, match="have not begun"):
+        envs.unwrapped.prompt_now("a red hall")
+    envs.reset(seed=1)
+    prompts = ["a red hall", "a garden"]
+    envs.unwrapped.prompt_now(prompts)
+    assert [episode.state.prompt for episode in envs.unwrapped.members.episodes] == prompts
+    with pytest.raises(ValueError, match="one prompt, or 2; got 3"):
+        envs.unwrapped.prompt_now([*prompts, "a sea"])
+    envs.unwrapped.prompt_now("a sea")
+    assert {episode.state.prompt for episode in envs.unwrapped.members.episodes} == {"a sea"}
     images, _ = envs.reset(seed=[3, 4])
     images, _, _, _, infos = envs.step([1, 5])
     assert images.shape == (2, *SIZE, 3) and infos["memory_keyframes"].tolist() == [2, 2]
