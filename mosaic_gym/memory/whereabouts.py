@@ -94,7 +94,7 @@ def recognise(
     for, and once there are many of them, more frames make the place no surer.
 
     Args:
-        keyframes: of the episode's memory; those with a place bear witness.
+        keyframes: of the episode's memory; those that were recognised bear witness.
         frame: `[3, H, W]` in [-1, 1]; camera: `[4, 4]`, world_from_camera, metres.
         image_from_camera: `[3, 3]`, K in pixels.
 
@@ -102,11 +102,13 @@ def recognise(
         (x, z, heading, trust); a trust of 0 says that it was not recognised, and one of `SUPPOSED` that neither was
         anything before it, and this is where the map is likest.
     """
-    (surest,) = recognised([keyframes], camera[None, None])
+    known = [keyframe for keyframe in keyframes if keyframe.trust > SUPPOSED]
+    (surest,) = recognised([known], camera[None, None])
     if surest is None:
         alone = _alone(atlas, frame, camera, image_from_camera)
-        return torch.cat([alone[:3], alone[3:].clamp_min(SUPPOSED)])
-    known = [keyframe for keyframe in keyframes if keyframe.trust > 0]
+        if float(alone[3]) > 0 or is_supposed(keyframes):
+            return alone
+        return torch.cat([alone[:3], alone.new_tensor([SUPPOSED])])
     trust, error = (float(told) for told in atlas.compare(frame[None], surest, image_from_camera))
     familiar = trust > 0 and error <= FAMILIAR
     if familiar and len(known) >= WITNESSES and len(known) % AGAIN:
