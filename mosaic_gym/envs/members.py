@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
-from mosaic_gym.envs.mosaic_env import check_faces, check_pays, honoured
+from mosaic_gym.envs.mosaic_env import check_faces, check_pays, check_takes_prompt, honoured
 from mosaic_gym.envs.options import OPTIONS, check_options
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, thrust_of
@@ -139,8 +139,7 @@ class Members:
             RuntimeError: a world that takes no prompt. ResetNeeded: one of them has not begun.
             ValueError: not so many prompts, or one that is too long; nothing has changed then.
         """
-        if "prompt" not in self.options:
-            raise RuntimeError("this world takes no prompt; a learned one does")
+        check_takes_prompt(self.options)
         indices = list(range(len(self)) if indices is None else indices)
         prompts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(indices):

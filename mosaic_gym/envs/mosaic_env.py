@@ -124,8 +124,7 @@ class WorldEnv(gym.Env):
             ResetNeeded: no episode has begun. RuntimeError: a world that takes no prompt.
             ValueError: a prompt that is too long.
         """
-        if "prompt" not in self.options:
-            raise RuntimeError("this world takes no prompt; a learned one does")
+        check_takes_prompt(self.options)
         present = self._present()
         self.episode = replace(present, state=self.world.prompted(present.state, prompt))
 
@@ -332,6 +331,12 @@ def check_pays(world: World, task: Task) -> None:
             "task='engine' passes on the game's own reward and end, and this checkpoint has no heads that predict "
             "them (a recorded world gets its own: mosaic-gym train outcome); take another task"
         )
+
+
+def check_takes_prompt(options: Collection[str]) -> None:
+    """Raises RuntimeError if the reset options that have an effect (see `honoured`) leave out the prompt."""
+    if "prompt" not in options:
+        raise RuntimeError("this world takes no prompt; a learned one does")
 
 
 def honoured(options: Collection[str], observation: str, task: Task) -> tuple[str, ...]:

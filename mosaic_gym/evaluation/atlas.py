@@ -60,9 +60,9 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         tell("of these mistaken for another place, share", off_m[known] > MISTAKEN_M)
         state = arms.after_history(path)
         (place,) = recognised([state.memory.keyframes], state.history_cameras[-1:, -1:])
-        known = not is_supposed(state.memory.keyframes)  # of a walk all of whose frames are blank nothing else is
-        tell("walks recognised, share", torch.tensor(known))
-        if known:
+        sure = place is not None and not is_supposed(state.memory.keyframes)
+        tell("walks recognised, share", torch.tensor(sure))
+        if sure:
             off_m = (place[0, :2] - true[path.history - 1, :2]).norm()
             tell("of these mistaken for another place, share (walks)", off_m > MISTAKEN_M)
             tell("where the others are, off by, m", off_m[off_m <= MISTAKEN_M])

@@ -89,15 +89,15 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
 
     from tqdm import tqdm
 
+    from mosaic_gym.evaluation.paths import engine_of
     from mosaic_gym.model.checkpoints import WorldModel
-    from mosaic_gym.worlds.doom import DoomWorld
     from mosaic_gym.worlds.mosaic import MosaicWorld
 
     if config.paths < 2:
         raise ValueError("give at least 2 paths")
     model = WorldModel.from_pretrained(config.checkpoint)
     dreams = {"memory and map": MosaicWorld(model), "memory alone": MosaicWorld(model, atlas=False)}
-    engine = DoomWorld(model.settings.scenario, model.settings.height, model.settings.width)
+    engine = engine_of(model.settings)
     seeds, figures = range(FIRST_SEED, FIRST_SEED + 10 * config.paths, 10), {}
     ways = [("forward", True), ("backward", False), ("left", False)]
     for (action, watching), name in tqdm(list(product(ways, dreams)), desc="walking", unit="way"):

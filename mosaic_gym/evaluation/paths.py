@@ -15,7 +15,8 @@ import torch
 from mosaic_gym.data.captions import caption
 from mosaic_gym.data.explore import STOPPING_STEPS, Explorer
 from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
+from mosaic_gym.model.checkpoints import WorldSettings
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.protocol import Start, View
 
@@ -35,6 +36,12 @@ STRIDE_STEPS = 6
 """Steps walked before the way out is judged again; the explorer may change its mind about a side between them."""
 UNTRUE_M = 0.01
 """A return whose poses miss the outward ones by more than this is thrown away."""
+
+
+def engine_of(settings: WorldSettings) -> DoomWorld:
+    """The engine that a checkpoint was trained on and is compared with; no clock of the game's own ends an episode."""
+    control = Control(**settings.control)
+    return DoomWorld(settings.scenario, settings.height, settings.width, control, timeout_tics=0)
 
 
 @dataclass(frozen=True)

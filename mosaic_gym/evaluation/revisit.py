@@ -77,12 +77,9 @@ def collect(kind: Callable[..., Path | None], count: int, settings: WorldSetting
     """The first `count` paths of a kind, in the order of seeds, with a progress bar."""
     from tqdm import tqdm
 
-    from mosaic_gym.evaluation.paths import seeds
-    from mosaic_gym.geometry.control import Control
-    from mosaic_gym.worlds.doom import DoomWorld
+    from mosaic_gym.evaluation.paths import engine_of, seeds
 
-    control = Control(**settings.control)
-    world = DoomWorld(settings.scenario, settings.height, settings.width, control, timeout_tics=0)
+    world = engine_of(settings)
     paths: list[Path] = []
     with tqdm(total=count, desc=f"walking {label} in the engine", unit="path", mininterval=2.0) as bar:
         for seed in seeds():

@@ -289,10 +289,7 @@ def recall(
     ]
     warped = _for_all(warp, chosen, world_from_camera)
     reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
-    by_heart = _behind(warped, pictures or [None] * b)
-    if supposed and any(supposed):
-        unsaid = torch.tensor(supposed, device=reliance.device)[:, None, None, None] & warped.covered
-        by_heart = torch.where(unsaid[:, :, None], warped.stills, by_heart)
+    by_heart = _behind(warped, pictures or [None] * b, supposed or [False] * b)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
     latent = expected = codec.from_stills(stills)
     if any(picture is not None for picture in pictures or ()):
@@ -319,8 +316,9 @@ def recall(
     )
 
 
-def _behind(warped: Warped, pictures: Sequence[Tensor | None]) -> Tensor:
-    """What lies behind memory, `[b, 4, c, H, W]`: the views' pictures; without one, the stills with filled holes."""
+def _behind(warped: Warped, pictures: Sequence[Tensor | None], supposed: Sequence[bool]) -> Tensor:
+    """What lies behind memory, `[b, 4, c, H, W]`: the views' pictures; without one, the stills with filled holes, and
+    of one that is only supposed, the stills with its picture in their holes."""
     unknown = [i for i, picture in enumerate(pictures) if picture is None]
     if len(unknown) == len(pictures):
         return fill_holes(warped.stills, warped.covered)
@@ -329,7 +327,7 @@ def _behind(warped: Warped, pictures: Sequence[Tensor | None]) -> Tensor:
         behind[unknown] = fill_holes(warped.stills[unknown], warped.covered[unknown])
     for i, picture in enumerate(pictures):
         if picture is not None:
-            behind[i] = picture
+            behind[i] = torch.where(warped.covered[i][:, None], behind[i], picture) if supposed[i] else picture
     return behind
 
 

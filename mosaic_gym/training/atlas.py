@@ -157,9 +157,7 @@ def train(config: Config) -> Atlas:
         atlas = Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False, use_safetensors=True)
     atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
     learner = Learner(atlas.train(), k)
-    run = Run(
-        config.out, learner, config.learning_rate, *budget, accelerator, begin=config.begin
-    )
+    run = Run(config.out, learner, config.learning_rate, *budget, accelerator, begin=config.begin)
     sights, batch = sights.to(device), config.batch
     told: dict[str, float] = {}
     while not run.finished:

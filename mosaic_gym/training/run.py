@@ -52,11 +52,15 @@ def budget_of(
     Raises:
         ValueError: it gives both.
     """
-    if config.minutes is not None and config.steps is not None:
-        raise ValueError(f"give a run one budget, --minutes or --steps; got {config.minutes} and {config.steps}")
-    if config.minutes is None and config.steps is None:
-        return minutes, steps
-    return config.minutes, config.steps
+    if config.minutes is not None or config.steps is not None:
+        minutes, steps = config.minutes, config.steps
+    _check_budget(minutes, steps)
+    return minutes, steps
+
+
+def _check_budget(minutes: float | None, steps: int | None) -> None:
+    if (minutes is None) == (steps is None):
+        raise ValueError("give a run exactly one budget: --minutes or --steps")
 
 
 class Run:
@@ -98,8 +102,7 @@ class Run:
         parts: str | None = None,
         shared: bool = False,
     ):
-        if (minutes is None) == (steps is None):
-            raise ValueError("give a run exactly one budget: --minutes or --steps")
+        _check_budget(minutes, steps)
         if accelerator.num_processes > 1:
             if not shared:
                 raise ValueError("this recipe trains in one process; start it without accelerate launch")
