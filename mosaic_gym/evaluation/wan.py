@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.wan_cameras import METRES_PER_UNIT
 from mosaic_gym.model.wan_codec import PROMPT_TOKENS, WanCodec
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
@@ -89,7 +90,7 @@ class Config:
     device: str = "cuda"
     """Where everything runs."""
     dtype: str = "bfloat16"
-    """Of all networks."""
+    """Of all networks, the autoencoder's too, as a student's is."""
     compile: bool = True
     """Compile the transformer's blocks."""
     profile: Path | None = None
@@ -111,6 +112,8 @@ class _NoPrompts:
 class _Depth:
     """Depth-Anything (small) with random weights, its answer made positive; without its image processor, which in
     play runs on the CPU and is not timed here."""
+
+    metric = True
 
     def __init__(self, dtype: torch.dtype, device: str):
         from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation
@@ -145,7 +148,8 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            transformer = MosaicTransformer3DModel(**of_transformer, insertion="parallel", causal=True)
+            told = {"insertion": "parallel", "causal": True, "metres_per_unit": METRES_PER_UNIT}
+            transformer = MosaicTransformer3DModel(**of_transformer, **told)
             vae = AutoencoderKLWan(**of_vae)
         finally:
             torch.set_default_dtype(before)
@@ -234,6 +238,8 @@ def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> It
     began = time.perf_counter()
     world = build(config, size)
     figure["built_s"] = now(world.device) - began
+    figure["vae_dtype"] = str(world.model.codec.vae.dtype).removeprefix("torch.")
+    yield f"autoencoder in {figure['vae_dtype']} (where every step begins from an image anew, float32 is loaded)"
     if on_gpu:
         figure["built_gib"] = torch.cuda.memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()

@@ -39,6 +39,7 @@ class StillCodec(Protocol):
     channels: int
     stride: int
     still_stride: int
+    instants: slice
 
     def still(self, latents: Tensor) -> Tensor: ...
 
@@ -206,6 +207,7 @@ class Recall:
 
     Attributes:
         warped: `[b, c, h, w]`, the Warped Latent.
+        warped_share: `[b, h, w]`, covered share of each of its cells, in the frames that it shows.
         covered: `[b, m, h, w]`: covered share of every quarter of a cell for each of the four frames, and generations.
         patches: `[b, n, c * p * p]`, p cells wide and high; patch_uv: `[b, n, 2]` in cells; patch_cameras:
             `[b, n, 4, 4, 4]`; patch_exists: bool `[b, n]`.
@@ -222,6 +224,7 @@ class Recall:
     """
 
     warped: Tensor
+    warped_share: Tensor
     covered: Tensor
     patches: Tensor
     patch_uv: Tensor
@@ -236,6 +239,10 @@ class Recall:
     reliance: Tensor
     pictures: Tensor
     expected: Tensor
+
+    def views(self, chosen: slice) -> Recall:
+        """What is recalled for some of the views."""
+        return Recall(**{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
 
 
 @torch.no_grad()
@@ -296,13 +303,14 @@ def recall(
         expected = codec.from_stills(torch.lerp(by_heart, stills, reliance[:, :, None]))
     covered = warped.covered.to(stills.dtype)
     per_cell = cells[0] // h
-    quarters = F.interpolate(covered, size=(2 * h, 2 * w), mode="area")
+    quarters = F.pixel_unshuffle(F.interpolate(covered, size=(2 * h, 2 * w), mode="area"), 2)  # frame by frame
     generation = F.avg_pool2d(warped.generation * covered, per_cell)  # [b, f, h, w]
     age = generation.mean(1, keepdim=True)
     generation = F.avg_pool2d(generation[:, -1], patch) if patch > 1 else generation[:, -1]
     return Recall(
         warped=latent,
-        covered=torch.cat([F.pixel_unshuffle(quarters, 2), age.clamp_max(4.0) / 4.0], dim=1),
+        warped_share=quarters.unflatten(1, (f, -1))[:, codec.instants].mean((1, 2)),
+        covered=torch.cat([quarters, age.clamp_max(4.0) / 4.0], dim=1),
         **_gather_patches(memories, selection, c, patch, world_from_camera),
         coverage=covered.mean((1, 2, 3)),
         generation=generation,

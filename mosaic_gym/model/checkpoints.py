@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
@@ -134,9 +135,14 @@ class WorldModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells checkpoints apart: a hash of the settings and of every weight that a state depends on."""
+        """Tells checkpoints apart: a hash of the settings, of every weight that a state depends on, and of how a
+        pipeline's are read."""
         networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
-        return fingerprint_of(networks, json.dumps(asdict(self.settings), sort_keys=True))
+        told = asdict(self.settings)
+        if self.pipeline is not None:
+            told["causal"] = self.transformer.config.causal
+            told["depth"] = {name: getattr(self.depth, name, None) for name in ("inverse", "median_depth_m")}
+        return fingerprint_of(networks, json.dumps(told, sort_keys=True))
 
     @cached_property
     def memory_fingerprint(self) -> str:
@@ -185,13 +191,18 @@ class WorldModel:
         if loading:
             raise ValueError(f"loading={dict(loading)} is for pretrained Wan pipelines; {checkpoint!r} is none")
         settings, parts = _load_settings(folder / "world.json")
-        if not (folder / "scheduler" / "scheduler_config.json").is_file():
-            raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
+        scheduler = _load_scheduler(folder)
         loaded = {name: _load_part(kind, folder, name) if name in parts else None for name, kind in KINDS.items()}
         images, prompts = _load_starts(folder / "starts.safetensors")
+        size = (settings.height, settings.width)
+        if tuple(images.shape[1:]) != (*size, 3):
+            raise ValueError(
+                f"{folder / 'world.json'} says frames of {size}, and starts.safetensors holds images of shape "
+                f"{tuple(images.shape)}: one of them is another's; copy the whole folder again"
+            )
         return WorldModel(
             settings=settings,
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+            scheduler=scheduler,
             start_images=images,
             start_prompts=prompts,
             **loaded,
@@ -217,7 +228,7 @@ def is_wan(checkpoint: Path | str) -> bool:
 def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[str, Any]) -> WorldModel:
     """A world around a pretrained Wan pipeline."""
     # Pipelines take seconds to import, and a shipped checkpoint needs none.
-    from mosaic_gym.model.wan import WanOptions, load_depth, load_pipeline, wan_settings
+    from mosaic_gym.model.wan import WanOptions, load_depth, load_pipeline, plan_pipeline, wan_settings
     from mosaic_gym.model.wan_codec import WanCodec, WanPrompts
 
     known = {field.name for field in fields(WanOptions)}
@@ -225,8 +236,11 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     if unknown:
         raise ValueError(f"unknown loading options {unknown}; the known ones are {', '.join(sorted(known))}")
     options = WanOptions(**loading)
-    pipeline = load_pipeline(checkpoint, options)
-    settings = WorldSettings(**wan_settings(pipeline, options, *size))
+    # What takes seconds comes before what takes tens of gigabytes: mistakes show there.
+    plan = plan_pipeline(checkpoint, options)
+    settings = WorldSettings(**wan_settings(plan, options, *size))
+    depth = load_depth(options)
+    pipeline = load_pipeline(checkpoint, options, plan)
     if options.compile:
         # How many tokens are recalled differs from step to step.
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
@@ -236,7 +250,7 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
         None,
         WanCodec(pipeline.vae, restarts=not pipeline.transformer.config.causal),
         WanPrompts(pipeline),
-        load_depth(options),
+        depth,
         None,
         None,
         pipeline.scheduler,
@@ -325,7 +339,20 @@ def _load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
     if lacking or strange:
         raise ValueError(f"{path} lacks {lacking} and does not know {strange}; it belongs to another version")
     told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
+    try:
+        Control(**told["control"])
+    except TypeError as error:
+        raise ValueError(f"{path} says of control what does not fit ({error}): it is of another version") from error
     return WorldSettings(**told), parts
+
+
+def _load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
+    try:
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"the part 'scheduler' in {folder} is damaged ({error}); copy the folder again") from error
 
 
 def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
@@ -353,6 +380,9 @@ def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     # What is mapped from a file begins at any byte, and some CPUs' kernels round differently by where numbers begin.
     for weights in (*network.parameters(), *network.buffers()):
         weights.data = weights.data.clone()
+    broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"the weights of {name!r} in {folder} are no numbers in {broken[:3]}; copy the folder again")
     return network
 
 

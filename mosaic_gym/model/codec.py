@@ -4,7 +4,8 @@ A clip is decoded latent by latent: `decode_next` takes where each clip stands a
 (nothing, for a codec whose latents stand alone). Besides, a codec says how its latents may be laid into another view:
 
 - `still(latents)` is its picture of the last of the four instants, on whatever grid it can offer;
-- `from_stills(stills)` makes a latent frame out of four such pictures, one for each instant.
+- `from_stills(stills)` makes a latent frame out of four such pictures, one for each instant;
+- `instants` are those of the four that such a latent shows: a cell of it is worth what memory covers of these.
 
 Warped Latent resamples stills between the two. For a linear codec both are matrix products, so that is
 the resampling of the latent itself, only exact below the size of a latent cell and with the right camera
@@ -58,6 +59,9 @@ class LinearCodec(ModelMixin, ConfigMixin):
     def still_stride(self) -> int:
         """Pixels of a frame for one cell of a still."""
         return 1
+
+    instants = slice(0, FRAMES_PER_STEP)
+    """All four frames are in one latent."""
 
     restarts = False
     """Whether every step begins a clip of its own; see `model/wan.py`."""

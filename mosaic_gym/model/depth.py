@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -14,9 +15,24 @@ from torch import Tensor, nn
 from mosaic_gym.geometry.camera import cell_centres
 from mosaic_gym.memory.keyframe import median_per_cell
 
+VISION_TYPES = ("depth_pro", "zoedepth")
+"""Of Hugging Face's depth models, those whose processors need torchvision."""
+METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
+"""Those that all say depth in metres."""
+NEAREST_M = 1e-3
+"""No estimate is nearer."""
+FARTHEST = 100.0
+"""Where a relative model says an inverse depth of zero, or less, it is so many medians far."""
+
 
 class DepthEstimator(Protocol):
-    """Perpendicular depth, in metres, of single frames."""
+    """Perpendicular depth, in metres, of single frames.
+
+    Attributes:
+        metric: whether those are true metres, as well as it knows; if not, every frame has a scale of its own.
+    """
+
+    metric: bool
 
     def estimate(self, frames: Tensor, image_from_camera: Tensor) -> Tensor:
         """Depth `[b, H, W]` in metres of frames `[b, 3, H, W]` in [-1, 1]; K `[b, 3, 3]` in pixels."""
@@ -45,6 +61,8 @@ class ConvDepth(ModelMixin, ConfigMixin):
         widths: channels at half, quarter, eighth and sixteenth resolution, multiples of 8.
         near_m, far_m: the range of what it can say, metres.
     """
+
+    metric = True
 
     @register_to_config
     def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 128), near_m: float = 0.2, far_m: float = 60.0):
@@ -86,20 +104,49 @@ class ConvDepth(ModelMixin, ConfigMixin):
 
 
 class HuggingFaceDepth:
-    """Any `AutoModelForDepthEstimation`, local folder or hub id, behind the estimator's call.
+    """A depth model of Hugging Face's, local folder or hub id, behind the estimator's call.
+
+    These are supported: Depth Anything, DPT (MiDaS too), DepthPro with its field-of-view head, GLPN and ZoeDepth. What
+    they answer is made depth on the frames' grid by their processor's own `post_process_depth_estimation`, which cuts
+    ZoeDepth's padding off and inverts DepthPro's canonical inverse depth (of these two it needs torchvision). They run
+    in float32.
+
+    A relative model says inverse depth up to a scale and a shift. The scale is chosen for each frame so that the median
+    of what lies at a finite distance is `median_depth_m`; `align_scale` then holds it to memory. The shift is not
+    corrected, so flat walls come out bent, and distances other than the median's are off.
 
     Args:
         name: folder or id.
-        inverse: whether the model says inverse depth (the Depth-Anything family's relative models do).
+        inverse: whether the model is a relative one.
+        median_depth_m: metres, of a relative model.
         device: where it runs.
+
+    Raises:
+        OSError: it cannot be read. ValueError: another kind of model, or `inverse` contradicts what it says of itself.
     """
 
-    def __init__(self, name: str | Path, inverse: bool = False, device: str = "cpu"):
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    def __init__(self, name: str | Path, inverse: bool = False, median_depth_m: float = 3.0, device: str = "cpu"):
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
+        _check_kind(name, AutoConfig.from_pretrained(name), inverse)
         self.processor = AutoImageProcessor.from_pretrained(name)
-        self.model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True).to(device).eval()
+        if not hasattr(self.processor, "post_process_depth_estimation"):
+            raise ValueError(
+                f"{type(self.processor).__name__} of {name} does not say how answers become depth (it lacks "
+                "post_process_depth_estimation): take a Depth Anything, DPT, DepthPro, GLPN or ZoeDepth model"
+            )
+        # Frames are float32, and a checkpoint in half precision would be loaded as it was saved.
+        model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        self.model = model.to(device).eval()
+        takes = inspect.signature(self.processor.post_process_depth_estimation).parameters
+        self._sizes = [each for each in ("source_sizes", "target_sizes") if each in takes]
         self.inverse = inverse
+        self.median_depth_m = median_depth_m
+
+    @property
+    def metric(self) -> bool:
+        """Whether it says metres."""
+        return not self.inverse
 
     def to(self, device: str | torch.device) -> HuggingFaceDepth:
         """Moves the model, in place."""
@@ -108,21 +155,38 @@ class HuggingFaceDepth:
 
     @torch.no_grad()
     def estimate(self, frames: Tensor, image_from_camera: Tensor) -> Tensor:
-        """Depth `[b, H, W]`; metres if the model is metric, else up to the scale that memory aligns."""
+        """Depth `[b, H, W]`: metres; of a relative model, on a scale of each frame's own."""
         pictures = list(((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        inputs = self.processor(images=pictures, return_tensors="pt").to(frames.device)
-        said = self.model(**inputs).predicted_depth[:, None]
-        said = F.interpolate(said, size=frames.shape[-2:], mode="nearest")[:, 0]
-        return (1.0 / said.clamp_min(1e-3)) if self.inverse else said.clamp_min(1e-3)
+        answers = self.model(**self.processor(images=pictures, return_tensors="pt").to(frames.device))
+        sizes = [tuple(frames.shape[-2:])] * len(frames)
+        processed = self.processor.post_process_depth_estimation(answers, **dict.fromkeys(self._sizes, sizes))
+        said = torch.stack([each["predicted_depth"] for each in processed])
+        if not self.inverse:
+            return said.clamp_min(NEAREST_M)
+        middle = said.where(said > 0, torch.nan).flatten(1).nanmedian(1).values
+        middle = middle.nan_to_num(1.0)[:, None, None]  # where nothing is at a finite distance, all is far
+        return (self.median_depth_m * middle / said.clamp_min(middle / FARTHEST)).clamp_min(NEAREST_M)
 
 
-def align_scale(depth_m: Tensor, known_m: Tensor, limit: float = 1.5) -> Tensor:
+def _check_kind(name: str | Path, config: Any, inverse: bool) -> None:
+    """Raises ValueError for a model that says no metres, that is not what it is taken for, or that cannot run here."""
+    if config.model_type in VISION_TYPES and find_spec("torchvision") is None:
+        raise ValueError(f"{name} is a {config.model_type} model, whose processor needs torchvision: pip install it")
+    if config.model_type == "depth_pro" and not config.use_fov_model:
+        raise ValueError(f"{name} is DepthPro without its field-of-view head, and says no metres; take one with it")
+    kind = getattr(config, "depth_estimation_type", "metric" if config.model_type in METRIC_TYPES else None)
+    if kind is not None and (kind == "relative") != inverse:
+        raise ValueError(f"{name} is a {kind} model: give inverse_depth={kind == 'relative'}, or take another")
+
+
+def align_scale(depth_m: Tensor, known_m: Tensor, metric: bool = True, limit: float = 1.5) -> Tensor:
     """Scales an estimate so that its median agrees with what memory already knows.
 
     Args:
         depth_m: `[b, H, W]`, the estimate.
         known_m: `[b, H, W]`, memory's surface in the same camera, metres, or on a coarser grid; inf where it has none.
-        limit: the largest factor, and one over it the smallest, that is believed.
+        metric: whether the estimate is in metres; any factor is right for one that is relative.
+        limit: of a metric one, the largest factor, and one over it the smallest, that is believed.
 
     Returns:
         `[b, H, W]`, metres; the estimate itself where memory covers less than a twentieth of the view.
@@ -130,7 +194,9 @@ def align_scale(depth_m: Tensor, known_m: Tensor, limit: float = 1.5) -> Tensor:
     compared_m = median_per_cell(depth_m, tuple(known_m.shape[-2:])) if known_m.shape != depth_m.shape else depth_m
     both = known_m.isfinite()
     ratio = torch.where(both, torch.log(known_m / compared_m), torch.nan).flatten(1)
-    factor = ratio.nanmedian(1).values.exp().clamp(1.0 / limit, limit)
+    factor = ratio.nanmedian(1).values.exp()
+    if metric:
+        factor = factor.clamp(1.0 / limit, limit)
     enough = both.float().mean((1, 2)) >= 0.05
     return depth_m * torch.where(enough, factor, 1.0)[:, None, None]
 

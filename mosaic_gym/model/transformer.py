@@ -52,6 +52,8 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         causal: whether clean tokens are read by themselves, once a step.
         rope_theta: base of the rotary frequencies; Wan's is 10000.
         metres_per_unit: the length PRoPE counts as one.
+        flow_shift, denoising_steps: the shift of the noise levels and their number that a distilled student was trained
+            at, for whoever steps it; None for a model that was trained at all of them.
         in_channels, out_channels: of the codec's latents. The others are `WanTransformer3DModel`'s.
 
     Raises:
@@ -82,6 +84,8 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         causal: bool = False,
         rope_theta: float = 10000.0,
         metres_per_unit: float = 1.0,
+        flow_shift: float | None = None,
+        denoising_steps: int | None = None,
     ):
         _check_config(insertion, attention_head_dim, in_channels, out_channels, image_dim, patch_size)
         super().__init__(
@@ -242,7 +246,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if self.config.insertion == "split":
             kinds = [each.values + self.kind_embedding[i] for i, each in enumerate(tokens)]
             tokens = [replace(each, values=values) for each, values in zip(tokens, kinds, strict=True)]
-        elif bool(recalled.pixels_covered.any()):
+        elif bool(recalled.warped_share.any()):
             tokens.append(self._warped_tokens(context, t))
         if len(tokens) == 1:
             return tokens[0]
@@ -255,8 +259,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         recalled = context.recalled
         warped = recalled.warped.unflatten(0, context.cameras.shape[:2])
         values = self._embed(warped)
-        shares = recalled.covered[:, :-1].mean(1, keepdim=True)  # [b * t, 1, h, w]
-        shares = nn.functional.avg_pool2d(shares, tuple(self.config.patch_size[1:]))
+        shares = nn.functional.avg_pool2d(recalled.warped_share[:, None], tuple(self.config.patch_size[1:]))
         exists = (shares > 0.5).flatten(1).unflatten(0, context.cameras.shape[:2]).flatten(1)
         return Tokens(values, self._grid(warped, first), self._per_token(context.cameras, warped), exists)
 
@@ -294,15 +297,21 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         """What each block's attention keeps. What the last would make of the tokens is nobody's input: it is not made.
         """
         *blocks, last = self.blocks
-        places = [replace(at, stored=[]) for _ in self.blocks]
+        kept = []
         tokens = tokens.contiguous()
-        for block, told, placed in zip(blocks, text, places, strict=False):
-            tokens = block(tokens, told, modulation, placed)
+        checkpointing = torch.is_grad_enabled() and self.gradient_checkpointing
+        for block, told in zip(blocks, text, strict=False):
+            if checkpointing:
+                tokens, stored = self._gradient_checkpointing_func(_read_block, block, tokens, told, modulation, at)
+            else:
+                tokens, stored = _read_block(block, tokens, told, modulation, at)
+            kept.append(stored)
+        placed = replace(at, stored=[])
         if hasattr(last, "_hf_hook"):  # an offloaded block fetches its weights when it is called
-            last(tokens, text[-1], modulation, places[-1])
+            last(tokens, text[-1], modulation, placed)
         else:
-            _keep(last, tokens, modulation, places[-1])
-        return tuple(placed.stored[0] for placed in places)
+            _keep(last, tokens, modulation, placed)
+        return (*kept, placed.stored[0])
 
     def _through_blocks(
         self,
@@ -380,6 +389,17 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if self.config.insertion == "split":
             projection, inverse = written_out(projection, heads // 2), written_out(inverse, heads // 2)
         return Positions(cosine, sine, projection, inverse)
+
+
+def _read_block(
+    block: nn.Module, tokens: Tensor, told: Any, modulation: Tensor, at: Positions
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What becomes of tokens `[b, n, d]`, and what the block's attention keeps of them.
+
+    It is returned, for what a block does besides is lost where it runs once more for its gradients.
+    """
+    placed = replace(at, stored=[])
+    return block(tokens, told, modulation, placed), placed.stored[0]
 
 
 def _keep(block: nn.Module, tokens: Tensor, modulation: Tensor, at: Positions) -> None:

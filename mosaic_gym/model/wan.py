@@ -7,6 +7,7 @@ encoder, tokenizer and scheduler are the pipeline's own. What is new to them sta
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,18 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
-from safetensors import SafetensorError, safe_open
-from transformers import UMT5EncoderModel
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, SchedulerMixin, WanImageToVideoPipeline
+from safetensors import SafetensorError
+from transformers import UMT5Config, UMT5EncoderModel
 
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan_folder import check_component, check_whole, read_index
+from mosaic_gym.model.wan_cameras import METRES_PER_UNIT, check_cameras, load_cameras
+from mosaic_gym.model.wan_folder import check_component, check_whole, planned, read_index
 
 OFFLOADS = ("model", "sequential")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTISATIONS = ("4bit", "8bit")
+WAN_STEPS = 50
+"""Denoising steps of a model that records none, as Wan's pipeline takes them."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,18 @@ class WanOptions:
     """How a Wan folder or hub id is loaded; the fields are what `gym.make(..., loading={...})` takes.
 
     Attributes:
-        dtype: of all networks: `float32`, `bfloat16`, `float16` (or `float64`, for tests).
+        dtype: of the networks: `float32`, `bfloat16`, `float16` (or `float64`, for tests).
+        vae_dtype: of the autoencoder. None for `dtype` where one clip goes on for ever, as a causal student's does; and
+            for float32 at least where every step begins from the last frame anew, for it is then decoded and encoded
+            again and again, and each time its rounding stays.
         depth: a Hugging Face depth model, folder or id; metric ones need no scale.
-        inverse_depth: whether that model says inverse depth.
+        inverse_depth: whether that model is a relative one, which says inverse depth up to scale.
+        median_depth_m: metres that such a model's median answer counts as, where memory does not say.
         field_of_view_deg: the horizontal field of view that is assumed of every image.
         guidance: classifier-free guidance; 1 for none, which halves the cost.
         negative_prompt: what guidance leads away from.
-        denoising_steps: unless the environment asks for another number.
+        denoising_steps: unless the environment asks for another number; None for those that the transformer records, as
+            a distilled student does, and for Wan's 50 where it records none.
         causal: clean tokens are read by themselves, and one clip goes on for ever: what a distilled student was trained
             for. (A student that `transformer` names says so itself.)
         transformer: a folder whose transformer takes the place of the pipeline's: one that `train world --from --full`
@@ -53,12 +62,14 @@ class WanOptions:
     """
 
     dtype: str = "bfloat16"
+    vae_dtype: str | None = None
     depth: str = "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf"
     inverse_depth: bool = False
+    median_depth_m: float = 3.0
     field_of_view_deg: float = 70.0
     guidance: float = 5.0
     negative_prompt: str = ""
-    denoising_steps: int = 50
+    denoising_steps: int | None = None
     causal: bool = False
     transformer: str | None = None
     lora: tuple[str, ...] = ()
@@ -72,41 +83,109 @@ class WanOptions:
         object.__setattr__(self, "lora", (lora,) if isinstance(lora, str | Path) else tuple(lora))
 
 
-def load_pipeline(checkpoint: Path | str, options: WanOptions) -> WanImageToVideoPipeline:
-    """The pipeline of a Wan folder or hub id, with our transformer in it.
+@dataclass(frozen=True)
+class WanPlan:
+    """What a pipeline will be, known before any of its weights are read.
+
+    Attributes:
+        transformer, vae: the networks, on torch's `meta` device.
+        vae_dtype: of the autoencoder.
+    """
+
+    transformer: MosaicTransformer3DModel
+    vae: AutoencoderKLWan
+    vae_dtype: torch.dtype
+
+
+def plan_pipeline(checkpoint: Path | str, options: WanOptions) -> WanPlan:
+    """Looks through a Wan folder or hub id without loading tens of gigabytes.
 
     Raises:
-        ValueError: no Wan pipeline, a missing or partly copied component, one of another width, or an option that
-            is none; the message names the component and the fix.
+        ValueError: no Wan pipeline, a missing or partly copied component, two that do not fit each other, an option
+            that is none, camera projections or adapters of another model; the message names the fix.
+
+    Warns:
+        UserWarning: a model that has never met clean tokens beside noisy ones, and nothing that was trained on them.
     """
     _check_options(options)
     told = read_index(checkpoint)
     if Path(checkpoint).is_dir():
         check_whole(Path(checkpoint), told)
-    dtype = getattr(torch, options.dtype)
-    networks = {
-        "vae": _load_component(AutoencoderKLWan, checkpoint, "vae", dtype),
-        "text_encoder": _load_component(UMT5EncoderModel, checkpoint, "text_encoder", dtype),
-        "transformer": load_transformer(checkpoint, options, dtype),
-    }
-    transformer = networks["transformer"]
-    pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **networks)
-    width, expected = pipeline.text_encoder.config.d_model, transformer.config.text_dim
+    place, kwargs = _transformer_at(checkpoint, options)
+    transformer = planned(MosaicTransformer3DModel, place, {"metres_per_unit": METRES_PER_UNIT}, **kwargs)
+    vae = planned(AutoencoderKLWan, checkpoint, {}, subfolder="vae")
+    width, expected = _text_width(checkpoint), transformer.config.text_dim
     if width != expected:
         raise ValueError(
             f"the text encoder of {checkpoint} says vectors of {width} numbers, its transformer reads {expected}; "
             "take both from one checkpoint"
         )
-    if pipeline.vae.config.z_dim != transformer.config.in_channels:
+    if vae.config.z_dim != transformer.config.in_channels:
         raise ValueError(
-            f"the autoencoder (vae) of {checkpoint} has {pipeline.vae.config.z_dim} channels, its transformer takes "
+            f"the autoencoder (vae) of {checkpoint} has {vae.config.z_dim} channels, its transformer takes "
             f"{transformer.config.in_channels}; take both from one checkpoint"
         )
+    for adapter in options.lora:
+        with _adapter_named(adapter):
+            weights = WanImageToVideoPipeline.lora_state_dict(adapter, use_safetensors=True)
+            if not any(name.startswith("transformer.") for name in weights):
+                raise ValueError("none of its weights is for a transformer of Wan's")
+    if options.cameras is not None:
+        check_cameras(transformer, options.cameras)
+    if not (told.get("expand_timesteps") or options.transformer or options.lora or options.cameras):
+        warnings.warn(
+            f"{checkpoint} was trained with one timestep for all tokens (its model_index.json sets no "
+            "expand_timesteps): clean tokens of history and memory, at timestep 0 beside noisy ones, are new to it and "
+            f"its pictures will be off. Fine-tune it (mosaic-gym train world --from {checkpoint}), or take a TI2V "
+            "model, such as Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            stacklevel=2,
+        )
+    dtype = getattr(torch, options.vae_dtype or options.dtype)
+    if options.vae_dtype is None and not transformer.config.causal:
+        dtype = torch.promote_types(dtype, torch.float32)
+    return WanPlan(transformer, vae, dtype)
+
+
+def _text_width(checkpoint: Path | str) -> int:
+    """How many numbers a prompt's vectors have."""
+    try:
+        return UMT5Config.from_pretrained(str(checkpoint), subfolder="text_encoder").d_model
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the component 'text_encoder' of {checkpoint} has no config that can be read ({error}); download it again"
+        ) from error
+
+
+def load_pipeline(
+    checkpoint: Path | str, options: WanOptions, plan: WanPlan | None = None
+) -> WanImageToVideoPipeline:
+    """The pipeline of a Wan folder or hub id, with our transformer in it.
+
+    Args:
+        plan: what `plan_pipeline` said of the same; None asks it.
+
+    Raises:
+        ValueError: as `plan_pipeline`, and for weights that are missing, damaged or of other shapes than planned.
+    """
+    plan = plan or plan_pipeline(checkpoint, options)
+    dtype = getattr(torch, options.dtype)
+    networks = {
+        "vae": _load_component(AutoencoderKLWan, checkpoint, "vae", plan.vae_dtype),
+        "text_encoder": _load_component(UMT5EncoderModel, checkpoint, "text_encoder", dtype),
+        "transformer": load_transformer(checkpoint, options, plan, dtype),
+    }
+    transformer = networks["transformer"]
+    pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **networks)
     _load_adapters(pipeline, options.lora)
     if transformer.config.causal:  # few steps at even levels; multistep solvers need more of them
-        shift = pipeline.scheduler.config.get("flow_shift") or pipeline.scheduler.config.get("shift") or 1.0
+        shift = transformer.config.flow_shift or flow_shift(pipeline.scheduler)
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     return pipeline
+
+
+def flow_shift(scheduler: SchedulerMixin) -> float:
+    """The shift of a scheduler's noise levels, under either of diffusers' names for it; 1 where it has none."""
+    return scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0
 
 
 def _load_adapters(pipeline: WanImageToVideoPipeline, adapters: tuple[str, ...]) -> None:
@@ -117,17 +196,22 @@ def _load_adapters(pipeline: WanImageToVideoPipeline, adapters: tuple[str, ...])
     """
     names = [f"loaded_{index}" for index in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
-        try:
+        with _adapter_named(adapter):
             pipeline.load_lora_weights(adapter, adapter_name=name, use_safetensors=True)
-            if name not in getattr(pipeline.transformer, "peft_config", {}):
-                raise ValueError("none of its weights is for a transformer of Wan's")
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ValueError(
-                f"the adapter {str(adapter)!r} cannot be loaded ({error}); give the folder or id of a LoRA adapter for "
-                "this transformer: loading={'lora': [...]}"
-            ) from error
     if names:  # each that is loaded silences those before it
         pipeline.set_adapters(names)
+
+
+@contextmanager
+def _adapter_named(adapter: Path | str) -> Iterator[None]:
+    """Raises what goes wrong as a ValueError that names the adapter."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"the adapter {str(adapter)!r} cannot be loaded ({error}); give the folder or id of a LoRA adapter for "
+            "this transformer: loading={'lora': [...]}"
+        ) from error
 
 
 def fuse_adapters(transformer: MosaicTransformer3DModel) -> None:
@@ -160,17 +244,29 @@ def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.
     return network
 
 
-def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.dtype) -> MosaicTransformer3DModel:
+def _transformer_at(checkpoint: Path | str, options: WanOptions) -> tuple[Path | str, dict[str, Any]]:
+    """Where the transformer is, and how `from_pretrained` is to take it.
+
+    Raises:
+        ValueError: the option names no whole transformer.
+    """
+    if options.transformer is None:
+        return checkpoint, {"subfolder": "transformer", "insertion": "parallel", "causal": options.causal}
+    if not (Path(options.transformer) / "config.json").is_file():
+        raise ValueError(
+            f"loading option transformer names {str(options.transformer)!r}, which holds no config.json; give the "
+            "folder weights/transformer of a run"
+        )
+    check_component(Path(options.transformer), "transformer")
+    return options.transformer, {"subfolder": None}
+
+
+def load_transformer(
+    checkpoint: Path | str, options: WanOptions, plan: WanPlan, dtype: torch.dtype
+) -> MosaicTransformer3DModel:
     """Wan's transformer weights in our transformer; the camera projections, which Wan lacks, at zero or as trained."""
-    kwargs: dict[str, Any] = {"insertion": "parallel", "causal": options.causal}
-    if options.transformer is not None:
-        if not (Path(options.transformer) / "config.json").is_file():
-            raise ValueError(
-                f"loading option transformer names {str(options.transformer)!r}, which holds no config.json; give the "
-                "folder weights/transformer of a run"
-            )
-        check_component(Path(options.transformer), "transformer")
-        checkpoint, kwargs = options.transformer, {"subfolder": None}
+    place, kwargs = _transformer_at(checkpoint, options)
+    kwargs["metres_per_unit"] = plan.transformer.config.metres_per_unit
     if options.quantisation is not None:
         from diffusers import BitsAndBytesConfig
 
@@ -179,7 +275,7 @@ def load_transformer(checkpoint: Path | str, options: WanOptions, dtype: torch.d
             load_in_4bit=four, load_in_8bit=not four, bnb_4bit_compute_dtype=dtype if four else None,
             llm_int8_skip_modules=["to_out_cameras"],  # of either kind; these may be missing, and are loaded apart
         )  # fmt: skip
-    transformer = _load_component(MosaicTransformer3DModel, checkpoint, "transformer", dtype, **kwargs)
+    transformer = _load_component(MosaicTransformer3DModel, place, "transformer", dtype, **kwargs)
     transformer.begin_cameras()
     if options.cameras is not None:
         load_cameras(transformer, options.cameras)
@@ -204,45 +300,30 @@ def _missing_unmentioned() -> Iterator[None]:
         logger.removeFilter(others)
 
 
-def load_cameras(transformer: MosaicTransformer3DModel, path: Path | str) -> None:
-    """Puts trained camera projections into a transformer.
-
-    Raises:
-        ValueError: no such file, damaged, or of another transformer.
-    """
-    mine = {name: value for name, value in transformer.state_dict().items() if "to_out_cameras" in name}
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            given = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, FileNotFoundError) as error:
-        raise ValueError(f"{path} holds no camera projections, or is damaged; train or copy it again") from error
-    if {n: v.shape for n, v in given.items()} != {n: v.shape for n, v in mine.items()}:
-        raise ValueError(f"the camera projections in {path} belong to another transformer; train them for this one")
-    transformer.load_state_dict(given, strict=False)
-
-
-def wan_settings(
-    pipeline: WanImageToVideoPipeline, options: WanOptions, height: int, width: int
-) -> dict[str, Any]:
+def wan_settings(plan: WanPlan, options: WanOptions, height: int, width: int) -> dict[str, Any]:
     """The fields of `WorldSettings` for frames of height x width pixels.
 
     Raises:
         ValueError: a size that the autoencoder's stride times the transformer's patch does not divide.
     """
-    patch = pipeline.transformer.config.patch_size[1]
-    unit = pipeline.vae.config.scale_factor_spatial * patch
+    patch = plan.transformer.config.patch_size[1]
+    unit = plan.vae.config.scale_factor_spatial * patch
     if height % unit or width % unit:
         raise ValueError(
             f"resolution {height}x{width} is not made of tokens of {unit}x{unit} pixels (autoencoder stride "
             f"{unit // patch}, patches of {patch}): take multiples of {unit}"
         )
+    steps = options.denoising_steps
+    if steps is None:
+        recorded = plan.transformer.config.denoising_steps
+        steps = WAN_STEPS if recorded is None else recorded
     focal = 0.5 * width / np.tan(np.deg2rad(options.field_of_view_deg) / 2)
     return {
         "height": height,
         "width": width,
         "image_from_camera": ((focal, 0.0, width / 2), (0.0, focal, height / 2), (0.0, 0.0, 1.0)),
         "control": asdict(Control()),
-        "denoising_steps": options.denoising_steps,
+        "denoising_steps": steps,
         "max_patches": (height // unit) * (width // unit),
         "guidance": options.guidance,
         "negative_prompt": options.negative_prompt,
@@ -256,7 +337,7 @@ def load_depth(options: WanOptions) -> HuggingFaceDepth:
         ValueError: it cannot be loaded.
     """
     try:
-        return HuggingFaceDepth(options.depth, options.inverse_depth)
+        return HuggingFaceDepth(options.depth, options.inverse_depth, options.median_depth_m)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the depth model {options.depth!r} cannot be loaded ({error}); give the folder or id of a Hugging Face "
@@ -267,6 +348,7 @@ def load_depth(options: WanOptions) -> HuggingFaceDepth:
 def _check_options(options: WanOptions) -> None:
     for name, value, known in (
         ("dtype", options.dtype, DTYPES),
+        ("vae_dtype", options.vae_dtype, (None, *DTYPES)),
         ("offload", options.offload, (None, *OFFLOADS)),
         ("quantisation", options.quantisation, (None, *QUANTISATIONS)),
     ):
@@ -284,6 +366,8 @@ def _check_options(options: WanOptions) -> None:
             raise ValueError(f"loading option {name} names a folder, a file or an id; got {value!r}")
     if not 1.0 < options.field_of_view_deg < 179.0:
         raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
+    if not 0.0 < options.median_depth_m < np.inf:
+        raise ValueError(f"median_depth_m is a finite number of metres above 0; got {options.median_depth_m}")
     if options.guidance < 1.0:
         raise ValueError(f"guidance is 1 (none) or more; got {options.guidance}")
 

@@ -59,13 +59,16 @@ class WanCodec(nn.Module):
         """A still is the latent itself: resampling it is the paper's Warped Latent, on its own grid."""
         return self.stride
 
+    instants = slice(-1, None)
+    """A latent made of stills is the last one's."""
+
     def still(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The latents: they belong to their last instant, whose depth and camera place them."""
         return latents
 
     def from_stills(self, stills: Float[Tensor, "b 4 c h w"]) -> Float[Tensor, "b c h w"]:
         """Of four stills `[b, 4, c, h, w]` the last, `[b, c, h, w]`."""
-        return stills[:, -1]
+        return stills[:, self.instants][:, 0]
 
     def encode(
         self, frames: Float[Tensor, "b 4 3 H W"], before: Float[Tensor, "b 3 H W"] | None = None

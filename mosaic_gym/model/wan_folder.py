@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError, safe_open
 
 from mosaic_gym.model.checkpoints import shipped
@@ -74,6 +75,29 @@ def check_component(part: Path, name: str) -> None:
                 f"the weights {file.name} of the component {name!r} in {part} are missing or cut short; download "
                 "them again"
             ) from error
+
+
+def planned(
+    kind: type[ModelMixin], checkpoint: Path | str, lacking: dict[str, Any], subfolder: str | None, **changed: Any
+) -> Any:
+    """A network as its config describes it, on torch's `meta` device: no weights are read.
+
+    Args:
+        kind: its class.
+        lacking: what its config is to say where it says nothing; `changed` goes before what it says.
+
+    Raises:
+        ValueError: there is no config, or it describes no network of this kind.
+    """
+    try:
+        told = {**lacking, **kind.load_config(str(checkpoint), subfolder=subfolder), **changed}
+        with torch.device("meta"):
+            return kind.from_config(told)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"the component {subfolder or 'transformer'!r} of {checkpoint} has no config that describes a "
+            f"{kind.__name__} ({error}); take another pipeline, or download this component again"
+        ) from error
 
 
 def _read_json(path: Path, whose: str) -> dict[str, Any]:

@@ -7,14 +7,25 @@ Two stages, as Causal Forcing and Self Forcing have them (arXiv 2602.02214, 2506
    trajectories before it matches; that step is not here.)
 2. *Match.* The student rolls out clips by itself, frame by frame in its few steps. Distribution matching (DMD, arXiv
    2311.18828) pulls them to where the teacher's score is higher than that of a critic, which learns all the while
-   what the student makes. Gradients flow through one denoising step of every frame.
+   what the student makes. Gradients flow through one denoising step of every frame. The teacher is guided as Wan is
+   when it is sampled, the critic and the student are not: what guidance does becomes the student's own.
+
+Each stage is a run of its own, in `causal/` and `match/` of the run's folder, and the critic is made for the second.
+
+Memory, computed and not measured, at the full size of TI2V-5B, whose transformer has 5.283 billion parameters with its
+camera projections (GB are 10^9 bytes). What is frozen takes 24.7 GB: teacher 10.6 and UMT5 11.4 in bfloat16,
+autoencoder 2.8 in float32. What is trained is float32, 21.1 GB a copy, and there are five copies of each network:
+weights, gradients, AdamW's two moments, and its square roots while it steps. That makes 130 GB in the first stage (the
+student) and 236 in the second (student and critic). Activations come before the fifth copy and take less: blocks keep
+their input alone, and run again for their gradients. Every recorded step adds a keyframe, 0.18 MB at 352x640. Several
+processes are refused.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,10 +39,10 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, fuse_adapters
+from mosaic_gym.model.wan import WanOptions, flow_shift, fuse_adapters
 from mosaic_gym.training.finetune import MIX, draw_sample, leaning, noised, open_teacher, remember_long_enough
-from mosaic_gym.training.run import Run, budget_of
-from mosaic_gym.training.samples import MemoryMix
+from mosaic_gym.training.run import Run, budget_of, recipe_of
+from mosaic_gym.training.samples import MemoryMix, Remembered
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 
@@ -54,51 +65,56 @@ class Config:
     minutes: float | None = None
     """Wall time of both stages, instead of steps."""
     causal_share: float = 0.5
-    """Of the budget that goes to the first stage."""
+    """Of the budget that goes to the first stage, 0 to 1; which is over once the second has begun."""
     denoising_steps: int = 4
-    """Of the student."""
+    """Of the student, whose folder records it: it is stepped in so many."""
+    guidance: float = 4.0
+    """Of the teacher's score in the second stage, away from loading.negative_prompt; 1 for none. Self Forcing's 3.0,
+    which it counts from the prompted score on and not from the unprompted one, is 4.0 here."""
     learning_rate: float = 2e-6
-    """The peak, of student and critic."""
+    """The peak in each stage, of student and critic."""
     clip: int = 5
     """Latent frames the student rolls out."""
     every: int = 5
     """The student learns in one of so many steps of the second stage, the critic in all."""
     empty_prompt: float = 0.1
     """Share of samples whose prompt is empty."""
-    shift: float = 5.0
-    """Of the noise levels: above 1 leans towards noise."""
+    shift: float | None = None
+    """Of the noise levels: above 1 leans towards noise. None for the pipeline's own flow_shift. The student's folder
+    records it: it is stepped at these levels."""
     mix: MemoryMix = field(default_factory=lambda: MIX)
     """How much of the past a sample remembers."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""
     precision: str = "bf16"
-    """`bf16`, or `no` (float32)."""
+    """Of products: `bf16`, or `no` (float32, but for the teacher's, which are as loading.dtype has it)."""
     loading: WanOptions = field(default_factory=WanOptions)
     """How the pipeline is loaded: with `transformer` and `lora`, a fine-tuned one."""
 
 
-class Pair(nn.Module):
-    """What is trained: the student, and the critic that knows what it makes.
+def begun(teacher: MosaicTransformer3DModel) -> MosaicTransformer3DModel:
+    """A network to be trained that begins as the teacher, whose adapters, if it has any, become part of its weights."""
+    # In float32, for the small steps of the optimiser would be rounded away, and so would adapters.
+    network = copy.deepcopy(teacher).float()
+    fuse_adapters(network)
+    network.enable_gradient_checkpointing()
+    return network.requires_grad_(True)
 
-    Both begin as the teacher, whose adapters, if it has any, become part of their weights.
-    """
 
-    def __init__(self, teacher: MosaicTransformer3DModel):
-        super().__init__()
-        self.critic, self.student = self._begun(teacher), self._begun(teacher)
-        self.student.register_to_config(causal=True)
-
-    @staticmethod
-    def _begun(teacher: MosaicTransformer3DModel) -> MosaicTransformer3DModel:
-        # In float32, for the small steps of the optimiser would be rounded away, and so would adapters.
-        network = copy.deepcopy(teacher).float()
-        fuse_adapters(network)
-        return network.requires_grad_(True)
+def student_of(teacher: MosaicTransformer3DModel, config: Config) -> MosaicTransformer3DModel:
+    """A student that begins as the teacher, and records the noise levels that it is trained at."""
+    student = begun(teacher)
+    student.register_to_config(causal=True, flow_shift=config.shift, denoising_steps=config.denoising_steps)
+    return student
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip and all that it is predicted from; tensors as `MosaicTransformer3DModel.read` takes them."""
+    """A clip and all that it is predicted from; tensors as `MosaicTransformer3DModel.read` takes them.
+
+    Attributes:
+        unwanted: `[1, l, text_dim]`, what guidance leads the teacher away from; None without guidance.
+    """
 
     history: Tensor
     history_cameras: Tensor
@@ -108,6 +124,7 @@ class Sample:
     k: Tensor
     size: tuple[int, int]
     text: Tensor
+    unwanted: Tensor | None
 
     def before(self, frames: Sequence[Tensor], kept: int) -> tuple[Tensor, Tensor]:
         """History and its cameras behind these frames `[1, c, h, w]` of the clip, at most `kept` of them."""
@@ -158,66 +175,131 @@ def roll_out(
 def score_losses(
     teacher: nn.Module, critic: nn.Module, clip: Tensor, sample: Sample, config: Config, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Stage 2: what moves the student (DMD, eq. 7 with its normalisation, eq. 8), and what teaches the critic."""
+    """Stage 2: what moves the student (DMD, eq. 7 with its normalisation, eq. 8), and what teaches the critic.
+
+    The teacher's score is guided: the unprompted one, and `config.guidance` times what the prompt adds.
+    """
     sigma = leaning(generator, config.shift, clip)
     noisy, velocity = noised(clip.detach(), sigma, generator)
-    where = sample.history, sample.history_cameras, sample.recalled, sample.cameras, sample.k, sample.size, sample.text
+    where = sample.history, sample.history_cameras, sample.recalled, sample.cameras, sample.k, sample.size
     time, level = sigma * TIMESTEPS, sigma.view(-1, 1, 1, 1, 1)
-    said = critic(noisy, time, critic.read(*where)).float()
+    said = critic(noisy, time, critic.read(*where, sample.text)).float()
     critic_loss = F.mse_loss(said, velocity)
     with torch.no_grad():
-        real = noisy - level * teacher(noisy, time, teacher.read(*where)).float()
+        wished = teacher(noisy, time, teacher.read(*where, sample.text)).float()
+        if config.guidance != 1.0:
+            other = teacher(noisy, time, teacher.read(*where, sample.unwanted)).float()
+            wished = other + config.guidance * (wished - other)
+        real = noisy - level * wished
         fake = noisy - level * said
         pull = (fake - real) / (clip.detach() - real).abs().mean().clamp_min(1e-6)
         wanted = clip.detach() - pull
     return 0.5 * F.mse_loss(clip, wanted), critic_loss
 
 
+Given = tuple[MosaicWorld, EpisodeStore, dict[int, Remembered]]
+"""What samples are drawn from: the teacher's world, the recordings, and of each episode what is remembered."""
+Budget = tuple[float | None, int | None]
+"""Minutes or optimiser steps."""
+
+
+def learn_causally(
+    config: Config, student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
+) -> None:
+    """Stage 1, in place."""
+    networks = nn.ModuleDict({"student": student})
+    asked = {"averaged": False, "recipe": recipe_of(config, given[1])}
+    run = Run(config.out / "causal", networks, config.learning_rate, *budget, accelerator, **asked)
+    kept = given[0].model.settings.history
+    while not run.finished:
+        sample = _sample(*given, config, run.seed)
+        with accelerator.autocast():
+            loss = causal_loss(student, sample, config, run.generator(), kept)
+        run.update(loss, {"causal": loss.detach()})
+    run.close()
+
+
+def match_teacher(
+    config: Config, student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
+) -> None:
+    """Stage 2, in place."""
+    teacher = given[0].model.transformer
+    critic = begun(teacher)
+    networks = nn.ModuleDict({"student": student, "critic": critic})
+    asked = {"averaged": False, "recipe": recipe_of(config, given[1])}
+    run = Run(config.out / "match", networks, config.learning_rate, *budget, accelerator, **asked)
+    kept = given[0].model.settings.history
+    while not run.finished:
+        generator = run.generator()
+        sample = _sample(*given, config, run.seed + 7919)  # others than the first stage's
+        learns = run.step_index % config.every == 0
+        with accelerator.autocast():
+            clip = roll_out(student, sample, config, generator, kept, learns)
+            matching, loss = score_losses(teacher, critic, clip, sample, config, generator)
+        told = {"critic": loss.detach(), "matching": matching.detach()}
+        run.update(loss + matching if learns else loss, told)
+    run.close()
+
+
 def train(config: Config) -> MosaicTransformer3DModel:
     """Trains the student, and writes it to `weights/transformer`.
 
     Raises:
-        ValueError: a causal teacher, or episodes shorter than a clip.
+        ValueError: a share or a guidance that is none, a causal teacher, or episodes shorter than a clip.
     """
-    budget = budget_of(config, steps=4000)
+    causal, match = _budgets(config)
+    if config.guidance < 1.0:
+        raise ValueError(f"guidance is 1 (none) or more; got {config.guidance}")
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     world, store = open_teacher(config, str(accelerator.device))
     teacher = world.model.transformer
     if teacher.config.causal:
         raise ValueError(f"{config.from_} is causal itself; a teacher sees its whole clip")
+    if config.shift is None:
+        config = replace(config, shift=flow_shift(world.model.scheduler))
     teacher.requires_grad_(False)
-    episodes = remember_long_enough(world, store, config)
-    run = Run(config.out, Pair(teacher), config.learning_rate, *budget, accelerator, averaged=False)
-    pair = accelerator.unwrap_model(run.model)
-    kept = world.model.settings.history
-    while not run.finished:
-        generator = run.generator()
-        sample = _sample(world, store, episodes, config, run.seed)
-        with accelerator.autocast():
-            if run.progress < config.causal_share:
-                loss = causal_loss(pair.student, sample, config, generator, kept)
-                told = {"causal": loss.detach()}
-            else:
-                learns = run.step_index % config.every == 0
-                clip = roll_out(pair.student, sample, config, generator, kept, learns)
-                matching, loss = score_losses(teacher, pair.critic, clip, sample, config, generator)
-                told = {"critic": loss.detach(), "matching": matching.detach()}
-                if learns:
-                    loss = loss + matching
-        run.update(loss, told)
-    run.close()
+    given = world, store, remember_long_enough(world, store, config)
+    student = student_of(teacher, config)
+    matching = any(match) and (config.out / "match" / "checkpoint" / "run.json").exists()
+    if any(causal) and not matching:  # its checkpoint has what the first stage made of the student
+        learn_causally(config, student, given, causal, accelerator)
+        accelerator.free_memory()
+    if any(match):
+        match_teacher(config, student, given, match, accelerator)
     folder = config.out / "weights" / "transformer"
-    pair.student.save_pretrained(folder)
-    loading = {"transformer": str(folder), "denoising_steps": config.denoising_steps, "guidance": 1.0}
+    student.save_pretrained(folder)
+    loading = {"transformer": str(folder), "guidance": 1.0}
     print(f"the student is in {folder}; step it with gym.make(..., loading={loading})")
-    return pair.student
+    return student
 
 
-def _sample(world: MosaicWorld, store: EpisodeStore, episodes: dict, config: Config, seed: int) -> Sample:
+def _budgets(config: Config) -> tuple[Budget, Budget]:
+    """The two stages' budgets; 0 for a stage that has no share.
+
+    Raises:
+        ValueError: a share that is none, or minutes beside steps.
+    """
+    if not 0.0 <= config.causal_share <= 1.0:
+        raise ValueError(f"causal_share is a share, 0 to 1; got {config.causal_share}")
+    minutes, steps = budget_of(config, steps=4000)
+    if steps is None:
+        first = config.causal_share * minutes
+        return (first, None), (minutes - first, None)
+    first = round(config.causal_share * steps)
+    return (None, first), (None, steps - first)
+
+
+@torch.no_grad()
+def _sample(
+    world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Config, seed: int
+) -> Sample:
     state, recalled, latents, cameras = draw_sample(world, store, episodes, config, seed)
     size = (world.height, world.width)
     history, history_cameras = state.history[None], state.history_cameras[None]
-    return Sample(history, history_cameras, recalled, latents, cameras, world.k[None], size, state.text[None])
-
-
+    unwanted = None
+    if config.guidance != 1.0:
+        unwanted = world.model.text_encoder.encode([config.loading.negative_prompt])
+    return Sample(
+        history, history_cameras, recalled, latents, cameras, world.k[None], size, state.text[None], unwanted
+    )

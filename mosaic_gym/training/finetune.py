@@ -33,7 +33,7 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions, fuse_adapters
-from mosaic_gym.training.run import Run, budget_of, exact_products
+from mosaic_gym.training.run import Run, budget_of, exact_products, recipe_of
 from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
@@ -85,7 +85,7 @@ class Config:
     episodes: int | None = None
     """Recorded episodes to use; None for all."""
     precision: str = "bf16"
-    """`bf16`, or `no` (float32)."""
+    """`bf16`, or `no` (float32), which needs loading.dtype float32 unless all weights are trained."""
     loading: WanOptions = field(default_factory=WanOptions)
     """How the pipeline is loaded."""
 
@@ -218,8 +218,8 @@ def train(config: Config) -> WorldModel:
     """Trains, and writes what was trained to `weights/`.
 
     Raises:
-        ValueError: episodes shorter than a clip, a batch that the processes do not divide, or a causal model that they
-            would share out.
+        ValueError: episodes shorter than a clip, a batch that the processes do not divide, a causal model that they
+            would share out, or adapters in float32 to frozen weights that are not.
     """
     budget = budget_of(config, steps=2000)
     torch.manual_seed(0)
@@ -232,12 +232,18 @@ def train(config: Config) -> WorldModel:
             "a causal model reads clean tokens outside its forward, where FSDP has not gathered its weights: train "
             "copies (mosaic_gym/training/multi_gpu.yaml), or leave loading.causal out"
         )
+    if config.precision == "no" and not config.full and config.loading.dtype != "float32":
+        raise ValueError(
+            f"precision no (float32) does not go with frozen weights in {config.loading.dtype}: load them in float32 "
+            "(--loading.dtype float32), or train with --precision bf16"
+        )
     world, store = open_teacher(config, str(accelerator.device))
     model = world.model
     prepare(config, model)
     episodes = remember_long_enough(world, store, config)
     rate = config.learning_rate or (1e-5 if config.full else 1e-4)
-    run = Run(config.out, model.transformer, rate, *budget, accelerator, averaged=False, shared=True)
+    asked = {"averaged": False, "shared": True, "recipe": recipe_of(config, store)}
+    run = Run(config.out, model.transformer, rate, *budget, accelerator, **asked)
     k = world.k[None]
     # A clip uses every weight once; kept in another precision meanwhile, those that are shared out would be whole.
     once_used = AutocastKwargs(cache_enabled=False)
@@ -292,7 +298,8 @@ def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -
     from peft import get_peft_model_state_dict
 
     cameras = {name: value for name, value in trained.items() if "to_out_cameras" in name}
-    save_file(cameras, folder / "cameras.safetensors")
+    unit = {"metres_per_unit": str(transformer.config.metres_per_unit)}
+    save_file(cameras, folder / "cameras.safetensors", metadata=unit)
     adapter = get_peft_model_state_dict(transformer, trained, adapter_name=ADAPTER)
     WanImageToVideoPipeline.save_lora_weights(folder, adapter)
     loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [*map(str, config.loading.lora), str(folder)]}

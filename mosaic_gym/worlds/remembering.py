@@ -100,7 +100,7 @@ class Remembering:
         """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""
         last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
         depth_m = self.model.depth.estimate(last, self.k.expand(len(last), 3, 3))
-        return align_scale(depth_m, recalled.depth_m).unflatten(0, frames.shape[:2])
+        return align_scale(depth_m, recalled.depth_m, self.model.depth.metric).unflatten(0, frames.shape[:2])
 
     def _remember(
         self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall

@@ -124,6 +124,7 @@ def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
 
 def test_stages_are_timed_without_those_within_them():
     world = wan.build(replace(TINY_WAN, dtype="bfloat16"), (64, 96))
+    assert world.model.codec.vae.dtype == torch.bfloat16, "as a student is loaded"
     state, _ = world.start(Start(0))
     entered = []
 
@@ -134,7 +135,7 @@ def test_stages_are_timed_without_those_within_them():
 
     with wan.staged(world, enter):
         (state,), _ = world.step([state], np.zeros((1, 3)))
-    assert entered == ["recall", "denoise", "read", "decode", "depth", "lift", "decode"]
+    assert entered == ["recall", "denoise", "read", "decode", "decode", "depth", "lift"]
     world.step([state], np.zeros((1, 3)))
     assert len(entered) == 7
     watch = wan.Stopwatch(torch.device("cpu"))
@@ -155,5 +156,7 @@ def test_a_size_that_fails_leaves_the_others_figures(tmp_path, capsys, monkeypat
     monkeypatch.setattr(wan, "build", too_little)
     told = wan.evaluate(replace(TINY_WAN, sizes=((704, 1280), (64, 96)), json=tmp_path / "wan.json"))
     assert told[0] == {"size": [704, 1280], "error": "out of memory"} and told[1]["frames_per_second"] > 0
+    assert told[1]["vae_dtype"] == "float32"
     assert len(json.loads((tmp_path / "wan.json").read_text())) == 2
-    assert "failed: out of memory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "failed: out of memory" in said and "autoencoder in float32" in said

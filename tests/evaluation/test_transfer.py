@@ -101,9 +101,12 @@ def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed():
 
 
 def test_runs_count_alike_and_an_arm_without_training_has_one():
-    told = [[{"success": 1.0}, {"success": 0.0}, {"success": 1.0}, {"success": 0.0}], [{"success": 1.0}] * 4]
-    assert benchmark.means(told, "success", 0) == [1.0, 0.5, 1.0, 0.5]
-    assert benchmark.means(told, "success", 1) == [0.5, 1.0]
+    told = [[{"success": float(n % 2), "return": n / 4} for n in range(40)], [{"success": 1.0, "return": 9.0}] * 40]
+    arm = benchmark.figures(told)
+    assert arm["success_of_runs"] == [0.5, 1.0] and arm["success"]["value"] == 0.75
+    assert arm["success"]["low"] <= 0.5 and arm["success"]["high"] == 1.0, "runs that differ so leave all between open"
+    alone = benchmark.figures([[{"success": 0.0, "return": 1.0}] * 200])
+    assert alone["success"]["high"] == pytest.approx(0.0188, abs=1e-3), "none in 200 is not never"
     config = Config(runs=3)
     assert benchmark.names_of("dream", config) == ["dream_0", "dream_1", "dream_2"]
     assert benchmark.names_of("random", config) == ["random"]
@@ -187,6 +190,8 @@ def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():
     assert found["low"] < found["spearman"] < found["high"] and found["high"] - found["low"] > 0.3
     # Nor does the engine agree with itself then. Its halves never share an episode: what one adds to all is no skill.
     assert found["engine_halves"] < 0.8
+    nothing = benchmark.agreement(np.zeros((8, 20)), skill + np.zeros((8, 20)), seed=0, draws=50)
+    assert set(nothing.values()) == {None, 1.0} and nothing["engine_halves"] == 1.0
     scenes = rng.normal(0, 12, (8, 20))
     assert benchmark.agreement(scenes, scenes, seed=0, draws=200)["engine_halves"] < 0.5
 

@@ -1,10 +1,12 @@
 """A world's folder: parts that it may lack, and names that are none."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mosaic_gym import Start
 from mosaic_gym.geometry.control import ACTIONS
@@ -45,6 +47,33 @@ def test_parts_that_there_should_be_are_missed(tmp_path):
         path.write_text(json.dumps({**told, "parts": parts}))
         with pytest.raises(ValueError, match="names the parts"):
             WorldModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["transformer", "detail", "codec", "text_encoder", "depth", "outcome", "atlas"])
+def test_weights_that_are_no_numbers_are_named_before_they_are_used(part, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name, value in weights.items() if value.is_floating_point() and value.numel() > 1)
+    weights[name].view(-1)[1] = torch.nan
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=f"the weights of '{part}' in .* are no numbers in .*{name}"):
+        WorldModel.from_pretrained(tmp_path)
+
+
+def test_what_does_not_fit_together_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "world.json"
+    told = json.loads(path.read_text())
+    unfit = {"control": {"thrust": 1.0}}
+    for wrong, said in ((unfit, "says of control what does not fit"), ({"height": 96}, "(96, 48)")):
+        path.write_text(json.dumps({**told, **wrong}))
+        with pytest.raises(ValueError, match=re.escape(said)):
+            WorldModel.from_pretrained(tmp_path)
+    path.write_text(json.dumps(told))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(ValueError, match="the part 'scheduler' in .* is damaged"):
+        WorldModel.from_pretrained(tmp_path)
 
 
 def test_a_path_that_is_not_there_is_no_hub_id(tmp_path, monkeypatch):

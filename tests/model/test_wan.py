@@ -373,6 +373,8 @@ def test_a_pickled_depth_model_is_refused_unread(folder, depth, tmp_path):
 def test_options_that_are_none_are_named(folder, depth):
     for loading, said in (
         ({"dtype": "int4"}, "dtype is one of"),
+        ({"vae_dtype": "int4"}, "vae_dtype is one of"),
+        ({"median_depth_m": 0.0}, "median_depth_m is a finite number of metres above 0"),
         ({"offload": "disk"}, "offload is one of"),
         ({"offload": "sequential", "compile": True}, "Take offload='model'"),
         ({"guidance": 0.5}, "guidance is 1"),

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file
 
 from mosaic_gym import Start
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import even_sigmas
+from mosaic_gym.model.transformer import TIMESTEPS
 from mosaic_gym.model.wan import WanOptions
 from mosaic_gym.training import distill, finetune
 from mosaic_gym.training.run import Run
@@ -29,21 +32,23 @@ def given(tmp_path_factory) -> tuple[Path, Path, Path]:
 def config(given: tuple[Path, Path, Path], out: Path, **changes) -> distill.Config:
     data, pipeline, depth = given
     told = {"steps": 6, "clip": 2, "episodes": 3, "precision": "no", "learning_rate": 1e-3, "every": 2}
+    told |= {"denoising_steps": 2, "loading": WanOptions(dtype="float32", depth=str(depth), guidance=1.0)}
     return distill.Config(
-        from_=str(pipeline), data=data, out=out, height=SIZE[0], width=SIZE[1], denoising_steps=2,
-        **{"loading": WanOptions(dtype="float32", depth=str(depth), guidance=1.0), **told, **changes},
-    )  # fmt: skip
+        from_=str(pipeline), data=data, out=out, height=SIZE[0], width=SIZE[1], **{**told, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
 def scene(given):
-    """A teacher, a pair, and a sample."""
-    asked = config(given, Path("unused"))
+    """A teacher, student and critic, and a sample whose prompt is one."""
+    asked = config(given, Path("unused"), shift=5.0, guidance=1.0)
     world, store = finetune.open_teacher(asked, "cpu")
     episodes = finetune.remember_long_enough(world, store, asked)
-    torch.manual_seed(0)
-    pair = distill.Pair(world.model.transformer)
-    return asked, world.model.transformer, pair, distill._sample(world, store, episodes, asked, seed=4)
+    teacher = world.model.transformer
+    pair = SimpleNamespace(student=distill.student_of(teacher, asked), critic=distill.begun(teacher))
+    sample = distill._sample(world, store, episodes, replace(asked, guidance=3.0), seed=4)
+    assert not torch.equal(sample.text, sample.unwanted)
+    return asked, teacher, pair, sample
 
 
 def test_levels_run_from_noise_to_nothing():
@@ -89,6 +94,62 @@ def test_a_student_that_makes_what_the_teacher_would_is_not_pulled(scene):
     assert (clip.grad * (real - fake)).sum() > 0, "downhill leads to the teacher, and away from the critic"
 
 
+def test_the_teacher_is_guided_and_the_critic_is_not(scene):
+    asked, teacher, pair, sample = scene
+    calls: dict[str, list[tuple[torch.Tensor, ...]]] = {"teacher": [], "critic": []}
+    hooks = [
+        network.register_forward_hook(lambda _, call, said, name=name: calls[name].append((*call[:2], said.detach())))
+        for name, network in (("teacher", teacher), ("critic", pair.critic))
+    ]
+
+    def losses(guidance: float) -> tuple[float, float]:
+        for each in calls.values():
+            each.clear()
+        told, generator = replace(asked, guidance=guidance), torch.Generator().manual_seed(1)
+        matching, critic = distill.score_losses(teacher, pair.critic, sample.latents, sample, told, generator)
+        return float(matching), float(critic.detach())
+
+    def expected(wished: torch.Tensor) -> float:
+        """The matching loss by DMD's formulas, for a score of the teacher's."""
+        ((noisy, time, fake),) = calls["critic"]
+        real = noisy - time / TIMESTEPS * wished
+        pull = (noisy - time / TIMESTEPS * fake - real) / (sample.latents - real).abs().mean()
+        return float(0.5 * pull.square().mean())
+
+    plain, critic = losses(1.0)
+    ((*_, prompted),) = calls["teacher"]  # it is asked once
+    assert plain == pytest.approx(expected(prompted), rel=1e-4)
+    guided, same = losses(3.0)
+    (*_, prompted), (*_, other) = calls["teacher"]
+    assert guided == pytest.approx(expected(other + 3.0 * (prompted - other)), rel=1e-4)
+    assert same == critic and abs(guided - plain) > 1e-3 * plain
+    for hook in hooks:
+        hook.remove()
+
+
+def test_blocks_run_again_for_their_gradients_which_are_the_same(scene):
+    asked, _, pair, sample = scene
+    found = []
+    for checkpointing in (True, False):
+        assert pair.student.gradient_checkpointing and pair.critic.gradient_checkpointing
+        if not checkpointing:
+            pair.student.disable_gradient_checkpointing()
+        ran = []
+        hook = pair.student.blocks[0].register_forward_pre_hook(lambda *call, ran=ran: ran.append(1))
+        generator = torch.Generator().manual_seed(1)
+        loss = distill.causal_loss(pair.student, sample, asked, generator, 1)
+        forward = len(ran)
+        loss.backward()
+        hook.remove()
+        found.append([each.grad.clone() for each in pair.student.parameters() if each.grad is not None])
+        pair.student.zero_grad()
+        # Once for what is read, once for the target.
+        assert (forward, len(ran)) == ((2, 4) if checkpointing else (2, 2))
+    pair.student.enable_gradient_checkpointing()
+    assert len(found[0]) == len(found[1]) > 20
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))
+
+
 def test_the_causal_loss_falls(given, tmp_path, monkeypatch):
     told = []
     update = Run.update
@@ -108,10 +169,12 @@ def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path
     begun = load_file(given[1] / "transformer" / "diffusion_pytorch_model.safetensors")
     learnt = load_file(weights / "diffusion_pytorch_model.safetensors")
     assert not torch.equal(begun["proj_out.weight"], learnt["proj_out.weight"])
-    kept = load_file(tmp_path / "checkpoint" / "model.safetensors")
-    assert any(name.startswith("critic.") for name in kept) and any(name.startswith("student.") for name in kept)
+    trained = [load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("causal", "match")]
+    assert [{name.split(".")[0] for name in each} for each in trained] == [{"student"}, {"student", "critic"}]
+    moments = load_file(tmp_path / "causal" / "checkpoint" / "optimizer.safetensors")
+    assert len({name.split(".")[0] for name in moments}) <= len(trained[0]), "the critic has none yet"
     loading = {"dtype": "float32", "depth": str(given[2]), "guidance": 1.0, "transformer": str(weights)}
-    world = MosaicWorld(WorldModel.from_pretrained(given[1], SIZE, loading), denoising_steps=2)
+    world = MosaicWorld(WorldModel.from_pretrained(given[1], SIZE, loading))
     assert world.model.transformer.config.causal and not world.model.codec.restarts
     state, _ = world.start(Start(0))
     for _ in range(2):
@@ -121,6 +184,91 @@ def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path
         distill.train(config(given, tmp_path / "again", loading=WanOptions(**{**loading, "lora": ()})))
     with pytest.raises(ValueError, match="holds no config.json"):
         WorldModel.from_pretrained(given[1], SIZE, {**loading, "transformer": str(tmp_path / "none")})
+
+
+def test_a_student_is_stepped_at_the_levels_that_it_was_trained_at(given, tmp_path, monkeypatch):
+    data, pipeline, depth = given
+    other = save_pipeline(tmp_path / "wan")
+    scheduler = UniPCMultistepScheduler.from_pretrained(other / "scheduler", flow_shift=3.0)
+    scheduler.save_pretrained(other / "scheduler")
+    trained = []
+    roll_out = distill.roll_out
+
+    def listen(student, sample, asked, *rest):
+        hook = student.register_forward_pre_hook(lambda _, call: trained.append(float(call[1])))
+        clip = roll_out(student, sample, asked, *rest)
+        hook.remove()
+        return clip
+
+    monkeypatch.setattr(distill, "roll_out", listen)
+    distill.train(config((data, other, depth), tmp_path / "student", steps=8, causal_share=0.0, denoising_steps=3))
+    loading = {"dtype": "float32", "depth": str(depth), "guidance": 1.0}
+    loading["transformer"] = str(tmp_path / "student" / "weights" / "transformer")
+    for checkpoint in (other, pipeline):  # of which the second has a shift of its own
+        world = MosaicWorld(WorldModel.from_pretrained(checkpoint, SIZE, loading))
+        assert world.denoising_steps == 3
+        state, _ = world.start(Start(0))
+        world.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
+        scheduler = world.model.scheduler
+        assert scheduler.sigmas.tolist() == pytest.approx(even_sigmas(3, 3.0).tolist())
+        assert sorted(set(trained)) == pytest.approx(sorted(scheduler.timesteps.tolist()))
+        assert max(trained) == TIMESTEPS
+    asked = WorldModel.from_pretrained(other, SIZE, {**loading, "denoising_steps": 5})
+    assert asked.settings.denoising_steps == 5
+    assert WorldModel.from_pretrained(other, SIZE, {**loading, "transformer": None}).settings.denoising_steps == 50
+
+
+class _CutOff(Exception):
+    pass
+
+
+def test_resuming_in_either_stage_equals_not_having_stopped(given, tmp_path, monkeypatch):
+    asked = {"episodes": 1, "causal_share": 0.5, "steps": 4}
+    distill.train(config(given, tmp_path / "whole", **asked))
+    update = Run.update
+    for stage in ("causal", "match"):
+
+        def cut_off(run, *arguments, stage=stage):
+            update(run, *arguments)
+            if run.folder.name == stage and run.step_index == 1:
+                run.checkpoint()
+                raise _CutOff
+
+        monkeypatch.setattr(Run, "update", cut_off)
+        with pytest.raises(_CutOff):
+            distill.train(config(given, tmp_path / "pieces", **asked))
+    monkeypatch.undo()
+    distill.train(config(given, tmp_path / "pieces", **asked))
+    place = Path("match") / "checkpoint" / "model.safetensors"
+    one, two = (load_file(tmp_path / name / place) for name in ("whole", "pieces"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_teacher_in_half_precision_teaches_a_student_in_float32(given, tmp_path):
+    student = distill.train(config(given, tmp_path, steps=2, loading=WanOptions(depth=str(given[2]))))
+    assert {each.dtype for each in student.parameters()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("a_precision_of_its_own")
+def test_products_in_half_precision_leave_every_block_its_gradients(given, tmp_path):
+    """Of steps without gradients, which come first in a roll-out, no rounded copy of a weight is used in one with."""
+    halved = WanOptions(depth=str(given[2]))
+    begun = load_file(given[1] / "transformer" / "diffusion_pytorch_model.safetensors")
+    asked = {"precision": "bf16", "causal_share": 0.0, "every": 1, "learning_rate": 1e-4, "loading": halved}
+    student = distill.train(config(given, tmp_path, **asked, steps=3)).state_dict()
+    for name in ("attn1.to_k", "attn2.to_v", "ffn.net.2"):
+        for block in range(2):
+            key = f"blocks.{block}.{name}.weight"
+            # Further than rounding begins it, and than weight decay alone would take it.
+            moved = (student[key] - begun[key].bfloat16().float()).abs()
+            assert student[key].dtype == torch.float32 and (moved > 1e-7).float().mean() > 0.9
+
+
+def test_what_cannot_be_distilled_is_named(given, tmp_path):
+    with pytest.raises(ValueError, match="causal_share is a share, 0 to 1; got 1.5"):
+        distill.train(config(given, tmp_path, causal_share=1.5))
+    with pytest.raises(ValueError, match="guidance is 1 .none. or more; got 0.5"):
+        distill.train(config(given, tmp_path, guidance=0.5))
 
 
 def test_a_fine_tuned_teacher_makes_a_whole_student(given, tmp_path):

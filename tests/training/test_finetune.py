@@ -178,6 +178,14 @@ def test_what_cannot_be_trained_is_named(given, tmp_path):
         finetune.train(config(given, tmp_path, mix=mix))
 
 
+def test_adapters_in_float32_are_not_put_on_frozen_weights_of_another_precision(given, tmp_path, monkeypatch):
+    halved = WanOptions(depth=str(given[2]))
+    finetune.train(config(given, tmp_path / "full", steps=1, full=True, loading=halved))  # nothing is frozen
+    monkeypatch.setattr(finetune, "open_teacher", None)  # it is said before anything is loaded
+    with pytest.raises(ValueError, match="--loading.dtype float32.*--precision bf16"):
+        finetune.train(config(given, tmp_path / "adapters", loading=halved))
+
+
 @pytest.mark.usefixtures("a_precision_of_its_own")
 def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path):
     asked = config(given, tmp_path, full=True, steps=2, precision="bf16", learning_rate=1e-4)
@@ -206,7 +214,7 @@ def test_processes_that_cannot_train_together_are_refused(tmp_path):
 
 def test_a_run_of_other_shapes_is_not_gone_on_with(given, tmp_path):
     finetune.train(config(given, tmp_path, steps=1, rank=1))
-    with pytest.raises(ValueError, match="of other names or sizes"):
+    with pytest.raises(ValueError, match="holds a run with rank=1, not 4; ask for the same"):
         finetune.train(config(given, tmp_path, steps=2, rank=4))
 
 

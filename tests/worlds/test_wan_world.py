@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -12,8 +13,9 @@ from gymnasium.error import ResetNeeded
 import mosaic_gym  # noqa: F401, registers the ids
 from mosaic_gym import Start, check_world
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP
+from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.worlds.mosaic import MosaicWorld
-from tests.tiny import save_depth
+from tests.tiny import save_depth, tiny_model
 from tests.tiny_wan import SIZE, save_pipeline
 
 FORWARD, TURN = (np.array([ACTIONS[name]]) for name in ("forward", "turn_right"))
@@ -114,6 +116,32 @@ def test_a_chunk_is_one_clip_and_memory_is_written_behind_it(world):
         world.see_chunk([state], [poses[:6]])
 
 
+@pytest.mark.parametrize("kind", ["student", "trained from scratch"])
+def test_a_causal_network_makes_a_clip_frame_by_frame(kwargs, kind):
+    """It has learnt nothing else: without memory, whose reading differs, a clip is what its steps are."""
+    if kind == "student":
+        told = {**kwargs, "loading": {**kwargs["loading"], "causal": True}}
+        model = WorldModel.from_pretrained(told["checkpoint"], SIZE, told["loading"])
+    else:
+        model = tiny_model()
+    world = MosaicWorld(model, denoising_steps=2, capacity=0)
+    states = [world.start(Start(seed))[0] for seed in (1, 2)]
+    paths = []
+    for state, action in zip(states, (FORWARD[0], TURN[0]), strict=True):
+        poses = [state.pose]
+        for _ in range(3):
+            poses += world.control.advance(poses[-1], action)
+        paths.append(poses[1:])
+    after, clips = world.see_chunk(states, paths)
+    for k in range(3):
+        states, views = world.see(states, [path[4 * k : 4 * k + 4] for path in paths])
+        for clip, view in zip(clips, views, strict=True):
+            assert np.abs(clip[k].frames.astype(int) - view.frames).max() <= 1
+            assert (clip[k].reward, clip[k].terminated) == (view.reward, view.terminated)
+    for one, other in zip(after, states, strict=True):
+        assert torch.allclose(one.history, other.history, atol=1e-4) and one.step_index == other.step_index == 3
+
+
 @pytest.mark.parametrize("told", ["patches", "warped"])
 def test_memory_reaches_the_picture(world, told):
     state, _ = world.start(Start(1))
@@ -124,9 +152,50 @@ def test_memory_reaches_the_picture(world, told):
     if told == "patches":
         silent = replace(recalled, patch_exists=torch.zeros_like(recalled.patch_exists))
     else:
-        silent = replace(recalled, covered=torch.zeros_like(recalled.covered))
+        silent = replace(recalled, warped_share=torch.zeros_like(recalled.warped_share))
     one, other = (world.denoised([state], each, cameras) for each in (recalled, silent))
     assert (one - other).abs().max() > 1e-4
+
+
+def test_what_covers_only_frames_before_the_last_is_no_clean_token(world):
+    state, _ = world.start(Start(1))
+    cameras = world._cameras([world.control.advance(state.pose, FORWARD[0])])
+    cameras[:, :, 3] = cameras[:, :, 3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # turned about
+    recalled = world.recall([state], cameras)
+    shown = recalled.pixels_covered[0].float().mean((1, 2))
+    assert (shown[:3] > 0.5).all() and shown[3] == 0
+    context = world.model.transformer.read(
+        state.history[None], state.history_cameras[None], recalled, cameras, world.k[None], SIZE, state.text[None]
+    )
+    assert not world.model.transformer._warped_tokens(context, 1).exists.any()
+
+
+def test_a_relative_depth_model_lets_the_body_move_and_keeps_the_scale_of_its_first_look(kwargs):
+    loading = {**kwargs["loading"], "inverse_depth": True}
+    world = MosaicWorld.from_pretrained(**{**kwargs, "loading": loading}, size=SIZE)
+    ramp = torch.linspace(5.0, 40.0, SIZE[1]).expand(1, *SIZE)
+
+    def answering(scale):
+        world.model.depth.model = lambda pixel_values: SimpleNamespace(predicted_depth=scale * ramp)
+
+    answering(1.0)
+    state, first = world.start(Start(1))
+    assert np.median(first.depth_m) == pytest.approx(3.0, rel=0.05)
+    (poses,) = world.move([state], FORWARD)
+    assert np.linalg.norm(poses[-1].world_from_camera[:3, 3]) > 0.1
+    answering(7.0)
+    still = np.zeros((1, 3))
+    for _ in range(2):
+        (state,), (view,) = world.step([state], still)
+        assert np.median(view.depth_m / first.depth_m) == pytest.approx(1.0, rel=0.02)
+    # Of what memory has not seen, half is new: the wall keeps its scale, though the frame's own median is another's.
+    near = 20.0 * ramp.where(torch.arange(SIZE[1]) < SIZE[1] // 2, 10.0 * ramp)
+    world.model.depth.model = lambda pixel_values: SimpleNamespace(predicted_depth=near)
+    half = torch.full(SIZE, torch.inf)
+    half[:, : SIZE[1] // 2] = torch.from_numpy(first.depth_m)[:, : SIZE[1] // 2]
+    aligned = world._estimate_depth(torch.zeros(1, 1, 4, 3, *SIZE), SimpleNamespace(depth_m=half[None]))[0, 0]
+    known = slice(None), slice(SIZE[1] // 2)
+    assert np.allclose(aligned[known], first.depth_m[known], rtol=0.02)
 
 
 def test_two_minutes_do_not_outgrow_the_capacity(kwargs):
