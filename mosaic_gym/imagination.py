@@ -38,7 +38,8 @@ def imagine(
         horizon: H, steps. May be None where `act` is an array, which has its own.
         task: pays rewards and ends futures, by its `judge`; None passes on the world's own, where it predicts them and
             pixels are shown, and else pays nothing.
-        progress: what the task remembers at the beginning, one for all futures.
+        progress: what the task remembers at the beginning (`env.unwrapped.episode.progress`): one for all futures of
+            one state, and of a list of states a list, one for each.
         pixels: False skips what the latents do not need (decoding, detail, depth, writing to memory): for costs that
             are computed on latents or poses, over horizons too short to forget.
 
@@ -50,7 +51,7 @@ def imagine(
     Raises:
         RuntimeError: the world has one true present.
         ValueError: no horizon, a wrong shape, a policy that returns NaN or another shape, a task or a policy without
-            pixels.
+            pixels, or a task that remembers without what it does, or of another number of states.
         TypeError: a task that judges nothing.
     """
     if not world.forkable:
@@ -78,8 +79,9 @@ def imagine(
     states = list(state) if many else [state] * count
     if not states:
         raise ValueError("imagine needs at least one state")
+    progresses = _progresses(task, progress, count, many)
     frames = None if thrusts is not None else np.stack([world.look(state) for state in states])
-    kept, ended, progresses = [], np.zeros(count, dtype=bool), [progress] * count
+    kept, ended = [], np.zeros(count, dtype=bool)
     for step in range(horizon):
         taken = thrusts[:, step] if thrusts is not None else _ask(act, frames, count)
         if pixels:
@@ -91,6 +93,21 @@ def imagine(
         ended = ended | ends
         kept.append(_row(states, shown, taken, rewards, ended.copy(), pixels))
     return _stack(kept, count, horizon, getattr(world, "device", None))
+
+
+def _progresses(task: Any, progress: Any, count: int, many: bool) -> list[Any]:
+    """What the task remembers of each future's past."""
+    if progress is None and getattr(task, "remembers", False):
+        raise ValueError(
+            f"{type(task).__name__} judges by what it remembers of the episode: give progress="
+            f"{'[episode.progress for each state]' if many else 'env.unwrapped.episode.progress'}"
+        )
+    if progress is None or not many:
+        return [progress] * count
+    if not isinstance(progress, list | tuple) or len(progress) != count:
+        found = f"{len(progress)}" if isinstance(progress, list | tuple) else f"a {type(progress).__name__}"
+        raise ValueError(f"{count} states have {count} progresses, a list with one for each; got {found}")
+    return list(progress)
 
 
 def _check_thrusts(act: Any, states: int | None, horizon: int | None) -> np.ndarray:

@@ -38,7 +38,8 @@ class Search:
         image_price: what the whole of an image's error costs, in metres.
 
     Raises:
-        ValueError: an unknown method, a count below 1, or more elites or steps taken than there are.
+        ValueError: an unknown method, a count below 1, more elites or steps taken than there are, a temperature that is
+            not above 0, or a price below 0.
     """
 
     method: str = "cem"
@@ -58,6 +59,12 @@ class Search:
             raise ValueError(
                 "a search has 1 round or more, 1 to all of its futures as elites, and commits to 1 to all steps of its "
                 f"horizon; got {self}"
+            )
+        prices = 0.0 < self.temperature < np.inf and 0.0 <= self.image_price < np.inf
+        if not prices or not np.isfinite(self.recognise_db):
+            raise ValueError(
+                "a search's temperature is above 0, its image_price 0 or more, its recognise_db a number of decibels; "
+                f"got {self}"
             )
 
 
@@ -104,7 +111,15 @@ class Planner:
 
         Returns:
             The episode's return, and whether the goal was reached before its time was over.
+
+        Raises:
+            ValueError: an environment of other spaces; it has not been reset then.
         """
+        if not isinstance(env.observation_space, gym.spaces.Dict) or not isinstance(env.action_space, gym.spaces.Box):
+            raise ValueError(
+                "a planner needs the goal image and acts by thrusts: make the environment with observation='dict' and "
+                "action_space='continuous'"
+            )
         seen, _ = env.reset(seed=seed)
         episode = env.unwrapped.episode
         self.begin([*episode.seen, episode.view], seen["goal"])
@@ -129,7 +144,13 @@ class Planner:
         self._take_in(self.dream.observe(self._seen, view.frames, poses_of(view, self.dream.control)), view)
 
     def act(self) -> np.ndarray:
-        """The next thrust `[3]`, of the present plan or, if as many were taken as it commits to, of a new one."""
+        """The next thrust `[3]`, of the present plan or, if as many were taken as it commits to, of a new one.
+
+        Raises:
+            RuntimeError: nothing was seen yet.
+        """
+        if self.state is None:
+            raise RuntimeError("a planner that has seen nothing has no plan: begin(views, goal) first")
         if not self.ahead:
             self.ahead = list(self.replan()[: self.search.commit])
         self.plan = np.concatenate([self.plan[1:], np.zeros((1, 3))])

@@ -7,7 +7,7 @@ Escape leaves.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ import imageio.v3 as iio
 import numpy as np
 
 import mosaic_gym  # noqa: F401  (registers the environments)
-from mosaic_gym.envs.mosaic_env import FRAMES_PER_SECOND
+from mosaic_gym.envs.mosaic_env import FRAMES_PER_SECOND, WorldEnv
 from mosaic_gym.envs.window import Window
 
 GAP_PX = 2
@@ -38,8 +38,8 @@ class PlayConfig:
     """Text that conditions the dream."""
     compare: bool = False
     """Show the engine to the right, begun at the same place and given the same actions."""
-    scenario: str = "my_way_home"
-    """What the engine plays, when it is shown."""
+    scenario: str | None = None
+    """What the engine plays, when it is shown; None for what the checkpoint was trained on."""
     seed: int = 0
     """Of the first episode; each new one adds one."""
     max_steps: int | None = None
@@ -185,12 +185,10 @@ def play(config: PlayConfig) -> int:
         stage.close()
 
 
-def _engine_beside(dream: gym.Env, scenario: str) -> gym.Env:
-    world = dream.unwrapped.world
-    return gym.make(
-        "MosaicWorldReal-v0",
-        max_episode_steps=-1,
-        scenario=scenario,
-        resolution=[world.height, world.width],
-        action_space="continuous",
-    )
+def _engine_beside(dream: gym.Env, scenario: str | None) -> gym.Env:
+    """The engine, whose body moves as the dream's does."""
+    from mosaic_gym.evaluation.paths import engine_of
+
+    settings = dream.unwrapped.world.model.settings
+    engine = engine_of(settings if scenario is None else replace(settings, scenario=scenario))
+    return WorldEnv(engine, action_space="continuous", options=("goal", "pose"))

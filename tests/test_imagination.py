@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mosaic_gym import Start, imagine, make_world
-from mosaic_gym.envs.tasks import ExploreTask, Scene
+from mosaic_gym.envs.tasks import ExploreTask, GoalTask, Scene, place_of
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
@@ -34,6 +34,8 @@ def test_futures_are_stacked_by_future_and_step():
 
 def test_an_ended_future_is_paid_no_more():
     class OnceTask(ExploreTask):
+        remembers = False
+
         def judge(self, progress, view):
             from mosaic_gym.envs.tasks import Judgement
 
@@ -144,6 +146,24 @@ def test_states_and_actions_must_match():
     state, _ = world.start(Start(seed=0))
     with pytest.raises(ValueError, match=r"3 states take actions \[3, H, 3\]"):
         imagine(world, [state] * 3, AHEAD)
+
+
+def test_every_state_is_judged_by_what_the_task_remembers_of_it():
+    world, task = CountingWorld(), GoalTask()
+    state, view = world.start(Start(seed=0))
+    x, z = place_of(view)
+    progresses = [{"goal_m": [x + metres, z], "left_m": metres} for metres in (0.2, 3.0)]
+    futures = imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, progress=progresses)
+    assert futures["terminated"][:, 0].tolist() == [True, False]
+    for wrong, said in (
+        (None, "GoalTask judges by what it remembers of the episode: give progress="),
+        (progresses[0], "a list with one for each; got a dict"),
+        (progresses[:1], "2 states have 2 progresses, a list with one for each; got 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, progress=wrong)
+    with pytest.raises(ValueError, match=r"give progress=env.unwrapped.episode.progress"):
+        imagine(world, state, AHEAD, task=task)
 
 
 def test_the_engine_says_that_it_cannot_imagine():

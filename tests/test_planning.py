@@ -90,6 +90,9 @@ def test_a_planner_repeats_itself():
         (lambda: Search("magic"), "unknown method 'magic'; the known ones are cem, mppi"),
         (lambda: Search(futures=4, elites=5), "1 to all of its futures as elites"),
         (lambda: Search(commit=0), "commits to 1 to all steps"),
+        (lambda: Search(temperature=-0.5), "temperature is above 0"),
+        (lambda: Search(image_price=float("nan")), "image_price 0 or more"),
+        (lambda: Planner(CountingWorld()).play(WorldEnv(CountingWorld()), 0), "observation='dict' and action_space="),
         (lambda: Planner(CountingWorld(), memory="some"), "unknown memory 'some'; the known ones are on, place, off"),
         (lambda: blurred(np.zeros((36, 36, 3))), "multiples of 8 pixels; got 36x36"),
     ],
@@ -97,3 +100,8 @@ def test_a_planner_repeats_itself():
 def test_what_cannot_be_planned_is_said(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_who_has_seen_nothing_has_no_plan():
+    with pytest.raises(RuntimeError, match="begin"):
+        Planner(CountingWorld()).act()

@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import imageio.v3 as iio
 import numpy as np
 import pygame
 import pytest
 
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.play import GAP_PX, Keyboard, PlayConfig, Stage, walk
+from mosaic_gym.play import GAP_PX, Keyboard, PlayConfig, Stage, _engine_beside, walk
+from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
+from .tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +89,23 @@ def test_the_dream_begins_with_what_the_engine_shows():
     start = stage.dream.state.start
     np.testing.assert_array_equal(start.image, stage.engine.view.frames[-1])
     np.testing.assert_allclose(start.world_from_camera, stage.engine.state.pose.world_from_camera)
+
+
+def test_the_engine_is_the_one_that_the_checkpoint_was_trained_on(monkeypatch):
+    model = tiny_model()
+    control = {**model.settings.control, "turn_rad": 0.1}
+    settings = replace(model.settings, scenario="take_cover", control=control)
+    dream, made = WorldEnv(MosaicWorld(replace(model, settings=settings))), []
+
+    def opened(*given, **_):
+        made.append(given)
+        return CountingWorld()
+
+    monkeypatch.setattr("mosaic_gym.evaluation.paths.DoomWorld", opened)
+    for asked in (None, "my_way_home"):
+        _engine_beside(dream, asked)
+    assert [scenario for scenario, *_ in made] == ["take_cover", "my_way_home"]
+    assert all(given[3].turn_rad == 0.1 for given in made)
 
 
 def test_the_window_shows_both_worlds_and_a_line(tmp_path):

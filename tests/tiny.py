@@ -117,7 +117,7 @@ def save_depth(folder: Path) -> Path:
     return folder
 
 
-class _Trap:
+class Trap:
     """Leaves a file behind wherever it is unpickled."""
 
     def __init__(self, path: Path) -> None:
@@ -130,4 +130,4 @@ class _Trap:
 def pickled_only(folder: Path, name: str, sprung: Path) -> None:
     """Leaves a folder weights that torch would unpickle, `name`.bin, and no others; `sprung` appears if it does."""
     (folder / f"{name}.safetensors").unlink()
-    torch.save({"weight": torch.zeros(1), "trap": _Trap(sprung)}, folder / f"{name}.bin")
+    torch.save({"weight": torch.zeros(1), "trap": Trap(sprung)}, folder / f"{name}.bin")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -126,8 +127,24 @@ class EpisodeStore:
         frames uint8 `[S, 4, H, W, 3]`; depth_m float16 `[S, 4, H, W]`, the engine's, metres; world_from_camera float32
         `[S, 4, 4, 4]`; action float32 `[S, 3]`, which led here; reward float32 `[S]`; terminated bool `[S]`;
         labels uint8 `[S, L]`, which of the named objects are in sight.
+
+        Raises:
+            ValueError: a damaged episode, or one that holds anything but arrays.
         """
-        return TensorDict.load_memmap(self.folders[index])
+        folder = self.folders[index]
+        try:
+            # A recording may come from anybody, and reading a pickle is running what it says.
+            return TensorDict.load_memmap(folder, allow_pickle=False)
+        except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+            raise ValueError(
+                f"the episode in {folder} is damaged, or holds more than arrays ({error}); record it again"
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells recordings apart: a hash of what is said of every episode."""
+        told = [json.dumps(self.told(index), sort_keys=True) for index in range(len(self))]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def all(self, key: str, part: Any = ..., every: int = 1) -> torch.Tensor:
         """One tensor of every episode, one behind the other, `[sum of S, ...]`, in memory; see `load`.

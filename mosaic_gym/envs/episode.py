@@ -37,7 +37,9 @@ class Rules:
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is at least 1, or None; got {self.max_steps}")
-        if self.least_coverage is not None and not 0.0 < self.least_coverage <= 1.0:
+        numbers = int | float | np.integer | np.floating
+        least = self.least_coverage
+        if least is not None and not (isinstance(least, numbers) and 0.0 < least <= 1.0):
             raise ValueError(f"least_coverage is a share above 0 and up to 1, or None; got {self.least_coverage}")
         if self.patience < 1:
             raise ValueError(f"patience is at least 1 step; got {self.patience}")
@@ -56,6 +58,7 @@ class Episode:
         reward: of the last step.
         terminated, truncated: how it ended, if it did.
         success: whether the last step did what the task asks for. (A world may end an episode that its task did not.)
+        forks: made of it so far, so that later ones draw their episodes from elsewhere.
         seen: what the task's scene showed before the episode began, oldest first. (Not part of the future: a learned
             world remembers it, an agent with a memory of its own may want to see it. Files do not keep it.)
     """
@@ -70,6 +73,7 @@ class Episode:
     terminated: bool = False
     truncated: bool = False
     success: bool = False
+    forks: int = 0
     seen: tuple[View, ...] = ()
 
     @property

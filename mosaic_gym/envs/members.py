@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
 from mosaic_gym.envs.mosaic_env import check_faces, check_pays, check_takes_prompt, honoured
-from mosaic_gym.envs.options import OPTIONS, check_options
+from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, thrust_of
 from mosaic_gym.envs.tasks import Task, make_task
@@ -80,15 +80,34 @@ class Members:
         Raises:
             ValueError: a wrong option, or not one for each; nothing has changed then.
         """
+        self.keep(indices, *self.anew(indices, seeds, options))
+
+    def anew(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int | None] | None = None,
+        options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[list[Episode], list[np.random.Generator]]:
+        """New episodes for some members, and their generators, as `reset` takes and `keep` puts in place."""
         each = [options or {}] * len(indices) if options is None or isinstance(options, Mapping) else list(options)
         if len(each) != len(indices):
             raise ValueError(f"{len(indices)} members take one dict of options, or {len(indices)}; got {len(each)}")
         asked = [check_options(one, self.options, self.world.height, self.world.width) for one in each]
         seeds = [None] * len(indices) if seeds is None else seeds
         generators = [self._generators[i] for i in indices]
-        begun = begin(self.world, self.task, asked, seeds, generators, self.prompt)
-        for i, episode, generator in zip(indices, *begun, strict=True):
-            self.episodes[i], self._generators[i] = episode, generator
+        return begin(self.world, self.task, asked, seeds, generators, self.prompt)
+
+    def keep(
+        self,
+        indices: Sequence[int],
+        episodes: Sequence[Episode],
+        generators: Sequence[np.random.Generator] | None = None,
+    ) -> None:
+        """Puts episodes of some members in place, and where given their generators."""
+        for i, episode in zip(indices, episodes, strict=True):
+            self.episodes[i] = episode
+        for i, generator in zip(indices, generators, strict=True) if generators is not None else ():
+            self._generators[i] = generator
 
     def begun(self, indices: Iterable[int] | None = None) -> list[Episode]:
         """The episodes of some members, None for all.
@@ -113,24 +132,28 @@ class Members:
             raise ValueError(f"{len(self)} members take {len(self)} actions; got {len(actions)}")
         return np.stack([thrust_of(self.action_space, action) for action in actions])
 
-    def step(self, indices: Sequence[int], thrusts: np.ndarray) -> None:
-        """Moves some members, in one call of the world; thrusts `[len(indices), 3]`.
+    def advanced(self, indices: Sequence[int], thrusts: np.ndarray) -> list[Episode]:
+        """The episodes of some members one step on, in one call of the world; thrusts `[len(indices), 3]`.
+
+        Members stay where they are until `keep` puts these in place: a step may still fail when it begins others anew,
+        and must then have moved nobody.
 
         Raises:
-            ResetNeeded: one of them has not begun, or has ended; nothing has moved then.
+            ResetNeeded: one of them has not begun, or has ended.
         """
         present = self.begun(indices)
         for i, episode in zip(indices, present, strict=True):
             if episode.ended:
                 raise ResetNeeded(f"cannot step, the episode of member {i} has ended: reset it first")
-        if not present:
-            return
-        for i, episode in zip(indices, advance(self.world, self.task, self.rules, present, thrusts), strict=True):
-            self.episodes[i] = episode
+        return advance(self.world, self.task, self.rules, present, thrusts) if present else []
 
     def observe(self, i: int) -> Any:
         """The observation of a member."""
-        return observe(self.observation_space, self.episodes[i].view, self.episodes[i].goal)
+        return self.observation_of(self.episodes[i])
+
+    def observation_of(self, episode: Episode) -> Any:
+        """What an episode shows now."""
+        return observe(self.observation_space, episode.view, episode.goal)
 
     def prompt_now(self, prompts: str | Sequence[str], indices: Iterable[int] | None = None) -> None:
         """Conditions the rest of some members' episodes, None for all, on other prompts: one for all, or one each.
@@ -144,6 +167,8 @@ class Members:
         prompts = [prompts] * len(indices) if isinstance(prompts, str) else list(prompts)
         if len(prompts) != len(indices):
             raise ValueError(f"{len(indices)} members take one prompt, or {len(indices)}; got {len(prompts)}")
+        for prompt in prompts:
+            check_prompt(prompt)
         present = self.begun(indices)
         states = [self.world.prompted(each.state, prompt) for each, prompt in zip(present, prompts, strict=True)]
         for i, episode, state in zip(indices, present, states, strict=True):
@@ -161,22 +186,44 @@ class Members:
             for i, episode in zip(indices, self.begun(indices), strict=True)
         ]
 
-    def restore(self, kept: Sequence[Snapshot], indices: Iterable[int] | None = None) -> None:
+    def fork(self, n: int, indices: Iterable[int] | None = None) -> list[list[Snapshot]]:
+        """`n` snapshots of the present of each of some members, None for all.
+
+        Raises:
+            ValueError: n below 1. ResetNeeded: one of them has not begun.
+        """
+        indices = list(range(len(self)) if indices is None else indices)
+        forks = [snapshots.fork(snapshot, n) for snapshot in self.snapshot(indices)]
+        self.keep(indices, [first.episode for first, *_ in forks])  # which knows how often it was forked
+        return forks
+
+    def restore(
+        self, kept: Sequence[Snapshot], indices: Iterable[int] | None = None, *, going_on: bool = False
+    ) -> None:
         """Goes (back) to snapshots, one for each of some members, None for all.
 
         They may be in any order, and from any environment of this world and task.
+
+        Args:
+            going_on: refuses an episode that is over: members are stepped, and this face would never begin it anew.
 
         Raises:
             TypeError, ValueError: not so many, not snapshots, or of another checkpoint or task; nothing has changed.
         """
         indices = list(range(len(self)) if indices is None else indices)
+        if not isinstance(kept, Sequence):
+            raise TypeError(f"restore takes a list of {len(indices)} snapshots; got {type(kept).__name__}")
         if len(kept) != len(indices):
             raise ValueError(f"{len(indices)} members take {len(indices)} snapshots; got {len(kept)}")
         for snapshot in kept:
             snapshots.check_snapshot(snapshot, self.world, self.task)
-        for i, snapshot in zip(indices, kept, strict=True):
-            self.episodes[i] = snapshot.episode
-            self._generators[i] = snapshots.generator_of(snapshot)
+        over = [i for i, snapshot in zip(indices, kept, strict=True) if snapshot.episode.ended]
+        if going_on and over:
+            raise ValueError(
+                f"the snapshots for members {over} are of episodes that are over, and members begin anew in the step "
+                "that ends one: restore them in a single environment, or take snapshots before the end"
+            )
+        self.keep(indices, [each.episode for each in kept], [snapshots.generator_of(each) for each in kept])
 
 
 class Member:
@@ -205,13 +252,14 @@ class Member:
         return kept
 
     def restore(self, snapshot: Snapshot) -> tuple[Any, dict[str, Any]]:
-        """Goes (back) to a snapshot; returns its observation and info."""
-        self._members.restore([snapshot], [self._index])
+        """Goes (back) to a snapshot; returns its observation and info. ValueError if its episode is over."""
+        self._members.restore([snapshot], [self._index], going_on=True)
         return self._shown()
 
     def fork(self, n: int) -> list[Snapshot]:
         """`n` snapshots of the present."""
-        return snapshots.fork(self.snapshot(), n)
+        (forks,) = self._members.fork(n, [self._index])
+        return forks
 
     def save(self, path: Path | str) -> None:
         """Writes the present into one file, as `WorldEnv.save` does."""

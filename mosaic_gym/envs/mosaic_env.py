@@ -17,7 +17,7 @@ from gymnasium.error import ResetNeeded
 
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
-from mosaic_gym.envs.options import OPTIONS, check_options
+from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
 from mosaic_gym.envs.tasks import EngineTask, Task, make_task
@@ -125,6 +125,7 @@ class WorldEnv(gym.Env):
             ValueError: a prompt that is too long.
         """
         check_takes_prompt(self.options)
+        check_prompt(prompt)
         present = self._present()
         self.episode = replace(present, state=self.world.prompted(present.state, prompt))
 
@@ -156,7 +157,9 @@ class WorldEnv(gym.Env):
         Raises:
             ValueError: n below 1. ResetNeeded, RuntimeError: as `snapshot`.
         """
-        return snapshots.fork(self.snapshot(), n)
+        forks = snapshots.fork(self.snapshot(), n)
+        self.episode = forks[0].episode  # which knows how often it was forked
+        return forks
 
     def save(self, path: Path | str) -> None:
         """Writes the present into one file, from which `load` goes on bit for bit, in another process too."""
@@ -252,6 +255,13 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
     """
     task = make_task(asked["task"])
     check_faces(asked["action_space"], asked["observation"], asked["render_mode"], task)
+    for name in ("memory", "collision"):
+        if not isinstance(asked[name], bool | np.bool_):
+            raise ValueError(f"{name} is True or False; got {asked[name]!r}")
+    if not isinstance(asked["checkpoint"], str | Path):
+        raise ValueError(f"checkpoint is a name, a folder or a hub id; got {asked['checkpoint']!r}")
+    if asked["prompt"] is not None:
+        check_prompt(asked["prompt"], "prompt")
     rules = Rules(max_steps, asked["least_coverage"], asked["patience"])
     if rules.least_coverage is not None and not asked["memory"]:
         raise ValueError("without memory nothing is covered: least_coverage needs memory=True, or is left out")
@@ -347,7 +357,8 @@ def honoured(options: Collection[str], observation: str, task: Task) -> tuple[st
 def _check_resolution(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:
     if resolution is None:
         return None
-    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"resolution is [height, width] or one side in pixels; got {resolution!r}")
-    return sides
+    whole = int | np.integer
+    sides = list(resolution) if isinstance(resolution, Sequence | np.ndarray) else [resolution] * 2
+    if len(sides) != 2 or not all(isinstance(side, whole) and side > 0 for side in sides):
+        raise ValueError(f"resolution is [height, width] or one side, whole pixels; got {resolution!r}")
+    return int(sides[0]), int(sides[1])

@@ -34,11 +34,17 @@ def check_options(options: Mapping[str, Any], allowed: Collection[str], height: 
             checked[key] = _check_image(key, checked[key], height, width)
     if "pose" in checked:
         checked["pose"] = check_pose(checked["pose"]).world_from_camera
-    if "prompt" in checked and not isinstance(checked["prompt"], str):
-        raise ValueError(f"options['prompt'] is text; got {type(checked['prompt']).__name__}")
+    if "prompt" in checked:
+        check_prompt(checked["prompt"], "options['prompt']")
     if "memory" in checked and isinstance(checked["memory"], str | Path):
         checked["memory"] = _load_memory(Path(checked["memory"]))
     return checked
+
+
+def check_prompt(prompt: Any, name: str = "a prompt") -> None:
+    """Raises ValueError unless a prompt is text."""
+    if not isinstance(prompt, str):
+        raise ValueError(f"{name} is text; got {type(prompt).__name__}")
 
 
 def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:

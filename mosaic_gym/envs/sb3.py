@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from mosaic_gym.envs.members import Member, Members
+from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.vector_env import check_render_mode, dream_members
 
 EPISODE_STEPS = 256
@@ -30,6 +31,7 @@ class MosaicVecEnv(VecEnv):
         self._render_mode = render_mode
         self._thrusts: np.ndarray | None = None
         super().__init__(len(members), members.observation_space, members.action_space)
+        self.metadata = WorldEnv.metadata  # by which recorders know how fast a video is to be played
 
     def reset(self) -> Any:
         """Begins all episodes, with the seeds that `seed` set and the options that `set_options` did, used once.
@@ -48,20 +50,24 @@ class MosaicVecEnv(VecEnv):
         self._thrusts = self.members.thrusts(actions)
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Moves all members at once."""
-        self.members.step(range(self.num_envs), self._thrusts)
-        episodes = list(self.members.episodes)
+        """Moves all members at once, by the actions that `step_async` took; RuntimeError without them."""
+        if self._thrusts is None:
+            raise RuntimeError("no actions to step by: call step_async(actions) first, or step(actions)")
+        episodes = self.members.advanced(range(self.num_envs), self._thrusts)
         infos = []
-        for i, episode in enumerate(episodes):
+        for episode in episodes:
             info = {**episode.info(), "TimeLimit.truncated": episode.truncated and not episode.terminated}
             if episode.ended:
-                info["terminal_observation"] = self.members.observe(i)
+                info["terminal_observation"] = self.members.observation_of(episode)
             infos.append(info)
         ended = [i for i, episode in enumerate(episodes) if episode.ended]
-        if ended:
-            self.members.reset(ended)
-            for i in ended:
-                self.reset_infos[i] = self.members.episodes[i].info()
+        # All that can fail comes before anything is put in place.
+        begun = self.members.anew(ended) if ended else ([], [])
+        self.members.keep(range(self.num_envs), episodes)
+        self.members.keep(ended, *begun)
+        self._thrusts = None
+        for i in ended:
+            self.reset_infos[i] = self.members.episodes[i].info()
         rewards = np.array([episode.reward for episode in episodes], dtype=np.float32)
         return self._observations(), rewards, np.array([episode.ended for episode in episodes]), infos
 
@@ -70,8 +76,8 @@ class MosaicVecEnv(VecEnv):
         self.members.world.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The last frame of every member."""
-        return [episode and episode.view.frames[-1].copy() for episode in self.members.episodes]
+        """The last frame of every member; ResetNeeded if one has not begun."""
+        return [episode.view.frames[-1].copy() for episode in self.members.begun()]
 
     def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
         """An attribute of each member: its own (those of `Episode`), or one that all share."""

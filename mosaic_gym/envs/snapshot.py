@@ -12,14 +12,14 @@ import numpy as np
 
 from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.tasks import Task
-from mosaic_gym.worlds.protocol import View, World
+from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
-FORMAT = "mosaic-snapshot-2"
+FORMAT = "mosaic-snapshot-3"
 """Of a file with one snapshot; `FORMAT_MANY` of one with several."""
-FORMAT_MANY = "mosaic-snapshots-2"
+FORMAT_MANY = "mosaic-snapshots-3"
 _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
-_TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "progress")
+_TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "forks", "progress")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Snapshot:
         episode: a value.
         generator: the state of the environment's random generator; branch: which fork of it, see `generator_of`.
         fingerprint: of the world it belongs to.
-        task: the name of the task's class.
+        task: what `task_told` says of the task that judges it.
     """
 
     episode: Episode
@@ -57,7 +57,19 @@ def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -
         RuntimeError: the world cannot go back.
     """
     check_forkable(world)
-    return Snapshot(episode, rng.bit_generator.state, world.fingerprint, type(task).__name__)
+    return Snapshot(episode, rng.bit_generator.state, world.fingerprint, task_told(task))
+
+
+def task_told(task: Task) -> str:
+    """A task's class and its plain parameters: what it remembers means something to a task of the same only."""
+    plain = {name: value for name, value in sorted(vars(task).items()) if _is_plain(value)}
+    return f"{type(task).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def check_forkable(world: World) -> None:
@@ -74,31 +86,39 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
     check_forkable(world)
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"restore takes what snapshot() returned; got {type(snapshot).__name__}")
-    if snapshot.fingerprint != world.fingerprint:
+    check_fingerprint("the snapshot", snapshot.fingerprint, world.fingerprint)
+    if snapshot.task != task_told(task):
         raise ValueError(
-            "the snapshot is of another checkpoint, or of a world that remembers where this one does not; restore it "
-            "in an environment made as its own was"
+            f"the snapshot is of the task {snapshot.task}, this environment has {task_told(task)}; restore it where "
+            "the task is the same"
         )
-    if snapshot.task != type(task).__name__:
-        raise ValueError(f"the snapshot is of a {snapshot.task}, this environment has a {type(task).__name__}")
 
 
 def fork(snapshot: Snapshot, n: int) -> list[Snapshot]:
     """`n` snapshots of the same present, which share what is equal.
 
-    The first is the snapshot itself. Where the seeds of later episodes come from differs, for forks that begin anew
-    would otherwise all live the same episodes.
+    The first is the snapshot itself, and knows how many were made of it. Where the seeds of later episodes come from
+    differs, for forks that begin anew would otherwise all live the same episodes: forks of forks too, and those of
+    another time.
 
     Raises:
         ValueError: n below 1.
     """
     if n < 1:
         raise ValueError(f"fork makes at least 1; got {n}")
-    return [snapshot, *(replace(snapshot, branch=(*snapshot.branch, i)) for i in range(1, n))]
+    episode = snapshot.episode
+    fresh = replace(episode, forks=0)
+    branches = range(episode.forks + 1, episode.forks + n)
+    forks = [replace(snapshot, episode=fresh, branch=(*snapshot.branch, episode.steps, i)) for i in branches]
+    return [replace(snapshot, episode=replace(episode, forks=episode.forks + n - 1)), *forks]
 
 
 def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
-    """Writes snapshots into one safetensors file; what they share is written once."""
+    """Writes snapshots into one safetensors file; what they share is written once.
+
+    Raises:
+        FileNotFoundError: no such folder. TypeError: a task remembers what JSON cannot say.
+    """
     from safetensors.torch import save_file
 
     named: dict[str, Any] = {}
@@ -121,7 +141,30 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
         whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
         told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
     about = {"format": FORMAT, **told[0]} if len(kept) == 1 else {"format": FORMAT_MANY, "members": told}
-    save_file(named, str(path), metadata={"about": json.dumps(about, default=np.ndarray.tolist)})
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder} to save {Path(path).name} in; make it first")
+    save_file(named, str(path), metadata={"about": json.dumps(about)})
+
+
+def _told(progress: Any) -> Any:
+    """What a task remembers, in JSON's terms.
+
+    Raises:
+        TypeError: what would not come back as it was.
+    """
+    if isinstance(progress, np.ndarray | np.generic):
+        return progress.tolist()
+    if isinstance(progress, dict) and all(isinstance(key, str) for key in progress):
+        return {key: _told(value) for key, value in progress.items()}
+    if isinstance(progress, list):
+        return [_told(value) for value in progress]
+    if progress is None or isinstance(progress, bool | int | float | str):
+        return progress
+    raise TypeError(
+        "what a task remembers is saved as JSON: None, numbers, text, arrays, lists, and dicts by text; got "
+        f"{progress!r}"
+    )
 
 
 def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
@@ -137,12 +180,18 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     members = about.get("members", [about])
     if len(members) != count:
         raise ValueError(f"{path} holds {len(members)} members, this environment has {count}: make it with as many")
+    for told in members:
+        check_fingerprint(f"the snapshot in {path}", told["fingerprint"], world.fingerprint)
+    # Each goes to the device once, for what members share they are to share again.
+    device = getattr(world, "device", "cpu")
+    tensors = {name: value.to(device, copy=True) for name, value in tensors.items()}
     before = [f"{index}." for index in range(count)] if "members" in about else [""]
+    states: dict[Any, Any] = {}
     kept = []
     for prefix, told in zip(before, members, strict=True):
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         own |= {name: tensors[written] for name, written in told.get("shared", {}).items()}
-        kept.append(_unpack(world, path, own, told))
+        kept.append(_unpack(world, own, told, states))
     return kept
 
 
@@ -161,20 +210,21 @@ def _pack(episode: Episode, world: World) -> tuple[dict[str, Any], dict[str, Any
         "state": about_state,
         "view": {field.name: getattr(view, field.name) for field in fields(View) if field.name not in _ARRAYS},
         **{name: getattr(episode, name) for name in _TOLD},
+        "progress": _told(episode.progress),
     }
     return named, about
 
 
-def _unpack(world: World, path: Path | str, tensors: dict[str, Any], about: dict[str, Any]) -> Snapshot:
-    """The snapshot of an episode that `_pack` described."""
-    if about["fingerprint"] != world.fingerprint:
-        raise ValueError(
-            f"{path} is a snapshot of another checkpoint, or of a world that remembers where this one does not; load "
-            "it in an environment made as its own was"
-        )
+def _unpack(world: World, tensors: dict[str, Any], about: dict[str, Any], states: dict[Any, Any]) -> Snapshot:
+    """The snapshot of an episode that `_pack` described; `states` holds those of this file that were unpacked."""
     state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
-    arrays = {name.removeprefix(_VIEW): value.numpy() for name, value in tensors.items() if name.startswith(_VIEW)}
+    arrays = {
+        name.removeprefix(_VIEW): value.cpu().numpy() for name, value in tensors.items() if name.startswith(_VIEW)
+    }
+    same = tuple((name, id(value)) for name, value in state.items()), json.dumps(about["state"])
+    if same not in states:
+        states[same] = world.unpack(state, about["state"])
     view = View(**arrays, **{**about["view"], "labels": tuple(about["view"]["labels"])})
     told = {name: about[name] for name in _TOLD}
-    episode = Episode(world.unpack(state, about["state"]), view, tensors["goal"].numpy(), **told)
+    episode = Episode(states[same], view, tensors["goal"].cpu().numpy(), **told)
     return Snapshot(episode, about["generator"], about["fingerprint"], about["task"])

@@ -38,7 +38,11 @@ def make_action_space(kind: str) -> gym.Space:
 def thrust_of(space: gym.Space, action: object) -> np.ndarray:
     """The `[3]` float64 thrust a member of `space` stands for; ValueError if it is no member."""
     if isinstance(space, spaces.Box):
-        return check_action(np.asarray(action, dtype=np.float64))
+        try:
+            numbers = np.asarray(action, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a continuous action is 3 numbers, forward, strafe, turn; got {action!r}") from error
+        return check_action(numbers)
     known = f"an integer from 0 to {space.n - 1} ({', '.join(ACTIONS)})"
     try:
         index = operator.index(action.item() if isinstance(action, np.ndarray) and action.ndim == 0 else action)

@@ -57,7 +57,11 @@ class Task(Protocol):
     """Scene, reward and termination of an episode, from what is seen only."""
 
     draws_goal: bool
-    """Whether the scene brings its own goal, which the observation must then show."""
+    """Whether the scene brings its own goal, which the observation must then show.
+
+    A task whose `judge` cannot do without its progress may also say so, by `remembers = True`: imagination then asks
+    for it before anything is imagined.
+    """
 
     def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
         """One scene for each start; batched, so that a learned world prepares many at once."""
@@ -93,6 +97,8 @@ class ExploreTask(_PlainScene):
         far_m: what is farther away is not yet seen: its depth is told too coarsely to count.
         stride_px: of the grid.
     """
+
+    remembers = True
 
     def __init__(self, cell_m: float = 1.0, far_m: float = 8.0, stride_px: int = 4) -> None:
         self.cell_m, self.far_m, self.stride_px = cell_m, far_m, stride_px
@@ -142,6 +148,7 @@ class Reach:
     """Reaching a place: paid by the metre, and `BONUS` on arrival, which ends the episode."""
 
     draws_goal = True
+    remembers = True
     BONUS = 5.0
 
     def __init__(self, reach_m: float = 1.0, far_m: float = 5.0, steps: tuple[int, int] = (8, 14)) -> None:

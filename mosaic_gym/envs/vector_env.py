@@ -67,7 +67,7 @@ class WorldVectorEnv(VectorEnv):
             ValueError, TypeError: a wrong mask, number of seeds or option; nothing has changed then.
         """
         options = dict(options or {})
-        mask = self._check_mask(options.pop("reset_mask", None))
+        mask = self._check_mask(options.pop("reset_mask")) if "reset_mask" in options else np.ones(self.num_envs, bool)
         if seed is None or isinstance(seed, int | np.integer):
             seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
         else:
@@ -79,34 +79,35 @@ class WorldVectorEnv(VectorEnv):
         if missing:
             raise ValueError(f"members {missing} have never begun: the first reset is of all of them")
         self.members.reset(indices, [seeds[i] for i in indices], options)
+        if seeds[0] is not None:  # the face's own generator, which draws nothing, says how it was seeded
+            super().reset(seed=int(seeds[0]))
         self._over[indices] = False
         return self._observations(), self._infos(indices)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Four video frames further, for all. A bad action raises ValueError and leaves everything as it was."""
         thrusts = self.members.thrusts(actions)
-        over = np.flatnonzero(self._over)
-        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            going = np.flatnonzero(~self._over)
-            self.members.step(going, thrusts[going])
-            if len(over):
-                self.members.reset(over)
-        else:
-            going = np.arange(self.num_envs)
-            self.members.step(going, thrusts)
-        episodes = self.members.episodes
+        next_step = self.autoreset_mode is AutoresetMode.NEXT_STEP
+        over = np.flatnonzero(self._over) if next_step else np.arange(0)
+        going = np.setdiff1d(np.arange(self.num_envs), over)
+        # All that can fail comes before anything is put in place.
+        moved = self.members.advanced(going, thrusts[going])
+        begun = self.members.anew(over) if len(over) else ([], [])
+        episodes = {**dict(zip(going, moved, strict=True)), **dict(zip(over, begun[0], strict=True))}
+        episodes = [episodes[i] for i in range(self.num_envs)]
         rewards = np.array([episode.reward for episode in episodes])
         terminated = np.array([episode.terminated for episode in episodes])
         truncated = np.array([episode.truncated for episode in episodes])
-        self._over = terminated | truncated
         infos: dict[str, Any] = {}
-        ended = np.flatnonzero(self._over)
+        ended = np.flatnonzero(terminated | truncated)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
+            over, begun = ended, self.members.anew(ended)
             for i in ended:
-                final = {"final_obs": self.members.observe(i), "final_info": episodes[i].info()}
+                final = {"final_obs": self.members.observation_of(episodes[i]), "final_info": episodes[i].info()}
                 infos = self._add_info(infos, final, i)
-            self.members.reset(ended)
-            self._over = np.zeros(self.num_envs, dtype=bool)
+        self.members.keep(going, moved)
+        self.members.keep(over, *begun)
+        self._over = np.array([episode.ended for episode in self.members.episodes])
         return self._observations(), rewards, terminated, truncated, self._infos(range(self.num_envs), infos)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -132,9 +133,10 @@ class WorldVectorEnv(VectorEnv):
         """Goes (back) to snapshots, one for each member: these members' own, or the forks of one environment.
 
         Raises:
-            TypeError, ValueError: not so many, not snapshots, or of another checkpoint or task; nothing has changed.
+            TypeError, ValueError: not so many, not snapshots, of another checkpoint or task, or (where members begin
+            anew in the same step) of an episode that is over; nothing has changed.
         """
-        self.members.restore(kept)
+        self.members.restore(kept, going_on=self.autoreset_mode is AutoresetMode.SAME_STEP)
         self._over = np.array([snapshot.episode.ended for snapshot in kept])
         return self._observations(), self._infos(range(self.num_envs))
 
@@ -144,7 +146,7 @@ class WorldVectorEnv(VectorEnv):
         Raises:
             ValueError: n below 1. ResetNeeded: a member has not begun.
         """
-        return [snapshots.fork(snapshot, n) for snapshot in self.snapshot()]
+        return self.members.fork(n)
 
     def save(self, path: Path | str) -> None:
         """Writes the present of all members into one file, from which `load` goes on bit for bit.
@@ -170,8 +172,6 @@ class WorldVectorEnv(VectorEnv):
         self.members.world.close()
 
     def _check_mask(self, mask: Any) -> np.ndarray:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=bool)
         expected = f"options['reset_mask'] is a bool array of shape ({self.num_envs},) with at least one True"
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             raise TypeError(f"{expected}; got {mask.dtype if isinstance(mask, np.ndarray) else type(mask).__name__}")

@@ -87,6 +87,22 @@ def interval(values: Sequence[float], draws: int = 4000) -> dict[str, float]:
     return {"value": float(array.mean()), "low": float(low), "high": float(high)}
 
 
+def runs_interval(values: Sequence[Sequence[float]], draws: int = 4000) -> dict[str, float]:
+    """Mean of `values` `[runs, episodes]` and its 95 % interval when runs and episodes are both drawn anew, as value,
+    low, high.
+
+    Runs that differ by more than their episodes tell widen it; how much they do, two or three can only hint at.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    runs, episodes = array.shape
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, runs, (draws, runs))
+    rows = rng.integers(0, episodes, (draws, episodes))
+    means = [array[np.ix_(which, row)].mean() for which, row in zip(chosen, rows, strict=True)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": float(array.mean()), "low": float(low), "high": float(high)}
+
+
 def share_interval(successes: Sequence[float], z: float = 1.96) -> dict[str, float]:
     """A share of successes (0 or 1 each) and its 95 % interval (Wilson 1927), as value, low, high.
 

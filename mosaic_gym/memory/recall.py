@@ -38,6 +38,16 @@ class Selection:
     patch_uv: Tensor
 
 
+def saturated(cost: Tensor) -> Tensor:
+    """Costs as they are up to half of `UNCOVERED_COST`, and from there ever more slowly up to it.
+
+    Any keyframe that sees a cell is better than none, however far away it was taken; and which of them is better still
+    counts. (Without a bend: both halves meet with slope 1.)
+    """
+    half = UNCOVERED_COST / 2
+    return torch.where(cost > half, UNCOVERED_COST - half * half / cost, cost)
+
+
 @torch.no_grad()
 def select(
     memories: Sequence[Sequence[Keyframe]],
@@ -91,7 +101,7 @@ def select(
     row_of = torch.arange(k, device=z.device).repeat_interleave(n) * (n + 1)
     table = z.new_full((b, f, k * (n + 1)), torch.inf)
     table.scatter_reduce_(2, cell + row_of, cost, "amin")
-    table = table.view(b, f, k, n + 1)[..., :n].clamp_max(UNCOVERED_COST)
+    table = saturated(table.view(b, f, k, n + 1)[..., :n])
 
     # 4. Sources, greedily: each next keyframe is the one that lowers the view's total cost the most.
     per_keyframe = table.transpose(1, 2).reshape(b, k, f * n)

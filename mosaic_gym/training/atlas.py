@@ -18,7 +18,7 @@ from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.atlas.drawing import FAR_M, NEAR_M
 from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
-from mosaic_gym.training.run import Run, budget_of
+from mosaic_gym.training.run import Run, budget_of, recipe_of
 
 MARGIN_M = 1.5
 """The map goes on for so much behind the outermost places that a body stood at."""
@@ -157,7 +157,8 @@ def train(config: Config) -> Atlas:
         atlas = Atlas.from_pretrained(config.begin, low_cpu_mem_usage=False, use_safetensors=True)
     atlas.check_map(tuple(sights.frames.shape[1:3]), sights.places)
     learner = Learner(atlas.train(), k)
-    run = Run(config.out, learner, config.learning_rate, *budget, accelerator, begin=config.begin)
+    given = {"begin": config.begin, "recipe": recipe_of(config, store)}
+    run = Run(config.out, learner, config.learning_rate, *budget, accelerator, **given)
     sights, batch = sights.to(device), config.batch
     told: dict[str, float] = {}
     while not run.finished:

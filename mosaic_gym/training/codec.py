@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.model.codec import LinearCodec, frames_to_float
 
 
@@ -49,9 +50,20 @@ def psnr_of(codec: LinearCodec, frames: torch.Tensor) -> float:
 
 
 def train(config: Config) -> LinearCodec:
-    """Fits, prints the held-out PSNR, and writes the codec."""
+    """Fits, prints the held-out PSNR, and writes the codec.
+
+    Raises:
+        ValueError: a stride that frames are no multiple of, or more channels than a cell has numbers.
+    """
+    store = EpisodeStore(config.data, "train")
+    height, width = store.load(0)["frames"].shape[-3:-1]
+    if config.stride < 1 or height % config.stride or width % config.stride:
+        raise ValueError(f"--stride divides the recording's {height}x{width} pixels; got {config.stride}")
+    most = FRAMES_PER_STEP * 3 * config.stride**2
+    if not 1 <= config.channels <= most:
+        raise ValueError(f"--channels is 1 to {most}, the numbers in a cell of that stride; got {config.channels}")
     codec = LinearCodec(config.channels, config.stride)
-    codec.fit(sample_frames(EpisodeStore(config.data, "train"), config.steps, config.seed))
+    codec.fit(sample_frames(store, config.steps, config.seed))
     heldout = sample_frames(EpisodeStore(config.data, "heldout"), 400, config.seed)
     print(f"codec: {config.channels} channels repeat held-out frames at {psnr_of(codec, heldout):.2f} dB")
     codec.save_pretrained(config.out)

@@ -15,7 +15,7 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.depth import ConvDepth, relative_error
-from mosaic_gym.training.run import Run, budget_of
+from mosaic_gym.training.run import Run, budget_of, recipe_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def train(config: Config) -> ConvDepth:
     tests = [heldout.load(index) for index in range(len(heldout))]
     intrinsics = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
     model = ConvDepth(widths=config.widths)
-    run = Run(config.out, model, config.learning_rate, *budget, accelerator)
+    run = Run(config.out, model, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store))
     device = accelerator.device
     # Where an accelerator trains, it holds the recording: fetching frames one by one would take longer than the step.
     recorded = [store.all(key).flatten(0, 1).to(device) for key in ("frames", "depth_m")]

@@ -14,7 +14,7 @@ from torch import Tensor
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.outcome import SIGNS, OutcomeHeads
-from mosaic_gym.training.run import Run, budget_of
+from mosaic_gym.training.run import Run, budget_of, recipe_of
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,15 @@ def train(config: Config) -> OutcomeHeads:
     budget = budget_of(config, minutes=3.0)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
-    frames, rewards, ends = outcomes(EpisodeStore(config.data, "train"))
+    store = EpisodeStore(config.data, "train")
+    frames, rewards, ends = outcomes(store)
     signs = rewards.sign().long() + 1
     rare, weights = rareness(rewards, ends)
     common = torch.arange(len(frames))
     special = common[rare] if rare.any() else common
     heads = OutcomeHeads(config.widths)
     heads.reward_values.copy_(sign_values(rewards))
-    run = Run(config.out, heads, config.learning_rate, *budget, accelerator)
+    run = Run(config.out, heads, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store))
     device = accelerator.device
     while not run.finished:
         generator = run.generator()

@@ -14,8 +14,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -24,6 +25,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from mosaic_gym.data.episodes import EpisodeStore
 
 
 @contextmanager
@@ -50,7 +54,7 @@ def budget_of(
     """The minutes or the steps that a config gives; these, if it gives neither.
 
     Raises:
-        ValueError: it gives both.
+        ValueError: it gives both, or a budget of nothing.
     """
     if config.minutes is not None or config.steps is not None:
         minutes, steps = config.minutes, config.steps
@@ -61,6 +65,22 @@ def budget_of(
 def _check_budget(minutes: float | None, steps: int | None) -> None:
     if (minutes is None) == (steps is None):
         raise ValueError("give a run exactly one budget: --minutes or --steps")
+    if minutes is not None and not 0.0 < minutes < math.inf:
+        raise ValueError(f"--minutes is a number above 0; got {minutes}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps is at least 1; got {steps}")
+
+
+PARTS = ("codec", "depth", "outcome", "atlas", "begin")
+"""Fields of a recipe's config that name folders; what lies in those is told apart by itself."""
+FREE = ("out", "data", "minutes", "steps", "workers", "compiled", *PARTS)
+"""Fields of a recipe's config in which a run may differ from the one that it goes on from."""
+
+
+def recipe_of(config: Any, *recordings: EpisodeStore) -> dict[str, str]:
+    """What a run is of, besides its budget: a recipe's choices, and what was recorded."""
+    chosen = {each.name: str(getattr(config, each.name)) for each in fields(config) if each.name not in FREE}
+    return {**chosen, "data": " ".join(each.fingerprint for each in recordings)}
 
 
 class Run:
@@ -78,11 +98,12 @@ class Run:
         averaged: whether an average is kept; a checkpoint without one holds only what is trained.
         begin: the finished weights that `model` was given, if any.
         parts: tells apart what is trained against and stays as it is (see `fingerprint_of`), if anything is.
+        recipe: what the run is of, see `recipe_of`; None asks nothing of a run that is gone on from.
         shared: whether several processes may train together.
 
     Raises:
-        ValueError: not exactly one of `minutes` and `steps`, the folder holds a run that began from other weights or
-            was trained against other parts, or processes that cannot train together.
+        ValueError: not exactly one of `minutes` and `steps`, the folder holds a run that began from other weights, was
+            trained against other parts or is of another recipe, or processes that cannot train together.
     """
 
     def __init__(
@@ -100,6 +121,7 @@ class Run:
         averaged: bool = True,
         begin: Path | None = None,
         parts: str | None = None,
+        recipe: dict[str, str] | None = None,
         shared: bool = False,
     ):
         _check_budget(minutes, steps)
@@ -116,7 +138,7 @@ class Run:
             # As on one device: autocast rounds products, and nothing else. Of timesteps bf16 keeps every fourth.
             accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.folder, self.minutes, self.steps = Path(folder), minutes, steps
-        self.given = {"begin": None if begin is None else str(begin), "parts": parts}
+        self.given = {"begin": None if begin is None else str(begin), "parts": parts, "recipe": recipe}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.learning_rate, self.ema_decay, self.clip_norm = learning_rate, ema_decay, clip_norm
         self.accelerator = accelerator
@@ -148,6 +170,8 @@ class Run:
         total = steps if steps is not None else round(60 * minutes)
         unit = "step" if steps is not None else "s"
         self.bar = tqdm(total=total, unit=unit, disable=not accelerator.is_main_process, mininterval=2.0)
+        if self.finished:
+            self.bar.write(f"{self.folder} holds a run that is finished: nothing is trained. --out begins another")
 
     @property
     def elapsed_s(self) -> float:
@@ -289,6 +313,16 @@ class Run:
             raise ValueError(
                 f"{self.folder} holds a run that was trained against another codec, depth estimator, heads or atlas; "
                 "go on with the same, or choose another folder with --out"
+            )
+        was, asked = told.get("recipe"), self.given["recipe"]
+        if was is not None and asked is not None and was != asked:
+            differs = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
+            found = [
+                "of another recording" if name == "data" else f"with {name}={was.get(name)}, not {asked.get(name)}"
+                for name in differs
+            ]
+            raise ValueError(
+                f"{self.folder} holds a run {', '.join(found)}; ask for the same, or choose another folder with --out"
             )
         self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
         source = self.accelerator.unwrap_model(self.model)

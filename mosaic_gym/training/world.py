@@ -30,7 +30,7 @@ from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.training.batches import MOST_DREAMT, batches, dream_ahead
-from mosaic_gym.training.run import Run, budget_of, exact_products
+from mosaic_gym.training.run import Run, budget_of, exact_products, recipe_of
 from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
@@ -268,7 +268,8 @@ def train(config: Config) -> WorldModel:
     learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
     # What is learnt against is not the run's to change: a resumed one must meet the same.
     parts = fingerprint_of((model.codec, model.depth, model.outcome, model.atlas))
-    run = Run(config.out, learner, config.learning_rate, *budget, accelerator, begin=config.begin, parts=parts)
+    given = {"begin": config.begin, "parts": parts, "recipe": recipe_of(config, store)}
+    run = Run(config.out, learner, config.learning_rate, *budget, accelerator, **given)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
     average = run.average
     model.transformer, model.detail, model.text_encoder = average.transformer, average.detail, average.text_encoder

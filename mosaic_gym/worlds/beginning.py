@@ -31,21 +31,53 @@ class Beginning:
     def start(self, start: Start) -> tuple[WorldState, View]:
         """A body at rest in front of a start image: the given one, or one of the checkpoint's, by seed.
 
-        Without a prompt the checkpoint's image has its own caption, and a given one none: the prompt is empty.
+        Without a prompt the checkpoint's image has its own caption, and a given one none: the prompt is empty. With a
+        memory and no image the body rests in what is remembered, at the given camera or where the memory ends, and
+        sees what the world makes of that.
 
         Raises:
             ValueError: an image of the wrong shape or dtype, a camera that is not [4, 4], a prompt that is too long, a
-                memory of another checkpoint's codec or atlas.
+                memory of another checkpoint's codec or atlas, or an image beside a memory without its camera.
             TypeError: a memory that is not a MosaicMemory.
         """
+        memory = self._checked_memory(start.memory)
+        asked = None if start.world_from_camera is None else check_pose(start.world_from_camera)
+        if len(memory) and start.image is None:
+            return self._rest_in(memory, asked, start.prompt or "", start.seed)
+        if len(memory) and asked is None:
+            raise ValueError("an image beside a memory needs the pose that it was taken from: where is it in there?")
         image, prompt = self._first_sight(start)
-        asked = start.world_from_camera
-        pose = pose_at(0.0, 0.0, 0.0, 0.0) if asked is None else check_pose(asked)
-        poses = [pose] * FRAMES_PER_STEP
+        poses = [asked or pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP
         frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
-        depth_m = self._estimate(frames)
-        state = self._begin(frames, depth_m, poses, start.seed, prompt, start.memory)
-        return state, self._view(state.memory, poses, frames, depth_m.float().cpu().numpy(), 1.0)
+        state, depth_m = self._begin(frames, poses, start.seed, prompt, memory)
+        sees = float(self.capacity > 0)  # what is seen is remembered, by a world that remembers
+        return state, self._view(state.memory, poses, frames, depth_m.float().cpu().numpy(), sees)
+
+    @torch.no_grad()
+    def _rest_in(
+        self, memory: MosaicMemory, asked: Pose | None, prompt: str, seed: int
+    ) -> tuple[WorldState, View]:
+        """A body at rest in a memory, and what it sees there: dreamt, for nobody has shown it."""
+        last, history = memory.keyframes[-1], self.model.settings.history
+        pose = Pose(last.world_from_still.double().cpu().numpy()) if asked is None else asked
+        latents, cameras = last.latent[None], last.world_from_camera[None]
+        if self.model.codec.restarts:  # a clip begins with a still
+            cameras = cameras[:, -1:].expand(-1, FRAMES_PER_STEP, -1, -1)
+        before = WorldState(
+            pose=pose,
+            history=latents.expand(history, -1, -1, -1).clone(),
+            history_cameras=cameras.expand(history, -1, -1, -1).clone(),
+            memory=memory,
+            prompt=prompt,
+            text=self.model.text_encoder.encode([prompt])[0],
+            seed=int(seed),
+            step_index=BEFORE,
+            stream=self.model.codec.begin(latents)[0],
+        )
+        (state,), (view,) = self.see([before], [[pose] * FRAMES_PER_STEP])
+        *kept, fresh = state.memory.keyframes
+        memory = replace(state.memory, keyframes=(*kept, replace(fresh, step=0)))
+        return replace(state, memory=memory, step_index=0), view
 
     def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
         """The first image, uint8 `[H, W, 3]`, and the prompt."""
@@ -80,7 +112,7 @@ class Beginning:
         _, streams = self.model.codec.decode_next(latents[0], [state.stream])
         depth_m = self._estimate(frames)[None]
         if len(state.memory):
-            depth_m = align_scale(depth_m, self.recall([state], cameras).depth_m)
+            depth_m = align_scale(depth_m, self.recall([state], cameras).depth_m, self.model.depth.metric)
         true = torch.zeros(1, *self.patch_grid, device=self.device)
         place = self._recognise(frames, state.memory, cameras[0, 0, -1])
         (keyframe,) = self.lift(latents[0], depth_m, cameras[0], true, [state.step_index + 1], place)
@@ -91,50 +123,60 @@ class Beginning:
     @torch.no_grad()
     def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
         """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
-        return self._begin(frames, self._estimate(frames), poses, seed, prompt, None)
+        return self._begin(frames, poses, seed, prompt, self._checked_memory(None))[0]
 
     @room_for("encoding the first frame")
     @torch.no_grad()
     def _begin(
         self,
         frames: np.ndarray,
-        depth_m: Tensor,
         poses: Sequence[Pose],
         seed: int,
         prompt: str,
-        memory: MosaicMemory | None,
-    ) -> WorldState:
-        if memory is None:
-            memory = MosaicMemory(capacity=self.capacity)
-        elif not isinstance(memory, MosaicMemory):
-            kind = type(memory).__name__
-            raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
-        made_with = self.model.memory_fingerprint
-        memory.check_made_with(made_with)
-        # How much a world keeps is its own matter, and where; what was read from a file is on the CPU.
-        keyframes = tuple(keyframe.to(self.k.device) for keyframe in memory.keyframes)
-        memory = replace(memory, keyframes=keyframes, capacity=self.capacity, made_with=made_with)
+        memory: MosaicMemory,
+    ) -> tuple[WorldState, Tensor]:
+        """The state, and the depth `[H, W]` of what it begins with, metres, on the scale of what memory knows."""
         latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
-        if len(memory) and memory.keyframes[0].latent.shape != latents.shape[1:]:
-            shape = tuple(memory.keyframes[0].latent.shape)
-            mine = tuple(latents.shape[1:])
-            raise ValueError(f"the memory has latents {shape}, this checkpoint {mine}: it is another's")
         cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
-        true = torch.zeros(1, *self.patch_grid, device=self.device)
-        place = self._recognise(frames, memory, cameras[0, -1])
-        (keyframe,) = self.lift(latents, depth_m[None], cameras, true, [0], place)
         history = self.model.settings.history
-        return WorldState(
+        state = WorldState(
             pose=poses[-1],
             history=latents.expand(history, -1, -1, -1).clone(),
             history_cameras=cameras.expand(history, -1, -1, -1).clone(),
-            memory=memory.remember(keyframe),
+            memory=memory,
             prompt=prompt,
             text=self.model.text_encoder.encode([prompt])[0],
             seed=int(seed),
             step_index=0,
             stream=self.model.codec.begin(latents)[0],
         )
+        depth_m = self._estimate(frames)[None]
+        if len(memory):
+            depth_m = align_scale(depth_m, self.recall([state], cameras[None]).depth_m, self.model.depth.metric)
+        true = torch.zeros(1, *self.patch_grid, device=self.device)
+        place = self._recognise(frames, memory, cameras[0, -1])
+        (keyframe,) = self.lift(latents, depth_m, cameras, true, [0], place)
+        return replace(state, memory=memory.remember(keyframe)), depth_m[0]
+
+    def _checked_memory(self, memory: MosaicMemory | None) -> MosaicMemory:
+        """A start's memory, as this world keeps it; an empty one for none.
+
+        Raises:
+            TypeError, ValueError: no memory, or one that means nothing here.
+        """
+        made_with = self.model.memory_fingerprint
+        if memory is None:
+            return MosaicMemory(capacity=self.capacity, made_with=made_with)
+        if not isinstance(memory, MosaicMemory):
+            kind = type(memory).__name__
+            raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
+        memory.check_made_with(made_with)
+        if len(memory) and memory.keyframes[0].latent.shape != self._latent_shape:
+            shape = tuple(memory.keyframes[0].latent.shape)
+            raise ValueError(f"the memory has latents {shape}, this checkpoint {self._latent_shape}: it is another's")
+        # How much a world keeps is its own matter, and where; what was read from a file is on the CPU.
+        keyframes = tuple(keyframe.to(self.k.device) for keyframe in memory.keyframes)
+        return replace(memory, keyframes=keyframes, capacity=self.capacity, made_with=made_with)
 
     def _float(self, frames: np.ndarray) -> Tensor:
         """Frames uint8 `[4, H, W, 3]` as `[1, 4, 3, H, W]` in [-1, 1]."""

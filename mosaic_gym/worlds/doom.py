@@ -53,6 +53,11 @@ class _Sight:
     labels: tuple[str, ...]
 
 
+def _engine_seed(seed: int) -> int:
+    """The engine's seeds have 31 bits; larger ones are spread over them."""
+    return seed if 0 <= seed < 2**31 else int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31
+
+
 class DoomWorld:
     """A Doom map as a world (the `World` protocol), one state at a time.
 
@@ -105,18 +110,21 @@ class DoomWorld:
         if asked is not None and self._surfaces is not None:
             self._check_place(asked)  # before anything moves: the engine could not go back
         self._moment += 1
-        game.set_seed(start.seed % 2**31)
+        game.set_seed(_engine_seed(start.seed))
         game.new_episode()
         game.make_action([0, 0, 0], _DEAF_TICS)
         if game.is_episode_finished():
-            raise RuntimeError(f"{self.scenario} ended before the body could move; give a longer timeout_tics")
+            raise RuntimeError(self._too_short())
         self._surfaces = Surfaces.of(game.get_state())
         self._sight = None
         if asked is not None:
             self._put(asked)
         self._ended = False
         rest = [Pose(pose_of(game.get_state()).world_from_camera)] * FRAMES_PER_STEP
-        return self._drive(rest, step_index=0, seed=start.seed)
+        begun = self._drive(rest, step_index=0, seed=start.seed)
+        if self._ended:
+            raise RuntimeError(self._too_short())
+        return begun
 
     def step(self, states: Sequence[DoomState], actions: np.ndarray) -> tuple[list[DoomState], list[View]]:
         """Moves the body by an action `[1, 3]`; there is one body, so one state and one action."""
@@ -159,6 +167,9 @@ class DoomWorld:
         if self._game is not None:
             self._game.close()
             self._game = None
+
+    def _too_short(self) -> str:
+        return f"{self.scenario} ended before the body could move; give a longer timeout_tics"
 
     def _open_game(self) -> vizdoom.DoomGame:
         if self._game is None:
@@ -221,6 +232,8 @@ class DoomWorld:
                 reward += game.make_action(_buttons(before, targets, tic))
             if not game.is_episode_finished():
                 self._sight = self._look(game.get_state())
+            if self._sight is None:
+                raise RuntimeError(self._too_short())
             sights.append(self._sight)
             missed_m = (self._sight.pose.world_from_camera - targets[tic].world_from_camera)[[0, 2], 3]
             if action is not None and np.hypot(*missed_m) > _BLOCKED_M:

@@ -7,7 +7,7 @@ decode, estimate depth, remember. `step` puts control in front of it. How memory
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -112,9 +112,18 @@ class MosaicWorld(Beginning, Remembering, Keeping):
 
     @property
     def fingerprint(self) -> str:
-        """Of the checkpoint, and of how much may be remembered if that is not what it ships with."""
-        own = self.capacity == self.model.settings.capacity
-        return self.model.fingerprint if own else f"{self.model.fingerprint}-{self.capacity}"
+        """Of the checkpoint, and of whatever else a state's future depends on, where that is not the usual."""
+        settings = self.model.settings
+        asked = {
+            "capacity": (self.capacity, settings.capacity),
+            "denoising_steps": (self.denoising_steps, settings.denoising_steps),
+            "network": (self.network, True),
+            "atlas": (self.atlas is not None, self.model.atlas is not None),
+            "collision": (self.collision, True),
+            "temperature": (self.temperature, 1.0),
+        }
+        unusual = [f"{name}={own}" for name, (own, usual) in asked.items() if own != usual]
+        return ";".join([self.model.fingerprint, *unusual])
 
     @property
     def pays(self) -> bool:
@@ -158,9 +167,10 @@ class MosaicWorld(Beginning, Remembering, Keeping):
     def see_chunk(
         self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
     ) -> tuple[list[WorldState], list[list[View]]]:
-        """Some steps at once along given cameras, `4 * t` poses for every state: generated together, as one clip.
+        """Some steps at once along given cameras, `4 * t` poses for every state, as one clip.
 
-        Memory is read before the clip and written behind it (the paper's rollout: 80 new frames, then an update).
+        Memory is read before the clip and written behind it (the paper's rollout: 80 new frames, then an update). The
+        latent frames between are made together, or by a causal network one after the other.
 
         Returns:
             The states behind the clip, and for each of them its `t` views.
@@ -170,26 +180,46 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         """
         cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
         recalled = self.recall(states, cameras, self.pictures(states, cameras))
-        latents = self.denoised(states, recalled, cameras)  # [b, t, c, h, w]
-        latents, frames, streams = self._decode(states, latents, recalled)  # [b, t, 4, 3, H, W]
+        futures, made = list(states), []
+        for view, here, ahead in self._in_turn(recalled, cameras, poses):
+            latents = self.denoised(futures, view, here)  # [b, t, c, h, w]
+            latents, frames, streams = self._decode(futures, latents, view)  # [b, t, 4, 3, H, W]
+            carried = self._carried_on(latents, frames, here, streams)
+            futures = [self._moved_on(*each) for each in zip(futures, ahead, *carried, strict=True)]
+            made.append((latents, frames))
+        if len(made) > 1:
+            latents, frames = (torch.cat(each, dim=1) for each in zip(*made, strict=True))
         depth_m = self._estimate_depth(frames, recalled)
         memories = self._remember(states, latents, depth_m, cameras, recalled)
         rewards, ends = self._outcomes(states, frames)
 
-        carried = self._carried_on(latents, frames, cameras, streams)
         # Together, for an accelerator is waited for each time.
         pictures, depths_m = frames_to_uint8(frames).cpu().numpy(), depth_m.float().cpu().numpy()
         coverage = recalled.coverage.view(cameras.shape[:2]).tolist()
-        futures, shown = [], []
-        for i, state in enumerate(states):
-            future = self._moved_on(state, poses[i], *(each[i] for each in carried))
-            futures.append(replace(future, memory=memories[i][-1]))
+        shown = []
+        for i in range(len(states)):
+            futures[i] = replace(futures[i], memory=memories[i][-1])
             views = []
             for k, memory in enumerate(memories[i]):
                 view = self._view(memory, poses[i][4 * k : 4 * k + 4], pictures[i, k], depths_m[i, k], coverage[i][k])
                 views.append(replace(view, reward=rewards[i][k], terminated=ends[i][k]))
             shown.append(views)
         return futures, shown
+
+    def _in_turn(
+        self, recalled: Recall, cameras: Tensor, poses: Sequence[Sequence[Pose]]
+    ) -> Iterator[tuple[Recall, Tensor, Sequence[Sequence[Pose]]]]:
+        """The parts of a clip that are made together: what is recalled for them, their cameras, and poses.
+
+        They are all of it, or single latent frames for a causal network: it has learnt to make one behind clean ones.
+        """
+        t = cameras.shape[1]
+        if t == 1 or not self.model.transformer.config.causal:
+            yield recalled, cameras, poses
+            return
+        for k in range(t):
+            ahead = [each[FRAMES_PER_STEP * k : FRAMES_PER_STEP * (k + 1)] for each in poses]
+            yield recalled.views(slice(k, None, t)), cameras[:, k : k + 1], ahead
 
     @torch.no_grad()
     def foresee(
@@ -353,7 +383,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
     ) -> View:
         return View(
             frames=frames,
-            depth_m=depth_m.copy(),  # memory keeps the other; a view may be written to
+            depth_m=depth_m.copy(),  # memory keeps the other
             world_from_camera=np.array([pose.world_from_camera for pose in poses]),
             image_from_camera=self.image_from_camera,
             coverage=float(coverage),

@@ -22,7 +22,7 @@ class StaleStateError(RuntimeError):
 
 @dataclass(frozen=True)
 class View:
-    """What one step shows.
+    """What one step shows. Snapshots share its arrays: copy one before writing to it.
 
     Attributes:
         frames: uint8 `[4, H, W, 3]`, in order; the last is the present.
@@ -93,7 +93,8 @@ class World(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Tells worlds apart whose states do not fit each other."""
+        """Tells worlds apart whose states do not fit each other: what they are made of, and behind `;` each, as
+        `name=value`, what was asked for beside."""
         ...
 
     def start(self, start: Start) -> tuple[State, View]:
@@ -115,3 +116,21 @@ class World(Protocol):
     def close(self) -> None:
         """Lets go of what the world holds outside Python; safe to call twice."""
         ...
+
+
+def check_fingerprint(what: str, theirs: str, mine: str) -> None:
+    """Raises ValueError if what was kept by one world is given to one that would go on with it otherwise.
+
+    Args:
+        what: names it in the error; theirs, mine: fingerprints, see `World.fingerprint`.
+    """
+    if theirs == mine:
+        return
+    (checkpoint, *made), (own, *asked) = theirs.split(";"), mine.split(";")
+    if checkpoint != own:
+        raise ValueError(f"{what} is of another checkpoint; take it to a world of its own")
+    theirs, mine = (", ".join(each) or "nothing that its checkpoint does not ship with" for each in (made, asked))
+    raise ValueError(
+        f"{what} is of a world made with {theirs}; this one was made with {mine}, and would go on otherwise. Make one "
+        "as that was"
+    )

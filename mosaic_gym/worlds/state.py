@@ -15,8 +15,11 @@ from torch import Tensor
 
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.mosaic import MosaicMemory, load_described
+from mosaic_gym.worlds.protocol import check_fingerprint
 
 FORMAT = "mosaic-state-3"
+ALIGNMENT = 64
+"""Bytes, at a multiple of which torch's own tensors begin."""
 _MEMORY = "memory."
 _STREAM = "stream."
 
@@ -78,8 +81,7 @@ def pack_state(state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: torch.device) -> WorldState:
     """The state that `pack_state` described, bit for bit."""
-    # Copied, for what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
-    moved = {name: value.to(device, copy=True) for name, value in tensors.items()}
+    moved = {name: aligned(value.to(device)) for name, value in tensors.items()}
     memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
     return WorldState(
         pose=Pose(tensors["world_from_camera"].cpu().numpy(), tensors["velocity_m"].cpu().numpy()),
@@ -94,6 +96,14 @@ def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: t
             moved[f"{_STREAM}{index}"] if kept is None else kept[0] for index, kept in enumerate(about["stream"])
         ),
     )
+
+
+def aligned(value: Tensor) -> Tensor:
+    """The tensor, copied if it begins where no tensor of torch's own does.
+
+    What is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
+    """
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
@@ -111,11 +121,7 @@ def load_state(path: Path | str, fingerprint: str, device: torch.device) -> Worl
             checkpoint, or one that keeps more or less.
     """
     tensors, about = load_described(path, (FORMAT,), "state")
-    if about["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{path} is a state of another checkpoint, or of a world that remembers where this one does not; load it "
-            "in a world made as its own was"
-        )
+    check_fingerprint(f"the state in {path}", about["fingerprint"], fingerprint)
     return unpack_state(tensors, about, device)
 
 

@@ -1,15 +1,19 @@
 """Recorded episodes: what is stored, that recording repeats and resumes, and that the explorer comes back."""
 
+import json
+import pickle
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from tensordict import NonTensorData, TensorDict
 
 from mosaic_gym import thrust_towards_depth
 from mosaic_gym.data.captions import MAX_BYTES
 from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
 from mosaic_gym.worlds.recording import RecordConfig, record
+from tests.tiny import Trap
 
 CONFIG = RecordConfig(episodes=10, steps_per_episode=30, height=48, width=64, workers=1)
 
@@ -83,6 +87,23 @@ def test_maps_are_not_mixed(root, tmp_path):
     with pytest.raises(ValueError, match="of another scenario or camera than"):
         store = EpisodeStore(tmp_path / "mixed", "train")
         [store.told(index) for index in range(len(store))]
+
+
+def test_a_recording_cannot_run_anything(root, tmp_path):
+    shutil.copytree(root, tmp_path / "given")
+    folder, strange = next(iter(sorted((tmp_path / "given" / "train").iterdir()))), tmp_path / "strange"
+    holder = TensorDict({"n": NonTensorData(data={1, 2}, batch_size=[2])}, [2])
+    holder.memmap(str(strange))
+    shutil.copytree(strange / "n", folder / "n")
+    pickled = list((folder / "n").glob("*.pickle"))
+    assert pickled, "what is no tensor is pickled"
+    with pickled[0].open("wb") as file:
+        pickle.dump(Trap(tmp_path / "sprung"), file)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "n": json.loads((strange / "meta.json").read_text())["n"]}))
+    with pytest.raises(ValueError, match="holds more than arrays"):
+        EpisodeStore(tmp_path / "given", "train").load(0)
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_what_is_missing_is_said(tmp_path):

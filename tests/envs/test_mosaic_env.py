@@ -227,12 +227,12 @@ def test_any_kind_of_integer_is_a_discrete_action(action):
     assert env.step(action)[4]["step_index"] == 1
 
 
-@pytest.mark.parametrize("action", [[np.nan, 0, 0], [0, np.inf, 0], [0, 0, 1.5], [0, 0], 3])
+@pytest.mark.parametrize("action", [[np.nan, 0, 0], [0, np.inf, 0], [0, 0, 1.5], [0, 0], 3, "ahead", {}])
 def test_a_wrong_continuous_action_moves_nothing(action):
     env = make_counting(action_space="continuous")
     env.reset(seed=0)
     state = env.state
-    with pytest.raises(ValueError, match="an action"):
+    with pytest.raises(ValueError, match="an? (continuous )?action"):
         env.step(action)
     assert env.state is state
 
@@ -343,6 +343,7 @@ def test_the_window_opens_at_the_first_picture_and_closes_twice():
         ({"task": "win"}, "unknown task.*explore"),
         ({"resolution": [64]}, "height, width"),
         ({"resolution": -3}, "got -3"),
+        ({"resolution": 64.0}, "whole pixels; got 64.0"),
     ],
 )
 def test_wrong_arguments_name_the_known_ones(make, kwargs, named):
@@ -358,6 +359,15 @@ def test_wrong_arguments_of_the_dream_name_the_fix():
         make_dream(resolution=96)
     with pytest.raises(ValueError, match="doom-tiny"):
         make_dream(checkpoint="doom-huge")
+    for wrong, named in (
+        ({"memory": "no"}, "memory is True or False; got 'no'"),
+        ({"collision": 1}, "collision is True or False; got 1"),
+        ({"checkpoint": None}, "checkpoint is a name, a folder or a hub id; got None"),
+        ({"prompt": 3}, "prompt is text; got int"),
+        ({"least_coverage": "0.2"}, "least_coverage is a share above 0 and up to 1, or None; got 0.2"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            make_dream(**wrong)
     with pytest.raises(ValueError, match="cannot honour the option 'memory'"):
         make_dream(memory=False).reset(options={"memory": "somewhere"})
 

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecTransposeImage
 
 from mosaic_gym import ACTIONS
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
+from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.sb3 import MosaicVecEnv, make_sb3
 from mosaic_gym.envs.vector_env import make_dreams
 
@@ -101,7 +103,15 @@ def test_a_bad_action_moves_nothing():
     before = list(env.members.episodes)
     with pytest.raises(ValueError, match="3 members take 3 actions"):
         env.step_async(np.zeros(2, int))
+    with pytest.raises(RuntimeError, match="call step_async"):
+        env.step_wait()
     assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
+def test_videos_are_played_as_fast_as_a_single_worlds():
+    assert counting().metadata["render_fps"] == WorldEnv.metadata["render_fps"]
+    with pytest.raises(ResetNeeded):
+        counting().get_images()
 
 
 def test_the_dream_goes_through_sb3s_image_wrapper():

@@ -10,7 +10,10 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from mosaic_gym import ACTIONS
+from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv, make_real
+from mosaic_gym.envs.tasks import ExploreTask
+from mosaic_gym.envs.vector_env import WorldVectorEnv
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
 
@@ -81,8 +84,13 @@ def test_snapshots_of_others_are_refused_and_nothing_changes(tmp_path):
         env.load(tmp_path / "stranger.safetensors")
     goal = WorldEnv(env.world, observation="dict", task="goal")
     goal.reset(seed=0)
-    with pytest.raises(ValueError, match="GoalTask, this environment has a ExploreTask"):
+    with pytest.raises(ValueError, match=r"of the task GoalTask\(.*this environment has ExploreTask\(cell_m=1.0"):
         env.restore(goal.snapshot())
+    finer = WorldEnv(env.world, task=ExploreTask(cell_m=0.25))
+    with pytest.raises(ValueError, match=r"cell_m=1.0.*this environment has ExploreTask\(cell_m=0.25"):
+        finer.restore(env.snapshot())
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere to save"):
+        env.save(tmp_path / "nowhere" / "here.safetensors")
     with pytest.raises(TypeError, match="what snapshot"):
         env.restore("a path")
     with pytest.raises(FileNotFoundError):
@@ -95,16 +103,70 @@ def test_snapshots_of_others_are_refused_and_nothing_changes(tmp_path):
     assert env.episode is present
 
 
-def test_a_world_that_remembers_and_one_that_forgets_do_not_take_each_others_snapshots(tmp_path):
-    env, forgetful = tiny_env(), WorldEnv(MosaicWorld(tiny_model(), capacity=0))
-    env.reset(seed=0), forgetful.reset(seed=0)
-    for one, other in ((env, forgetful), (forgetful, env)):
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"capacity": 0}, "capacity=0"),
+        ({"denoising_steps": 3, "collision": False}, "denoising_steps=3, collision=False"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"network": False, "atlas": False}, "network=False, atlas=False"),
+    ],
+)
+def test_worlds_that_would_go_on_otherwise_do_not_take_each_others_snapshots(made, said, tmp_path):
+    usual, other = tiny_env(), WorldEnv(MosaicWorld(tiny_model(), **made))
+    usual.reset(seed=0), other.reset(seed=0)
+    for one, another, found in (
+        (other, usual, f"made with {said}; this one was made with nothing that"),
+        (usual, other, f"made with nothing .*; this one was made with {said}, and would go on otherwise"),
+    ):
         one.save(tmp_path / "here.safetensors")
-        with pytest.raises(ValueError, match="a world that remembers where this one does not"):
-            other.restore(one.snapshot())
-        with pytest.raises(ValueError, match="a world that remembers where this one does not"):
-            other.load(tmp_path / "here.safetensors")
-    forgetful.load(tmp_path / "here.safetensors")
+        with pytest.raises(ValueError, match=found):
+            another.restore(one.snapshot())
+        with pytest.raises(ValueError, match=found):
+            another.load(tmp_path / "here.safetensors")
+        one.load(tmp_path / "here.safetensors")
+
+
+class Remembering(ExploreTask):
+    """A task that remembers whatever it is told to."""
+
+    def __init__(self, remembered):
+        super().__init__()
+        self.remembered = {"it": remembered}
+
+    def begin(self, scene):
+        return self.remembered
+
+
+def test_what_a_task_remembers_is_saved_or_refused(tmp_path):
+    env = WorldEnv(CountingWorld(), task=Remembering([np.int64(3), {"a": np.arange(2), "b": (None, True)[1]}]))
+    env.reset(seed=0)
+    env.save(tmp_path / "here.safetensors")
+    env.load(tmp_path / "here.safetensors")
+    assert env.episode.progress == {"it": [3, {"a": [0, 1], "b": True}]}
+    for unfit in ({3: "a key that JSON makes a text of"}, {"it": object()}, {"it": (1, 2)}):
+        env = WorldEnv(CountingWorld(), task=Remembering(unfit))
+        env.reset(seed=0)
+        with pytest.raises(TypeError, match="what a task remembers is saved as JSON"):
+            env.save(tmp_path / "there.safetensors")
+    assert not (tmp_path / "there.safetensors").exists()
+
+
+def test_what_members_share_in_a_file_they_share_again(tmp_path):
+    env = tiny_env()
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(1)
+    envs = WorldVectorEnv(Members(env.world, 3))
+    envs.restore(env.fork(3))
+    envs.step([1, 1, 5])
+    envs.save(tmp_path / "here.safetensors")
+    envs.load(tmp_path / "here.safetensors")
+    one, other, third = (episode.state.memory.keyframes for episode in envs.members.episodes)
+    for a, b, c in zip(one[:4], other, third, strict=False):
+        for name in ("latent", "depth_m", "points_m", "world_from_camera"):
+            assert getattr(a, name).data_ptr() == getattr(b, name).data_ptr() == getattr(c, name).data_ptr()
+    assert len(one) == 5 and one[4].latent.data_ptr() != third[4].latent.data_ptr()
 
 
 def test_forks_begin_anew_each_with_its_own_seeds():

@@ -13,6 +13,7 @@ from mosaic_gym import ACTIONS, make_world
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
+from mosaic_gym.envs.tasks import ExploreTask
 from mosaic_gym.envs.vector_env import WorldVectorEnv
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
@@ -94,6 +95,7 @@ def test_a_mask_resets_some_and_leaves_the_others():
         (np.array([False] * 3), ValueError),
         (np.array([1, 0, 1]), TypeError),
         ([True, True, True], TypeError),
+        (None, TypeError),
     ],
 )
 def test_a_wrong_mask_changes_nothing(mask, kind):
@@ -121,12 +123,60 @@ def test_a_reset_that_fails_leaves_what_is_drawn_next(monkeypatch):
     assert [snapshot.generator for snapshot in env.snapshot()] == before
 
 
+class SometimesUnable(ExploreTask):
+    """A task whose scenes cannot always be set."""
+
+    able = True
+
+    def set_scenes(self, world, starts):
+        if not self.able:
+            raise RuntimeError("no such scene")
+        return super().set_scenes(world, starts)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_step_that_cannot_begin_a_member_anew_moves_nobody(mode):
+    task = SometimesUnable()
+    env = counting(mode=mode, max_steps=2, task=task)
+    env.reset(seed=0)
+    env.step([FORWARD] * 3)
+    if mode is AutoresetMode.NEXT_STEP:
+        env.step([FORWARD] * 3)
+    before, generators = list(env.members.episodes), [kept.generator for kept in env.snapshot()]
+    task.able = False
+    for _ in range(2):  # and not only once
+        with pytest.raises(RuntimeError, match="no such scene"):
+            env.step([FORWARD] * 3)
+        assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+    assert [kept.generator for kept in env.snapshot()] == generators
+    task.able = True
+    env.step([FORWARD] * 3)
+    assert all(episode.steps == 0 for episode in env.members.episodes)
+
+
+def test_an_episode_that_is_over_is_not_restored_where_it_would_never_begin_anew():
+    env = counting(mode=AutoresetMode.DISABLED, max_steps=1)
+    env.reset(seed=0)
+    env.step([FORWARD] * 3)
+    over, other = env.snapshot(), counting(mode=AutoresetMode.SAME_STEP, max_steps=1)
+    other.reset(seed=0)
+    with pytest.raises(ValueError, match=r"members \[0, 1, 2\] are of episodes that are over"):
+        other.restore(over)
+    other.step([FORWARD] * 3)
+
+
+def test_the_face_says_how_it_was_seeded():
+    env = counting()
+    env.reset(seed=5)
+    assert env.np_random_seed == 5
+
+
 def test_a_fork_further_on_than_the_limit_is_cut_off():
     members = Members(CountingWorld(), 1, rules=Rules(max_steps=4))
     members.reset([0], [1])
     members.episodes[0] = replace(members.episodes[0], steps=5)
-    members.step([0], np.zeros((1, 3)))
-    assert members.episodes[0].truncated
+    (after,) = members.advanced([0], np.zeros((1, 3)))
+    assert after.truncated and members.episodes[0].steps == 5, "until it is kept"
 
 
 def test_wrong_numbers_are_named_before_anything_moves():
@@ -140,6 +190,8 @@ def test_wrong_numbers_are_named_before_anything_moves():
         env.reset(seed=[1, 2])
     with pytest.raises(ValueError, match="3 members take 3 snapshots; got 1"):
         env.restore(env.snapshot()[:1])
+    with pytest.raises(TypeError, match="a list of 3 snapshots; got Snapshot"):
+        env.restore(env.snapshot()[0])
     with pytest.raises(ValueError, match="at least 1 member"):
         counting(count=0)
     assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
@@ -188,6 +240,22 @@ def test_forks_of_one_become_members_of_many():
     env = counting()
     observation, _ = env.restore(alone.fork(3))
     assert indices(observation) == [1, 1, 1] and observation[:, 0, 0, 1].tolist() == [4, 4, 4]
+
+
+def test_forks_of_forks_begin_other_episodes_too():
+    alone = WorldEnv(CountingWorld())
+    alone.reset(seed=4)
+    env = counting(count=3)
+    env.restore(alone.fork(3))
+    once, again = env.fork(2), env.fork(2)  # without a step in between
+    alone.step(FORWARD)
+    living = [kept for pair in zip(once, again, strict=True) for kept in (*pair[0], *pair[1][1:])]
+    living += alone.fork(2)[1:]
+    many = counting(count=len(living), max_steps=None)
+    many.restore(living)
+    many.reset()
+    seeds = [episode.state.start.seed for episode in many.members.episodes]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_every_member_forks():

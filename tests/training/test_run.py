@@ -1,6 +1,7 @@
 """Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
 
 import itertools
+import shutil
 from dataclasses import fields, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -263,6 +264,36 @@ def test_parts_that_are_not_trained_yet_are_named(data, parts, tmp_path):
     for part in ("codec", "atlas"):
         with pytest.raises(FileNotFoundError, match=f"run `mosaic-gym train {part}` first"):
             world.train(replace(config, **{part: tmp_path / "nowhere"}))
+
+
+@pytest.mark.parametrize("recipe", [outcome, depth, atlas, world, finetune, distill])
+@pytest.mark.parametrize("budget", [{"steps": 0}, {"steps": -5}, {"minutes": 0.0}, {"minutes": -1.0}])
+def test_a_budget_of_nothing_is_refused(recipe, budget):
+    usual = recipe.Config("nowhere") if recipe in (finetune, distill) else recipe.Config()
+    with pytest.raises(ValueError, match=r"--steps is at least 1|--minutes is a number above 0"):
+        recipe.train(replace(usual, **budget))
+
+
+def test_a_finished_run_does_not_stand_in_for_one_of_another_recipe(data, tmp_path, capsys):
+    config = depth.Config(data=data, out=tmp_path / "run", steps=2, batch=4, widths=(8, 8, 8, 8))
+    depth.train(config)
+    capsys.readouterr()
+    depth.train(config)
+    assert "is finished: nothing is trained" in "".join(capsys.readouterr())
+    with pytest.raises(ValueError, match="with batch=4, not 8, with learning_rate=0.002, not 0.1; ask for the same"):
+        depth.train(replace(config, batch=8, learning_rate=0.1))
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    shutil.rmtree(next(iter(sorted((other / "train").iterdir()))))
+    with pytest.raises(ValueError, match="holds a run of another recording"):
+        depth.train(replace(config, data=other))
+    depth.train(replace(config, steps=3))  # a larger budget is no other recipe
+
+
+def test_a_codec_that_frames_cannot_be_cut_into_is_refused(data, tmp_path):
+    for wrong, said in (({"stride": 7}, "divides the recording's 48x64 pixels"), ({"channels": 900}, "is 1 to 768")):
+        with pytest.raises(ValueError, match=said):
+            codec.train(codec.Config(data=data, out=tmp_path, **wrong))
 
 
 def test_a_run_of_another_size_is_not_gone_on_with(tmp_path):

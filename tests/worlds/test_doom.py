@@ -184,6 +184,20 @@ def test_an_episode_ends_with_the_scenarios_time_and_then_refuses():
     world.close()
 
 
+def test_an_episode_that_is_over_when_it_begins_says_so():
+    for tics in (16, 17, 18, 20):
+        world = DoomWorld("my_way_home", 48, 64, timeout_tics=tics)
+        with pytest.raises(RuntimeError, match="ended before the body could move; give a longer timeout_tics"):
+            world.start(Start(seed=0))
+        world.close()
+
+
+def test_seeds_larger_than_the_engines_are_other_episodes(world):
+    shown = [world.start(Start(seed=seed))[1].frames for seed in (7, 7 + 2**31, 7 + 2**32)]
+    assert len({frames.tobytes() for frames in shown}) == 3
+    np.testing.assert_array_equal(world.start(Start(seed=7 + 2**31))[1].frames, shown[1])
+
+
 @pytest.mark.parametrize("scenario", ["health_gathering_supreme", "take_cover", "freedoom1:E1M1", "freedoom2:MAP01"])
 def test_other_maps_by_name(scenario):
     world = DoomWorld(scenario)

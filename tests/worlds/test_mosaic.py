@@ -178,6 +178,42 @@ def test_a_memory_of_another_checkpoint_is_refused(world):
         world.start(Start(seed=0, memory={"a": 1}))
 
 
+def test_an_episode_can_begin_in_a_memory(world):
+    state, _ = walk(world, world.start(Start(seed=1))[0], [FORWARD, LEFT, FORWARD])
+    there, _ = walk(world, world.start(Start(seed=1))[0], [FORWARD])
+    begun, view = world.start(Start(seed=9, memory=state.memory))
+    np.testing.assert_allclose(begun.pose.world_from_camera, state.pose.world_from_camera, atol=1e-6)
+    back, seen = world.start(Start(seed=9, memory=state.memory, world_from_camera=there.pose.world_from_camera))
+    np.testing.assert_allclose(back.pose.world_from_camera, there.pose.world_from_camera, atol=1e-6)
+    for one, shown in ((begun, view), (back, seen)):
+        assert one.step_index == 0 and len(one.memory) == len(state.memory) + 1
+        fresh = one.memory.keyframes[-1]
+        assert fresh.step == 0 and (fresh.generation > 0).any(), "what nobody showed is not taken for true"
+        assert shown.coverage > 0.5
+    again, same = world.start(Start(seed=9, memory=state.memory))
+    np.testing.assert_array_equal(same.frames, view.frames)
+    with pytest.raises(ValueError, match="an image beside a memory needs the pose"):
+        world.start(Start(seed=0, memory=state.memory, image=view.frames[-1]))
+
+
+def test_what_an_episode_begins_with_is_put_on_the_scale_of_its_memory(world):
+    begun, view = world.start(Start(seed=3))
+    (seen,) = begun.memory.keyframes
+    farther = dataclasses.replace(seen, depth_m=seen.depth_m * 1.3, points_m=seen.points_m * 1.3)
+    memory = dataclasses.replace(begun.memory, keyframes=(farther,))
+    again, shown = world.start(
+        Start(seed=3, memory=memory, image=view.frames[-1], world_from_camera=begun.pose.world_from_camera)
+    )
+    ratio = np.median(shown.depth_m / view.depth_m)
+    assert ratio == pytest.approx(1.3, abs=0.05)
+    np.testing.assert_allclose(again.memory.keyframes[-1].depth_m.numpy(), shown.depth_m, rtol=1e-5)
+
+
+def test_a_world_that_remembers_nothing_covers_nothing_from_the_beginning_on(world):
+    assert world.start(Start(seed=0))[1].coverage == 1.0
+    assert MosaicWorld(world.model, capacity=0).start(Start(seed=0))[1].coverage == 0.0
+
+
 def test_an_accelerator_that_is_too_small_is_named_by_what_it_has_no_room_for(world, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nMore of it.")
@@ -314,14 +350,14 @@ def test_a_saved_state_continues_bit_for_bit_and_only_in_its_own_checkpoint(worl
     world.save_state(state, tmp_path / "state.safetensors")
     loaded = world.load_state(tmp_path / "state.safetensors")
     assert np.array_equal(walk(world, state, [LEFT, FORWARD])[1], walk(world, loaded, [LEFT, FORWARD])[1])
-    with pytest.raises(ValueError, match="state of another checkpoint"):
+    with pytest.raises(ValueError, match="is of another checkpoint"):
         MosaicWorld(tiny_model(seed=1)).load_state(tmp_path / "state.safetensors")
     forgetful = MosaicWorld(world.model, capacity=0)
-    with pytest.raises(ValueError, match="of a world that remembers where this one does not"):
+    with pytest.raises(ValueError, match="made with denoising_steps=2; this one was made with capacity=0"):
         forgetful.load_state(tmp_path / "state.safetensors")
     forgetful.save_state(forgetful.start(Start(seed=8))[0], tmp_path / "forgetful.safetensors")
     assert len(forgetful.load_state(tmp_path / "forgetful.safetensors").memory) == 0
-    with pytest.raises(ValueError, match="of a world that remembers where this one does not"):
+    with pytest.raises(ValueError, match="made with capacity=0; this one was made with denoising_steps=2"):
         world.load_state(tmp_path / "forgetful.safetensors")
     state.memory.save(tmp_path / "memory.safetensors")
     with pytest.raises(ValueError, match="is not a state of format"):

@@ -151,7 +151,6 @@ def evaluate(config: Config) -> dict[str, Any]:
         ValueError: a count below its least, or results of another checkpoint. FileNotFoundError: nothing is recorded.
     """
     from mosaic_gym.data.episodes import EpisodeStore
-    from mosaic_gym.evaluation.metrics import interval
     from mosaic_gym.evaluation.transfer import policies as known
     from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, engine_task, remembered
     from mosaic_gym.model.checkpoints import WorldModel
@@ -203,17 +202,16 @@ def evaluate(config: Config) -> dict[str, Any]:
             )
             for each, choose in zip(names_of(name, config), runs, strict=True)
         ]
-        # Every run walks the same episodes, so what the interval draws is an episode's mean over them.
-        found["arms"][name] = {key: interval(means(told, key, 0)) for key in ("success", "return")}
-        found["arms"][name]["success_of_runs"] = means(told, "success", 1)
+        found["arms"][name] = figures(told)
         figure = found["arms"][name]["success"]
         line = f"{name:<8} success in the engine {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
         by_run = ", ".join(f"{value:.3f}" for value in found["arms"][name]["success_of_runs"])
         print(line + (f", by run {by_run}" if len(runs) > 1 else ""))
     engine.close()
-    ratio = found["arms"]["dream"]["success"]["value"] / max(found["arms"]["random"]["success"]["value"], 1e-9)
-    found["success_over_random"] = ratio
-    print(f"trained in the dream only, over random: {ratio:.2f} x (goal >= 2, intervals apart)")
+    dreamt, chance = (found["arms"][name]["success"]["value"] for name in ("dream", "random"))
+    found["success_over_random"] = dreamt / chance if chance else None
+    ratio = f"{dreamt / chance:.2f} x" if chance else "chance never came there"
+    print(f"trained in the dream only, over random: {ratio} (goal >= 2 x, intervals apart)")
     if config.rank_episodes:
         # From bad to good, by design: what training keeps on its way to one policy is too much alike to have an order.
         ranked = {name: partial(known.always, action) for name, action in BLIND.items()}
@@ -238,9 +236,18 @@ def names_of(arm: str, config: Config) -> list[str]:
     return [f"{arm}_{run}" for run in range(config.runs)] if arm == "dream" else [arm]
 
 
-def means(told: Sequence[Sequence[dict[str, float]]], key: str, axis: int) -> list[float]:
-    """Of what runs told of the same episodes: `axis` 0 for each episode's mean, 1 for each run's."""
-    return np.array([[one[key] for one in run] for run in told]).mean(axis).tolist()
+def figures(told: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
+    """Success and return of an arm, from what each of its runs told of the same episodes.
+
+    Of one run the intervals are of that policy, over episodes; of several they are of what such runs come to.
+    """
+    from mosaic_gym.evaluation.metrics import interval, runs_interval, share_interval
+
+    success, gained = (np.array([[one[key] for one in run] for run in told]) for key in ("success", "return"))
+    of_runs = {"success_of_runs": success.mean(1).tolist()}
+    if len(told) == 1:
+        return {"success": share_interval(success[0]), "return": interval(gained[0]), **of_runs}
+    return {"success": runs_interval(success), "return": runs_interval(gained), **of_runs}
 
 
 def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> None:
@@ -307,16 +314,17 @@ def rank(
             opened().close()
         returns[place] = np.array([[one["return"] for one in each] for each in told])
     told = agreement(returns["dream"], returns["engine"], config.seed)
+    said = {name: "none" if value is None else f"{value:.2f}" for name, value in told.items()}
     means = np.stack([returns[place].mean(1) for place in places])
     for name, (there, here) in zip(policies, means.T, strict=True):
         print(f"policy {name:<10} mean return {there:6.2f} in the dream, {here:6.2f} in the engine")
     print(
-        f"Spearman rank correlation of {len(policies)} policies' returns, dream against engine: {told['spearman']:.2f} "
-        f"[{told['low']:.2f}, {told['high']:.2f}] (goal >= 0.8)"
+        f"Spearman rank correlation of {len(policies)} policies' returns, dream against engine: {said['spearman']} "
+        f"[{said['low']}, {said['high']}] (goal >= 0.8)"
     )
     print(
-        f"of half the episodes against the other half: dream against engine {told['halves']:.2f}, "
-        f"engine against itself {told['engine_halves']:.2f}"
+        f"of half the episodes against the other half: dream against engine {said['halves']}, "
+        f"engine against itself {said['engine_halves']}"
     )
     pairs = {name: pair.tolist() for name, pair in zip(policies, means.T, strict=True)}
     return {"returns_dream_engine": pairs, **told}
@@ -357,7 +365,7 @@ def plan(config: Config, model: WorldModel) -> dict[str, dict[str, dict[str, flo
     return found
 
 
-def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 1000) -> dict[str, float]:
+def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 1000) -> dict[str, float | None]:
     """How far the order of policies by their mean returns is the same in dream and engine.
 
     Args:
@@ -367,23 +375,34 @@ def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 100
         `spearman`; `low`, `high`: 95 % of a bootstrap over episodes, policies as they are. `halves`, `engine_halves`:
         the mean when one half of the episodes, drawn again and again, is ranked in the dream, or in the engine itself,
         and the other half in the engine. If the engine's halves disagree, policies are too much alike to be ranked by
-        so few episodes.
+        so few episodes. None for what cannot be said, since policies all return the same.
     """
     from scipy.stats import spearmanr
 
     def rho(one: np.ndarray, other: np.ndarray) -> float:
-        return float(spearmanr(one.mean(1), other.mean(1)).statistic)
+        means = one.mean(1), other.mean(1)
+        # Policies that all return the same have no order.
+        return np.nan if any(np.ptp(each) == 0 for each in means) else float(spearmanr(*means).statistic)
 
-    def halves(one: np.ndarray, other: np.ndarray) -> float:
+    def told_of(found: Sequence[float], tell: Callable[[np.ndarray], float]) -> float | None:
+        said = np.array([each for each in found if np.isfinite(each)])
+        return float(tell(said)) if len(said) else None
+
+    def halves(one: np.ndarray, other: np.ndarray) -> float | None:
         split = (np.split(rng.permutation(count), [count // 2]) for _ in range(draws))
-        return float(np.nanmean([rho(one[:, left], other[:, right]) for left, right in split]))
+        return told_of([rho(one[:, left], other[:, right]) for left, right in split], np.mean)
 
     rng = np.random.default_rng(seed)
     count = dream.shape[1]
     drawn = rng.integers(count, size=(draws, count))
-    low, high = np.nanpercentile([rho(dream[:, rows], engine[:, rows]) for rows in drawn], [2.5, 97.5])
-    told = {"spearman": rho(dream, engine), "low": float(low), "high": float(high)}
-    return {**told, "halves": halves(dream, engine), "engine_halves": halves(engine, engine)}
+    drawn = [rho(dream[:, rows], engine[:, rows]) for rows in drawn]
+    return {
+        "spearman": told_of([rho(dream, engine)], np.mean),
+        "low": told_of(drawn, lambda found: np.percentile(found, 2.5)),
+        "high": told_of(drawn, lambda found: np.percentile(found, 97.5)),
+        "halves": halves(dream, engine),
+        "engine_halves": halves(engine, engine),
+    }
 
 
 def bars(axes: Axes, arms: Mapping[str, dict[str, dict[str, float]]], colours: list[str]) -> None:
@@ -421,7 +440,8 @@ def draw(path: Path, found: dict[str, Any]) -> None:
         middle.set_xlim(right=beside + 0.45 * span)
         middle.set_ylim(top=max(height, engine.max()) + 0.05 * span)
         middle.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
-        middle.set_title(f"policies, rank correlation {found['ranking']['spearman']:.2f}")
+        rho = found["ranking"]["spearman"]
+        middle.set_title("policies, rank correlation " + ("none" if rho is None else f"{rho:.2f}"))
     if "planner" in found:
         bars(others[0], found["planner"], ["tab:blue", "tab:cyan", "0.7"])
         others[0].set(ylabel="comes home in the engine", xlabel="memory", title="return task; CEM in the dream")
