@@ -7,6 +7,7 @@ engine it was trained on). Networks and engines load when an environment is made
 from gymnasium.envs.registration import register as _register
 
 from mosaic_gym.data.explore import thrust_towards_depth
+from mosaic_gym.envs.tasks import FixedScenes
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.imagination import imagine
 from mosaic_gym.planning import Planner, Search
@@ -18,6 +19,7 @@ __all__ = [
     "ACTIONS",
     "Control",
     "FRAMES_PER_STEP",
+    "FixedScenes",
     "Planner",
     "Pose",
     "Search",

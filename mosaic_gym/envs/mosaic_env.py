@@ -336,7 +336,7 @@ def check_faces(action_space: str, observation: str, render_mode: str | None, ta
 
 def check_pays(world: World, task: Task) -> None:
     """Raises ValueError if a task passes on the world's own reward, and the world has none."""
-    if isinstance(task, EngineTask) and not getattr(world, "pays", True):
+    if isinstance(getattr(task, "task", task), EngineTask) and not getattr(world, "pays", True):
         raise ValueError(
             "task='engine' passes on the game's own reward and end, and this checkpoint has no heads that predict "
             "them (a recorded world gets its own: mosaic-gym train outcome); take another task"

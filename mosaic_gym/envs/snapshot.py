@@ -63,6 +63,8 @@ def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -
 def task_told(task: Task) -> str:
     """A task's class and its plain parameters: what it remembers means something to a task of the same only."""
     plain = {name: value for name, value in sorted(vars(task).items()) if _is_plain(value)}
+    if isinstance(inner := getattr(task, "task", None), Task):
+        return task_told(inner)  # a task of another's judges as that one does
     return f"{type(task).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 

@@ -7,7 +7,7 @@ at all), so that a saved episode goes on as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -250,6 +250,74 @@ class ReturnTask(Reach):
             Scene(state, walk[-1], walk[0].frames[-1].copy(), place_of(walk[0]), tuple(walk[:-1]))
             for state, walk in zip(states, walks, strict=True)
         ]
+
+
+TOGETHER = 16
+"""Scenes of `FixedScenes` that are set at once."""
+
+
+class FixedScenes:
+    """Another task, whose scenes are set once, some at a time, and drawn from: as levels are that are fixed in number.
+
+    A scripted walk before every episode takes about as long as half of it, and where many members share a step, all of
+    them wait for it. Episodes drawn from the same scene see the same as long as they act the same.
+
+    Args:
+        task: by name or as an object.
+        count: of scenes; set when the first episode begins, or by `prepare`.
+        start: where scene n begins; None draws each start by the seed n.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+
+    def __init__(
+        self, task: str | Task, count: int, start: Callable[[int], Start] | None = None
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"there is at least 1 scene; got {count}")
+        self.task, self.count, self.start = make_task(task), count, start or Start
+        self.draws_goal, self.remembers = self.task.draws_goal, getattr(self.task, "remembers", False)
+        self.scenes: list[Scene] = []
+        self.world: str | None = None
+
+    def prepare(self, world: World) -> None:
+        """Sets the scenes, in this world or another that plays the same states."""
+        from tqdm import tqdm
+
+        scenes: list[Scene] = []
+        with tqdm(total=self.count, desc="setting scenes", unit="scene", mininterval=2.0) as bar:
+            while len(scenes) < self.count:
+                numbers = range(len(scenes), min(len(scenes) + TOGETHER, self.count))
+                scenes += self.task.set_scenes(world, [self.start(n) for n in numbers])
+                bar.update(len(numbers))
+        self.scenes, self.world = scenes, world.fingerprint
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`. A start's seed says which scene it is; the rest of it is the scene's own.
+
+        Raises:
+            ValueError: a start that asks for more than a seed, or a world that cannot play the scenes.
+        """
+        for name in ("image", "world_from_camera", "memory", "prompt"):
+            if any(getattr(start, name) is not None for start in starts):
+                raise ValueError(f"fixed scenes begin where they were set: take another task to begin with a {name}")
+        if not world.forkable:
+            kinds = type(world).__name__, type(self.task).__name__
+            raise ValueError("{} cannot go back to a scene; take {} itself".format(*kinds))
+        if not self.scenes:
+            self.prepare(world)
+        if world.fingerprint != self.world:
+            raise ValueError("these scenes were set in another world; make FixedScenes anew for this one")
+        return [self.scenes[np.random.default_rng([start.seed, 3]).integers(self.count)] for start in starts]
+
+    def begin(self, scene: Scene) -> Any:
+        """See `Task`."""
+        return self.task.begin(scene)
+
+    def judge(self, progress: Any, view: View) -> Judgement:
+        """See `Task`."""
+        return self.task.judge(progress, view)
 
 
 def place_of(view: View) -> tuple[float, float]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.memory.keyframe import Keyframe, gathered, padded
-from mosaic_gym.memory.warp import OCCLUDES, source_cost
+from mosaic_gym.memory.warp import LAST_RESORT, OCCLUDES, source_cost
 
-UNCOVERED_COST = 16.0
+UNCOVERED_COST = LAST_RESORT + 1.0
 """What a cell costs while no chosen keyframe covers it; the unit is that of `source_cost`."""
 
 
@@ -39,13 +39,12 @@ class Selection:
 
 
 def saturated(cost: Tensor) -> Tensor:
-    """Costs as they are up to half of `UNCOVERED_COST`, and from there ever more slowly up to it.
+    """Costs as they are up to `LAST_RESORT`, and from there ever more slowly up to `UNCOVERED_COST`.
 
-    Any keyframe that sees a cell is better than none, however far away it was taken; and which of them is better still
-    counts. (Without a bend: both halves meet with slope 1.)
+    Any keyframe that sees a cell is better than none, however far away it was taken, and which of them is better still
+    counts; but to cover cells so is worth less than to cover others well.
     """
-    half = UNCOVERED_COST / 2
-    return torch.where(cost > half, UNCOVERED_COST - half * half / cost, cost)
+    return torch.where(cost > LAST_RESORT, UNCOVERED_COST - LAST_RESORT / cost, cost)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ What is resampled are *stills*: the codec's picture of one instant (see `model/c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,16 @@ estimated depth, the warp alone: 12 gives 33.7 dB, 30 gives 34.2, 60 gives 34.1,
 OCCLUDES = 2.0
 """How many times nearer a surface must be to hide another that a better source shows. Estimated depths of one
 surface disagree by some percent, and a strict z-buffer would let the worst estimate hide the best view."""
+
+
+LAST_RESORT = 15.0
+"""The cost from which a source shows a cell only if no cheaper one does, and hides nothing from those. Half a metre
+between the cameras for each metre of depth: what was in the way there need not be in the way here, and by a few percent
+of a wrong depth it stands where nothing is."""
+
+
+WIDEST_GAP = 4
+"""Cells, between the points of a surface that is magnified, that are closed: enough for five times."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,8 @@ def splat_depth(
     cells = torch.where(inside, row * width + column, height * width)  # the last cell is a bin
     buffer = depth_m.new_full((b * f * s, height * width + 1), torch.inf)
     buffer.scatter_reduce_(1, cells.flatten(0, 2), z.flatten(0, 2), "amin")
-    buffer = buffer[:, :-1].view(b, f, s, height, width)
-    return _close_gaps(_close_gaps(buffer))
+    buffer = _close_gaps(_close_gaps(buffer[:, :-1].view(b, f, s, height, width)))
+    return _close_wide_gaps(buffer, target_from_source[..., :3, 3].norm(dim=-1))
 
 
 def choose_surface(
@@ -87,11 +98,13 @@ def choose_surface(
 ) -> Float[Tensor, "b f H W"]:
     """The surface that a target shows, `[b, f, H, W]`, metres, inf where there is none.
 
-    Of the surfaces that nothing clearly hides, that of the cheapest source; ties go to the lower index.
+    Of the surfaces that nothing clearly hides, that of the cheapest source; ties go to the lower index. Where a source
+    is cheaper than `LAST_RESORT`, others neither show nor hide anything.
 
     Args:
         splatted_m, cost: `[b, f, s, H, W]`, each source's surface there and how badly it serves.
     """
+    splatted_m = torch.where(in_question(splatted_m.isfinite(), cost), splatted_m, torch.inf)
     nearest = splatted_m.amin(2, keepdim=True)
     shown = splatted_m <= nearest * OCCLUDES
     cost = torch.where(shown & splatted_m.isfinite(), cost, torch.inf)
@@ -101,6 +114,13 @@ def choose_surface(
         better = cost[:, :, s] < least
         chosen, least = torch.where(better, splatted_m[:, :, s], chosen), torch.minimum(cost[:, :, s], least)
     return chosen
+
+
+def in_question(sees: Tensor, cost: Tensor) -> Tensor:
+    """Which of the sources that see a cell count there, bool `[b, f, s, H, W]`: those that are cheaper than
+    `LAST_RESORT`, or all if none is."""
+    cheap = sees & (cost < LAST_RESORT)
+    return torch.where(cheap.any(2, keepdim=True), cheap, sees)
 
 
 def _close_gaps(depth_m: Tensor) -> Tensor:
@@ -114,6 +134,35 @@ def _close_gaps(depth_m: Tensor) -> Tensor:
     along = torch.maximum(padded[..., :-2, 1:-1], padded[..., 2:, 1:-1])
     opposite = torch.minimum(across, along)
     return torch.where(opposite < depth_m * (1 - 2 * DEPTH_TOLERANCE), opposite, depth_m)
+
+
+def _close_wide_gaps(depth_m: Tensor, baseline_m: Tensor) -> Tensor:
+    """Closes what a surface leaves open that is seen from several times nearer than it was: up to `WIDEST_GAP` cells.
+
+    Only where the surface is a last resort, for between two posts one truly sees what is behind them.
+
+    Args:
+        depth_m: `[b, f, s, H, W]`; baseline_m: `[b, f, s]`, between the cameras.
+    """
+    reach_m = (PARALLAX_COST / LAST_RESORT * baseline_m)[..., None, None]
+    if depth_m.device.type == "cpu" and not (depth_m < reach_m).any():  # an accelerator would have to be waited for
+        return depth_m
+    for axis in (-1, -2):
+        before, after = (_nearest_within(depth_m, axis, side) for side in (-1, 1))
+        opposite = torch.maximum(before, after)
+        closes = (opposite < reach_m) & (opposite < depth_m * (1 - 2 * DEPTH_TOLERANCE))
+        depth_m = torch.where(closes, opposite, depth_m)
+    return depth_m
+
+
+def _nearest_within(depth_m: Tensor, axis: int, side: int) -> Tensor:
+    """The least of the `WIDEST_GAP` cells before each (side -1) or behind it (1), along an axis."""
+    count, size = WIDEST_GAP, depth_m.shape[axis]
+    pad = [0, 0] * (-1 - axis) + ([count, 0] if side < 0 else [0, count])
+    padded = F.pad(depth_m, pad, value=torch.inf)
+    first = 0 if side < 0 else 1
+    slices = [padded.narrow(axis, first + i, size) for i in range(count)]
+    return reduce(torch.minimum, slices)
 
 
 def same_surface(one_m: Tensor, other_m: Tensor) -> Tensor:
@@ -170,7 +219,8 @@ def warp_stills(
     source_from_target = invert_pose(target_from_source)  # [b, f, s, 4, 4]
     splatted_m = splat_depth(depth_m, alive, target_from_source, image_from_camera)
     ages = generation[:, None]
-    target_m = choose_surface(splatted_m, source_cost(splatted_m, depth_m[:, None], ages, target_from_source))
+    first_cost = source_cost(splatted_m, depth_m[:, None], ages, target_from_source)
+    target_m = choose_surface(splatted_m, first_cost)
     filled = target_m.isfinite()
     start_m = torch.where(filled, target_m, 1.0)
 
@@ -201,7 +251,7 @@ def warp_stills(
     held = F.grid_sample(inverse_m, grid, mode="bilinear", padding_mode="border", align_corners=False)
     held_m = 1.0 / held.view(b, f, s, height, width)
     correction = torch.where(agrees, held_m - z, 0.0).clamp(-1.0, 1.0)
-    weight = agrees.float()
+    weight = in_question(agrees, first_cost).float()
     refined_m = start_m + (correction * weight).sum(2) / weight.sum(2).clamp_min(1.0)
     surface_m = refined_m.clamp_min(0.05)
 

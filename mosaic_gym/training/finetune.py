@@ -117,8 +117,13 @@ def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
     """The pretrained world, told the camera of the recordings, and the recordings.
 
     Raises:
-        ValueError: a mixture that this recipe does not make.
+        ValueError: a mixture that this recipe does not make, or a depth model without a scale.
     """
+    if config.loading.inverse_depth:
+        raise ValueError(
+            "a relative depth model gives every recorded frame a scale of its own, and no memory would fit together: "
+            "train with a metric one (--loading.depth)"
+        )
     asked = [f"mix.{name}" for name in UNUSED if getattr(config.mix, name)]
     if asked:
         raise ValueError(f"samples of a pretrained model have no {', '.join(asked)}: leave that at 0")

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from mosaic_gym import FRAMES_PER_STEP, Start, View, pose_at
-from mosaic_gym.envs.tasks import TASKS, EngineTask, ExploreTask, GoalTask, ReturnTask, Scene, make_task
+from mosaic_gym.envs.mosaic_env import WorldEnv
+from mosaic_gym.envs.tasks import (
+    TASKS,
+    EngineTask,
+    ExploreTask,
+    FixedScenes,
+    GoalTask,
+    ReturnTask,
+    Scene,
+    make_task,
+)
 
 from .counting_world import CountingWorld
 
@@ -140,6 +150,38 @@ def test_scenes_do_not_depend_on_who_is_prepared_beside():
     together = task.set_scenes(world, [Start(seed=1), Start(seed=2)])
     alone = task.set_scenes(world, [Start(seed=2)])
     assert together[1].goal_m == alone[0].goal_m != together[0].goal_m
+
+
+@pytest.mark.parametrize("kind", ["goal", "return"])
+def test_fixed_scenes_are_set_once_and_drawn_by_seed(kind, monkeypatch):
+    world, task = CountingWorld(), FixedScenes(kind, 5)
+    starts, begun_at = [], world.start
+    monkeypatch.setattr(world, "start", lambda start: starts.append(start.seed) or begun_at(start))
+    drawn = task.set_scenes(world, [Start(seed=seed) for seed in range(30)])
+    walked = len(starts)
+    assert set(starts) == set(range(5)) and {id(scene) for scene in drawn} == {id(scene) for scene in task.scenes}
+    again = task.set_scenes(world, [Start(seed=seed) for seed in range(30)])
+    assert all(one is other for one, other in zip(drawn, again, strict=True)) and len(starts) == walked
+    env = WorldEnv(world, observation="dict", task=task)
+    assert task.draws_goal and task.remembers
+    env.reset(seed=3)
+    env.step(1)
+    assert env.episode.progress["goal_m"] == list(drawn[3].goal_m)
+    WorldEnv(world, observation="dict", task=kind).restore(env.snapshot())  # which judges alike
+
+
+def test_fixed_scenes_cannot_begin_elsewhere():
+    world, task = CountingWorld(), FixedScenes(GoalTask(), 2)
+    with pytest.raises(ValueError, match="at least 1 scene; got 0"):
+        FixedScenes("goal", 0)
+    with pytest.raises(ValueError, match="another task to begin with a prompt"):
+        task.set_scenes(world, [Start(seed=0, prompt="a cave")])
+    task.prepare(world)
+    with pytest.raises(ValueError, match="set in another world"):
+        task.set_scenes(CountingWorld(height=48), [Start(seed=0)])
+    world.forkable = False
+    with pytest.raises(ValueError, match="CountingWorld cannot go back to a scene; take GoalTask itself"):
+        task.set_scenes(world, [Start(seed=0)])
 
 
 def test_the_tasks_by_name():

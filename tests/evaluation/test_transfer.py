@@ -23,7 +23,7 @@ from mosaic_gym.evaluation.transfer.policies import (
     scripted,
     train,
 )
-from mosaic_gym.evaluation.transfer.recorded import DreamtGoalTask, RecordedGoalTask, Recording
+from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording, dreamt_goals
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.worlds.doom import DoomWorld
@@ -84,13 +84,13 @@ def test_the_same_seed_is_the_same_episode_in_the_engine():
 def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed():
     world = MosaicWorld(tiny_model())
     recordings = [line(count=3), line(count=5)]
-    task = DreamtGoalTask(world, recordings, scenes=8)
+    task = dreamt_goals(world, recordings, scenes=8)
     assert len(task.scenes) == 8
     for number, scene in enumerate(task.scenes):
         recording = recordings[number % 2]
         assert int(scene.view.frames[-1, 0, 0, 0]) < len(recording.frames)
-        assert task.begin(scene)["left_m"] > task.reach_m, "no episode is over before it begins"
-    again = DreamtGoalTask(world, recordings, scenes=8).scenes
+        assert task.begin(scene)["left_m"] > task.task.reach_m, "no episode is over before it begins"
+    again = dreamt_goals(world, recordings, scenes=8).scenes
     assert all((one.goal == other.goal).all() for one, other in zip(task.scenes, again, strict=True))
     starts = [Start(seed=seed) for seed in range(40)]
     drawn = task.set_scenes(world, starts)

@@ -3,7 +3,7 @@
 import torch
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, transform, unproject
-from mosaic_gym.memory.warp import PARALLAX_COST, fill_holes, splat_depth, warp_stills
+from mosaic_gym.memory.warp import LAST_RESORT, PARALLAX_COST, fill_holes, splat_depth, warp_stills
 
 HEIGHT, WIDTH = 48, 64
 K = torch.tensor([[50.0, 0.0, 31.0], [0.0, 60.0, 23.0], [0.0, 0.0, 1.0]])
@@ -91,6 +91,26 @@ def test_a_near_wall_hides_what_is_behind_it_whatever_the_order():
     assert results[0][:, 2:28].min() > 0.999
     assert results[0][:, 36:].max() < 0.001
     assert torch.equal(results[0], results[1])
+
+
+def test_what_was_seen_from_afar_shows_only_where_nothing_nearer_does_and_hides_nothing():
+    near, far = moved(0.1, 0.0, 0.0), moved(0.0, 0.0, -6.0)
+    behind = torch.full((HEIGHT, WIDTH), 4.0)
+    wrong = torch.full((HEIGHT, WIDTH), 7.5)  # by its estimate, 1.5 m in front of here
+    alive = torch.ones(1, 2, HEIGHT, WIDTH, dtype=torch.bool)
+    alive[:, 0, :, : WIDTH // 2] = False  # the nearer source has seen the right half only
+    stills = torch.stack([torch.zeros(1, HEIGHT, WIDTH), torch.ones(1, HEIGHT, WIDTH)])
+    zero, depths_m, sources = torch.zeros(1, 2, HEIGHT, WIDTH), torch.stack([behind, wrong]), torch.stack([near, far])
+    for order in ([0, 1], [1, 0]):
+        warped = warp_stills(
+            stills[order][None], depths_m[order][None], zero, alive[:, order], sources[order][None],
+            torch.eye(4)[None, None], K[None],
+        )  # fmt: skip
+        middle = slice(12, 36)
+        right, left = (warped.stills[0, 0, 0, middle, part] for part in (slice(36, 60), slice(4, 28)))
+        assert (right == 0).all() and (warped.depth_m[0, 0, middle, 36:60] - 4.0).abs().max() < 1e-3
+        assert warped.covered[0, 0, middle, 4:28].all() and (left - 1.0).abs().max() < 1e-5
+        assert (warped.cost[0, 0, middle, 4:28] > LAST_RESORT).all()
 
 
 def test_how_far_a_value_has_come_is_told():

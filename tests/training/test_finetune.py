@@ -22,7 +22,7 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training import finetune
+from mosaic_gym.training import distill, finetune
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
@@ -176,6 +176,14 @@ def test_what_cannot_be_trained_is_named(given, tmp_path):
     mix = replace(finetune.MIX, worn=0.3, unplaced=0.5)
     with pytest.raises(ValueError, match="no mix.worn, mix.unplaced: leave that at 0"):
         finetune.train(config(given, tmp_path, mix=mix))
+
+
+@pytest.mark.parametrize("recipe", [finetune, distill])
+def test_depth_without_a_scale_is_refused_before_anything_is_loaded(recipe, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    asked = {"steps": 1, "precision": "no", "loading": WanOptions(dtype="float32", inverse_depth=True)}
+    with pytest.raises(ValueError, match="scale of its own.*--loading.depth"):
+        recipe.train(recipe.Config(str(given[1]), data=given[0], out=tmp_path, **asked))
 
 
 def test_adapters_in_float32_are_not_put_on_frozen_weights_of_another_precision(given, tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def figures(told: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
 def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> None:
     """Trains the runs in the dream that have not ended yet, all from the same scenes."""
     from mosaic_gym.evaluation.transfer import policies as known
-    from mosaic_gym.evaluation.transfer.recorded import DreamtGoalTask, remembered
+    from mosaic_gym.evaluation.transfer.recorded import dreamt_goals, remembered
     from mosaic_gym.worlds.mosaic import MosaicWorld
 
     missing = {
@@ -264,7 +264,7 @@ def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> No
     if not missing:
         return
     places = remembered(store, world, config.places)
-    task = DreamtGoalTask(MosaicWorld(world), places, config.scenes, config.seed)
+    task = dreamt_goals(MosaicWorld(world), places, config.scenes, config.seed)
     for run, folder in missing.items():
         dream = open_dream(config, task)
         known.train(known.make_policy(dream, config.rollout, config.seed + run), config.steps, folder, config.policies)

@@ -1,8 +1,8 @@
 """The goal task at recorded places, where the dream remembers the recording.
 
 `RecordedGoalTask` ends where the recorded walk went on to, so that dream and engine can play the same episodes.
-`DreamtGoalTask` is the goal task itself, whose scripted walk is dreamt: what is trained in the dream meets the task
-that the engine will set.
+`dreamt_goals` is the goal task itself, whose scripted walk is dreamt: what is trained in the dream meets the task that
+the engine will set.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mosaic_gym.envs.tasks import GoalTask, Reach, Scene
+from mosaic_gym.envs.tasks import FixedScenes, Reach, Scene
 from mosaic_gym.worlds.protocol import Start, World
 
 if TYPE_CHECKING:
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.model.checkpoints import WorldModel
-
-
-TOGETHER = 16
-"""Scenes that are dreamt at once."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +96,8 @@ class RecordedGoalTask(Reach):
         return Scene(state, view, recording.frames[goal].copy(), (float(x), float(z)))
 
 
-class DreamtGoalTask(GoalTask):
-    """The goal task from recorded places; its scenes are dreamt once, and episodes draw among them.
-
-    The scripted walk to a goal takes as many steps as half an episode, and a scene can be begun again and again.
+def dreamt_goals(world: World, recordings: Sequence[Recording], scenes: int, seed: int = 0) -> FixedScenes:
+    """The goal task from recorded places: scenes that are dreamt once, in `world`, and that episodes draw among.
 
     Args:
         world: the dream, or another that plays the same states.
@@ -111,23 +105,9 @@ class DreamtGoalTask(GoalTask):
         scenes: to dream.
         seed: of where they begin.
     """
-
-    def __init__(self, world: World, recordings: Sequence[Recording], scenes: int, seed: int = 0) -> None:
-        from tqdm import tqdm
-
-        super().__init__()
-        self.scenes: list[Scene] = []
-        with tqdm(total=scenes, desc="dreaming scenes", unit="scene", mininterval=2.0) as bar:
-            while len(self.scenes) < scenes:
-                first = len(self.scenes)
-                numbers = range(first, min(first + TOGETHER, scenes))
-                starts = [_somewhere(recordings[n % len(recordings)], n, seed) for n in numbers]
-                self.scenes += super().set_scenes(world, starts)
-                bar.update(len(starts))
-
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
-        """See `Task`. A start's seed says which scene it is; the rest of it is the scene's own."""
-        return [self.scenes[np.random.default_rng([start.seed, 3]).integers(len(self.scenes))] for start in starts]
+    task = FixedScenes("goal", scenes, lambda n: _somewhere(recordings[n % len(recordings)], n, seed))
+    task.prepare(world)
+    return task
 
 
 def _somewhere(recording: Recording, number: int, seed: int) -> Start:
