@@ -283,23 +283,26 @@ def recall(
     patch_k = rescale_intrinsics(image_from_camera, size, grid)
     still_k = rescale_intrinsics(image_from_camera, size, cells)
 
-    def choose(keyframes: Sequence[Sequence[Keyframe]], cameras: Tensor) -> Selection:
-        return select(keyframes, cameras[:, [0, -1]], patch_k, grid, max_sources, max_patches)
+    def choose(cameras: Tensor, keyframes: Sequence[Sequence[Keyframe]], afar: Sequence[bool]) -> Selection:
+        return select(keyframes, cameras[:, [0, -1]], patch_k, grid, max_sources, max_patches, afar)
 
-    def warp(sources: Sequence[Sequence[Keyframe]], cameras: Tensor) -> Warped:
+    def warp(cameras: Tensor, sources: Sequence[Sequence[Keyframe]]) -> Warped:
         return _warp(sources, cameras, still_k, codec, cells)
 
-    selection = _for_all(choose, memories, world_from_camera)
+    pictures, supposed = pictures or [None] * b, supposed or [False] * b
+    # A picture shows what was seen from afar, and better.
+    afar = [picture is None or only for picture, only in zip(pictures, supposed, strict=True)]
+    selection = _for_all(choose, world_from_camera, memories, afar)
     sources = selection.sources.tolist()
     chosen = [
         [keyframes[index] for index in row if index >= 0] for keyframes, row in zip(memories, sources, strict=True)
     ]
-    warped = _for_all(warp, chosen, world_from_camera)
+    warped = _for_all(warp, world_from_camera, chosen)
     reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
-    by_heart = _behind(warped, pictures or [None] * b, supposed or [False] * b)
+    by_heart = _behind(warped, pictures, supposed)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
     latent = expected = codec.from_stills(stills)
-    if any(picture is not None for picture in pictures or ()):
+    if any(picture is not None for picture in pictures):
         expected = codec.from_stills(torch.lerp(by_heart, stills, reliance[:, :, None]))
     covered = warped.covered.to(stills.dtype)
     per_cell = cells[0] // h
@@ -339,17 +342,17 @@ def _behind(warped: Warped, pictures: Sequence[Tensor | None], supposed: Sequenc
     return behind
 
 
-def _for_all(work: Callable[..., Any], keyframes: Sequence[Sequence[Keyframe]], cameras: Tensor) -> Any:
-    """`work` of every member's keyframes and cameras `[b, ...]`, a dataclass of tensors `[b, ...]`.
+def _for_all(work: Callable[..., Any], cameras: Tensor, *given: Sequence[Any]) -> Any:
+    """`work` of every member's cameras `[b, ...]` and what else is given, one each: a dataclass of tensors `[b, ...]`.
 
     On an accelerator all in one go; on a CPU, whose cache is small, one by one, and side by side, for one member's
     tensors are too small to share out.
     """
     if len(cameras) == 1 or cameras.device.type != "cpu":
-        return work(keyframes, cameras)
+        return work(cameras, *given)
 
     def one(i: int) -> Any:
-        return work(keyframes[i : i + 1], cameras[i : i + 1])
+        return work(cameras[i : i + 1], *(each[i : i + 1] for each in given))
 
     threads, members = torch.get_num_threads(), range(len(cameras))
     parts = list(map(one, members) if threads == 1 else _workers(threads).map(torch.no_grad()(one), members))

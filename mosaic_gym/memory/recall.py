@@ -55,6 +55,7 @@ def select(
     grid: tuple[int, int],
     max_sources: int,
     max_patches: int,
+    afar: Sequence[bool] | None = None,
 ) -> Selection:
     """Chooses sources greedily by what they add, and the best patch of every cell.
 
@@ -67,6 +68,8 @@ def select(
         image_from_camera: `[3, 3]`, K in latent cells.
         grid: (h, w), the latent grid.
         max_sources, max_patches: budgets.
+        afar: whether a member is served by what was seen from afar, where nothing nearer serves it; None: all are. One
+            whose view is known by heart does without.
     """
     height, width = grid
     (b, f), k, n = world_from_camera.shape[:2], max(map(len, memories)), height * width
@@ -100,7 +103,9 @@ def select(
     row_of = torch.arange(k, device=z.device).repeat_interleave(n) * (n + 1)
     table = z.new_full((b, f, k * (n + 1)), torch.inf)
     table.scatter_reduce_(2, cell + row_of, cost, "amin")
-    table = saturated(table.view(b, f, k, n + 1)[..., :n])
+    table = table.view(b, f, k, n + 1)[..., :n]
+    serves = torch.tensor([True] * b if afar is None else list(afar), device=z.device).view(b, 1, 1, 1)
+    table = torch.where(serves, saturated(table), table.clamp_max(UNCOVERED_COST))
 
     # 4. Sources, greedily: each next keyframe is the one that lowers the view's total cost the most.
     per_keyframe = table.transpose(1, 2).reshape(b, k, f * n)

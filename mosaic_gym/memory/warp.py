@@ -39,7 +39,7 @@ of a wrong depth it stands where nothing is."""
 
 
 WIDEST_GAP = 4
-"""Cells, between the points of a surface that is magnified, that are closed: enough for five times."""
+"""Cells, between the points of a surface that is magnified, that are closed: enough for five times. A power of two."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def in_question(sees: Tensor, cost: Tensor) -> Tensor:
     """Which of the sources that see a cell count there, bool `[b, f, s, H, W]`: those that are cheaper than
     `LAST_RESORT`, or all if none is."""
     cheap = sees & (cost < LAST_RESORT)
-    return torch.where(cheap.any(2, keepdim=True), cheap, sees)
+    return cheap | (sees & ~reduce(torch.logical_or, cheap.unbind(2))[:, :, None])
 
 
 def _close_gaps(depth_m: Tensor) -> Tensor:
@@ -148,21 +148,16 @@ def _close_wide_gaps(depth_m: Tensor, baseline_m: Tensor) -> Tensor:
     if depth_m.device.type == "cpu" and not (depth_m < reach_m).any():  # an accelerator would have to be waited for
         return depth_m
     for axis in (-1, -2):
-        before, after = (_nearest_within(depth_m, axis, side) for side in (-1, 1))
-        opposite = torch.maximum(before, after)
+        size, pad = depth_m.shape[axis], [0, 0] * (-1 - axis) + [WIDEST_GAP] * 2
+        least, width = F.pad(depth_m, pad, value=torch.inf), 1
+        while width < WIDEST_GAP:  # of so many cells, from each on
+            count = least.shape[axis] - width
+            least = torch.minimum(least.narrow(axis, 0, count), least.narrow(axis, width, count))
+            width *= 2
+        opposite = torch.maximum(least.narrow(axis, 0, size), least.narrow(axis, WIDEST_GAP + 1, size))
         closes = (opposite < reach_m) & (opposite < depth_m * (1 - 2 * DEPTH_TOLERANCE))
         depth_m = torch.where(closes, opposite, depth_m)
     return depth_m
-
-
-def _nearest_within(depth_m: Tensor, axis: int, side: int) -> Tensor:
-    """The least of the `WIDEST_GAP` cells before each (side -1) or behind it (1), along an axis."""
-    count, size = WIDEST_GAP, depth_m.shape[axis]
-    pad = [0, 0] * (-1 - axis) + ([count, 0] if side < 0 else [0, count])
-    padded = F.pad(depth_m, pad, value=torch.inf)
-    first = 0 if side < 0 else 1
-    slices = [padded.narrow(axis, first + i, size) for i in range(count)]
-    return reduce(torch.minimum, slices)
 
 
 def same_surface(one_m: Tensor, other_m: Tensor) -> Tensor:

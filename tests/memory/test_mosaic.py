@@ -79,6 +79,14 @@ def test_whatever_sees_a_cell_is_better_than_nothing(ahead_m, generation):
     assert sources == [0] and len(patches)
 
 
+def test_a_view_that_is_known_by_heart_does_without_what_was_seen_from_afar():
+    codec, seen = LinearCodec(CHANNELS, 8), wall(8.0, pose())
+    views = pose(z=5.0).expand(3, 4, 4, 4)
+    pictures, supposed = [torch.zeros(4, 3, *SIZE), None, torch.zeros(4, 3, *SIZE)], [False, False, True]
+    told = recall([[seen]] * 3, views, K, codec, (CHANNELS, *GRID), pictures=pictures, supposed=supposed)
+    assert told.coverage[0] == 0.0 and (told.coverage[1:] > 0.5).all()
+
+
 def test_of_two_that_were_taken_far_away_the_nearer_serves_first():
     sources, _, _ = selected([wall(8.0, pose()), wall(7.0, pose(z=1.0))], pose(z=6.0), max_sources=1)
     assert sources == [1]
@@ -173,7 +181,7 @@ def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkey
     cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
     asked = cameras, K, codec, (CHANNELS, *GRID)
     alone = recall(memories, *asked)
-    monkeypatch.setattr(mosaic, "_for_all", lambda work, keyframes, cameras: work(keyframes, cameras))
+    monkeypatch.setattr(mosaic, "_for_all", lambda work, cameras, *given: work(cameras, *given))
     together = recall(memories, *asked)
     assert alone.patch_exists.any(1).tolist() == [True, False, True, True]
     for each in fields(mosaic.Recall):
