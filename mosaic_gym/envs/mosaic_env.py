@@ -20,7 +20,7 @@ from mosaic_gym.envs.episode import Episode, Rules, advance, begin
 from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
-from mosaic_gym.envs.tasks import EngineTask, Task, make_task
+from mosaic_gym.envs.tasks import EngineTask, Task, judging, make_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.worlds.protocol import State, View, World
@@ -336,7 +336,7 @@ def check_faces(action_space: str, observation: str, render_mode: str | None, ta
 
 def check_pays(world: World, task: Task) -> None:
     """Raises ValueError if a task passes on the world's own reward, and the world has none."""
-    if isinstance(getattr(task, "task", task), EngineTask) and not getattr(world, "pays", True):
+    if isinstance(judging(task), EngineTask) and not getattr(world, "pays", True):
         raise ValueError(
             "task='engine' passes on the game's own reward and end, and this checkpoint has no heads that predict "
             "them (a recorded world gets its own: mosaic-gym train outcome); take another task"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_gym.envs.episode import Episode
-from mosaic_gym.envs.tasks import Task
+from mosaic_gym.envs.tasks import Task, judging
 from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
 FORMAT = "mosaic-snapshot-3"
@@ -62,9 +62,8 @@ def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -
 
 def task_told(task: Task) -> str:
     """A task's class and its plain parameters: what it remembers means something to a task of the same only."""
+    task = judging(task)
     plain = {name: value for name, value in sorted(vars(task).items()) if _is_plain(value)}
-    if isinstance(inner := getattr(task, "task", None), Task):
-        return task_told(inner)  # a task of another's judges as that one does
     return f"{type(task).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
@@ -121,7 +120,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
     Raises:
         FileNotFoundError: no such folder. TypeError: a task remembers what JSON cannot say.
     """
-    from safetensors.torch import save_file
+    from mosaic_gym.memory.mosaic import save_described
 
     named: dict[str, Any] = {}
     told, names, storages = [], {}, set()
@@ -143,10 +142,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
         whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
         told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
     about = {"format": FORMAT, **told[0]} if len(kept) == 1 else {"format": FORMAT_MANY, "members": told}
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} to save {Path(path).name} in; make it first")
-    save_file(named, str(path), metadata={"about": json.dumps(about)})
+    save_described(named, path, about)
 
 
 def _told(progress: Any) -> Any:
@@ -186,7 +182,7 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
         check_fingerprint(f"the snapshot in {path}", told["fingerprint"], world.fingerprint)
     # Each goes to the device once, for what members share they are to share again.
     device = getattr(world, "device", "cpu")
-    tensors = {name: value.to(device, copy=True) for name, value in tensors.items()}
+    tensors = {name: value.to(device) for name, value in tensors.items()}
     before = [f"{index}." for index in range(count)] if "members" in about else [""]
     states: dict[Any, Any] = {}
     kept = []

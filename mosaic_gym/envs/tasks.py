@@ -303,8 +303,8 @@ class FixedScenes:
             if any(getattr(start, name) is not None for start in starts):
                 raise ValueError(f"fixed scenes begin where they were set: take another task to begin with a {name}")
         if not world.forkable:
-            kinds = type(world).__name__, type(self.task).__name__
-            raise ValueError("{} cannot go back to a scene; take {} itself".format(*kinds))
+            instead = type(self.task).__name__
+            raise ValueError(f"{type(world).__name__} cannot go back to a scene; take {instead} itself")
         if not self.scenes:
             self.prepare(world)
         if world.fingerprint != self.world:
@@ -318,6 +318,11 @@ class FixedScenes:
     def judge(self, progress: Any, view: View) -> Judgement:
         """See `Task`."""
         return self.task.judge(progress, view)
+
+
+def judging(task: Task) -> Task:
+    """The task that judges: of fixed scenes, whose they are."""
+    return judging(task.task) if isinstance(task, FixedScenes) else task
 
 
 def place_of(view: View) -> tuple[float, float]:

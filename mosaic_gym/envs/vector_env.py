@@ -93,8 +93,9 @@ class WorldVectorEnv(VectorEnv):
         # All that can fail comes before anything is put in place.
         moved = self.members.advanced(going, thrusts[going])
         begun = self.members.anew(over) if len(over) else ([], [])
-        episodes = {**dict(zip(going, moved, strict=True)), **dict(zip(over, begun[0], strict=True))}
-        episodes = [episodes[i] for i in range(self.num_envs)]
+        episodes = list(self.members.episodes)
+        for i, episode in zip((*going, *over), (*moved, *begun[0]), strict=True):
+            episodes[i] = episode
         rewards = np.array([episode.reward for episode in episodes])
         terminated = np.array([episode.terminated for episode in episodes])
         truncated = np.array([episode.truncated for episode in episodes])

@@ -138,7 +138,7 @@ class MosaicMemory:
     def save(self, path: Path | str) -> None:
         """Writes all keyframes into one safetensors file."""
         tensors, told = self.tensors()
-        save_file(tensors, str(path), metadata={"about": json.dumps({"format": FORMAT, **told})})
+        save_described(tensors, path, {"format": FORMAT, **told})
 
     @staticmethod
     def load(path: Path | str) -> MosaicMemory:
@@ -147,9 +147,19 @@ class MosaicMemory:
         Raises:
             FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
         """
-        tensors, told = load_described(path, (FORMAT,), "memory")
-        # Copied, as `worlds.state.unpack_state` does.
-        return MosaicMemory.from_tensors({name: value.clone() for name, value in tensors.items()}, told)
+        return MosaicMemory.from_tensors(*load_described(path, (FORMAT,), "memory"))
+
+
+def save_described(tensors: dict[str, Tensor], path: Path | str, told: dict[str, Any]) -> None:
+    """Writes tensors into one safetensors file, and in its metadata, as JSON, what they are: see `load_described`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder} to save {Path(path).name} in; make it first")
+    save_file(tensors, str(path), metadata={"about": json.dumps(told)})
 
 
 def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,7 +180,8 @@ def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[d
                 raise ValueError(
                     f"{path} is not a {kind} of format {' or '.join(forms)}; save it again with this version"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, told  # noqa: SIM118
+            # Copied: what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error
 

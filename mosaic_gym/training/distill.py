@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -134,8 +134,7 @@ class Sample:
 
     def view(self, index: int) -> Recall:
         """What memory gives for one frame of the clip."""
-        chosen = {each.name: getattr(self.recalled, each.name)[index : index + 1] for each in fields(Recall)}
-        return Recall(**chosen)
+        return self.recalled.views(slice(index, index + 1))
 
 
 def causal_loss(student: nn.Module, sample: Sample, config: Config, generator: torch.Generator, kept: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_pose, pose_at
+from mosaic_gym.memory.keyframe import Keyframe
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.memory.whereabouts import recognise
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
@@ -58,23 +59,13 @@ class Beginning:
         self, memory: MosaicMemory, asked: Pose | None, prompt: str, seed: int
     ) -> tuple[WorldState, View]:
         """A body at rest in a memory, and what it sees there: dreamt, for nobody has shown it."""
-        last, history = memory.keyframes[-1], self.model.settings.history
+        last = memory.keyframes[-1]
         pose = Pose(last.world_from_still.double().cpu().numpy()) if asked is None else asked
         latents, cameras = last.latent[None], last.world_from_camera[None]
         if self.model.codec.restarts:  # a clip begins with a still
             cameras = cameras[:, -1:].expand(-1, FRAMES_PER_STEP, -1, -1)
-        before = WorldState(
-            pose=pose,
-            history=latents.expand(history, -1, -1, -1).clone(),
-            history_cameras=cameras.expand(history, -1, -1, -1).clone(),
-            memory=memory,
-            prompt=prompt,
-            text=self.model.text_encoder.encode([prompt])[0],
-            seed=int(seed),
-            step_index=BEFORE,
-            stream=self.model.codec.begin(latents)[0],
-        )
-        (state,), (view,) = self.see([before], [[pose] * FRAMES_PER_STEP])
+        before = self._at_rest(pose, latents, cameras, memory, prompt, seed)
+        (state,), (view,) = self.see([replace(before, step_index=BEFORE)], [[pose] * FRAMES_PER_STEP])
         *kept, fresh = state.memory.keyframes
         memory = replace(state.memory, keyframes=(*kept, replace(fresh, step=0)))
         return replace(state, memory=memory, step_index=0), view
@@ -110,12 +101,7 @@ class Beginning:
         seen = self._float(frames)
         latents = self.model.codec.encode(seen, before)[None]  # [1, 1, c, h, w]
         _, streams = self.model.codec.decode_next(latents[0], [state.stream])
-        depth_m = self._estimate(frames)[None]
-        if len(state.memory):
-            depth_m = align_scale(depth_m, self.recall([state], cameras).depth_m, self.model.depth.metric)
-        true = torch.zeros(1, *self.patch_grid, device=self.device)
-        place = self._recognise(frames, state.memory, cameras[0, 0, -1])
-        (keyframe,) = self.lift(latents[0], depth_m, cameras[0], true, [state.step_index + 1], place)
+        keyframe, _ = self._lift_true(state, frames, latents[0], cameras[0], state.step_index + 1)
         carried = self._carried_on(latents, seen[None], cameras, streams)
         future = self._moved_on(state, poses, *(each[0] for each in carried))
         return replace(future, memory=state.memory.remember(keyframe))
@@ -138,9 +124,17 @@ class Beginning:
         """The state, and the depth `[H, W]` of what it begins with, metres, on the scale of what memory knows."""
         latents = self.model.codec.encode(self._float(frames))  # [1, c, h, w]
         cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
+        state = self._at_rest(poses[-1], latents, cameras, memory, prompt, seed)
+        keyframe, depth_m = self._lift_true(state, frames, latents, cameras, 0)
+        return replace(state, memory=memory.remember(keyframe)), depth_m
+
+    def _at_rest(
+        self, pose: Pose, latents: Tensor, cameras: Tensor, memory: MosaicMemory, prompt: str, seed: int
+    ) -> WorldState:
+        """The state before a first step; latents `[1, c, h, w]` and cameras `[1, 4, 4, 4]` are all its history."""
         history = self.model.settings.history
-        state = WorldState(
-            pose=poses[-1],
+        return WorldState(
+            pose=pose,
             history=latents.expand(history, -1, -1, -1).clone(),
             history_cameras=cameras.expand(history, -1, -1, -1).clone(),
             memory=memory,
@@ -150,13 +144,23 @@ class Beginning:
             step_index=0,
             stream=self.model.codec.begin(latents)[0],
         )
+
+    def _lift_true(
+        self, state: WorldState, frames: np.ndarray, latents: Tensor, cameras: Tensor, step: int
+    ) -> tuple[Keyframe, Tensor]:
+        """The keyframe of four frames that were truly seen, and the last one's depth `[H, W]`, metres, on the scale of
+        what the state remembers.
+
+        Args:
+            frames: uint8 `[4, H, W, 3]`; latents `[1, c, h, w]` and cameras `[1, 4, 4, 4]` are theirs.
+        """
         depth_m = self._estimate(frames)[None]
-        if len(memory):
+        if len(state.memory):
             depth_m = align_scale(depth_m, self.recall([state], cameras[None]).depth_m, self.model.depth.metric)
         true = torch.zeros(1, *self.patch_grid, device=self.device)
-        place = self._recognise(frames, memory, cameras[0, -1])
-        (keyframe,) = self.lift(latents, depth_m, cameras, true, [0], place)
-        return replace(state, memory=memory.remember(keyframe)), depth_m[0]
+        place = self._recognise(frames, state.memory, cameras[0, -1])
+        (keyframe,) = self.lift(latents, depth_m, cameras, true, [step], place)
+        return keyframe, depth_m[0]
 
     def _checked_memory(self, memory: MosaicMemory | None) -> MosaicMemory:
         """A start's memory, as this world keeps it; an empty one for none.

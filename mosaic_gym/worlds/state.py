@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.mosaic import MosaicMemory, load_described
+from mosaic_gym.memory.mosaic import MosaicMemory, load_described, save_described
 from mosaic_gym.worlds.protocol import check_fingerprint
 
 FORMAT = "mosaic-state-3"
@@ -110,7 +108,7 @@ def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
     """Writes a state into one safetensors file that only the world of `fingerprint` will accept."""
     tensors, about = pack_state(state)
     told = {"format": FORMAT, "fingerprint": fingerprint, **about}
-    save_file(tensors, str(path), metadata={"about": json.dumps(told)})
+    save_described(tensors, path, told)
 
 
 def load_state(path: Path | str, fingerprint: str, device: torch.device) -> WorldState:

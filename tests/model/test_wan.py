@@ -18,13 +18,12 @@ from mosaic_gym.model.tokens import Context
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions, fuse_adapters, load_pipeline
 from mosaic_gym.model.wan_codec import WanCodec
-from tests.tiny import pickled_only, save_depth
+from tests.tiny import pickled_only
 from tests.tiny_wan import (
     CHANNELS,
     SIZE,
     TEXT,
     save_adapter,
-    save_pipeline,
     tiny_pipeline,
     tiny_transformer,
     tiny_vae,
@@ -33,16 +32,6 @@ from tests.tiny_wan import (
 GRID = (SIZE[0] // 16, SIZE[1] // 16)
 K = torch.tensor([[60.0, 0.0, 48.0], [0.0, 60.0, 32.0], [0.0, 0.0, 1.0]])
 EXACT = WanOptions(dtype="float64")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("wan") / "pipeline")
-
-
-@pytest.fixture(scope="module")
-def depth(tmp_path_factory):
-    return save_depth(tmp_path_factory.mktemp("depth"))
 
 
 def in_ours(wan, **kwargs) -> MosaicTransformer3DModel:

@@ -14,20 +14,9 @@ from mosaic_gym.model.attention import Positions, lifted_projection, rotary_angl
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.wan import WanOptions, load_pipeline, plan_pipeline
 from mosaic_gym.model.wan_cameras import METRES_PER_UNIT
-from tests.tiny import save_depth
-from tests.tiny_wan import SIZE, save_adapter, save_pipeline
+from tests.tiny_wan import SIZE, save_adapter
 
 EXACT = WanOptions(dtype="float64")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("wan") / "pipeline")
-
-
-@pytest.fixture(scope="module")
-def depth(tmp_path_factory):
-    return save_depth(tmp_path_factory.mktemp("depth"))
 
 
 def test_mistakes_show_before_anything_large_is_loaded(folder, depth, tmp_path, monkeypatch):
