@@ -1,8 +1,8 @@
-"""Figures of merit over pixels, and their intervals over paths."""
+"""Figures of merit over pixels, their intervals over paths, and whether two places rank policies alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -112,3 +112,43 @@ def share_interval(successes: Sequence[float], z: float = 1.96) -> dict[str, flo
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     return {"value": share, "low": float(max(centre - reach, 0.0)), "high": float(min(centre + reach, 1.0))}
+
+
+def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 1000) -> dict[str, float | None]:
+    """How far the order of policies by their mean returns is the same in dream and engine.
+
+    Args:
+        dream, engine: returns `[policies, episodes]`, of the same episodes.
+
+    Returns:
+        `spearman`; `low`, `high`: 95 % of a bootstrap over episodes, policies as they are. `halves`, `engine_halves`:
+        the mean when one half of the episodes, drawn again and again, is ranked in the dream, or in the engine itself,
+        and the other half in the engine. If the engine's halves disagree, policies are too much alike to be ranked by
+        so few episodes. None for what cannot be said, since policies all return the same.
+    """
+    from scipy.stats import spearmanr
+
+    def rho(one: np.ndarray, other: np.ndarray) -> float:
+        means = one.mean(1), other.mean(1)
+        # Policies that all return the same have no order.
+        return np.nan if any(np.ptp(each) == 0 for each in means) else float(spearmanr(*means).statistic)
+
+    def told_of(found: Sequence[float], tell: Callable[[np.ndarray], float]) -> float | None:
+        said = np.array([each for each in found if np.isfinite(each)])
+        return float(tell(said)) if len(said) else None
+
+    def halves(one: np.ndarray, other: np.ndarray) -> float | None:
+        split = (np.split(rng.permutation(count), [count // 2]) for _ in range(draws))
+        return told_of([rho(one[:, left], other[:, right]) for left, right in split], np.mean)
+
+    rng = np.random.default_rng(seed)
+    count = dream.shape[1]
+    drawn = rng.integers(count, size=(draws, count))
+    drawn = [rho(dream[:, rows], engine[:, rows]) for rows in drawn]
+    return {
+        "spearman": told_of([rho(dream, engine)], np.mean),
+        "low": told_of(drawn, lambda found: np.percentile(found, 2.5)),
+        "high": told_of(drawn, lambda found: np.percentile(found, 97.5)),
+        "halves": halves(dream, engine),
+        "engine_halves": halves(engine, engine),
+    }

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from mosaic_gym import Planner, Start
 from mosaic_gym.envs.sb3 import make_sb3
 from mosaic_gym.envs.tasks import EngineTask, Judgement
+from mosaic_gym.evaluation.metrics import agreement
 from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
 from mosaic_gym.evaluation.transfer.policies import (
@@ -181,19 +182,19 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
 def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():
     rng = np.random.default_rng(0)
     skill = np.arange(8.0)[:, None]
-    sure = benchmark.agreement(skill + np.zeros((8, 20)), 2 * skill + np.zeros((8, 20)), seed=0, draws=50)
+    sure = agreement(skill + np.zeros((8, 20)), 2 * skill + np.zeros((8, 20)), seed=0, draws=50)
     assert sure == dict.fromkeys(("spearman", "low", "high", "halves", "engine_halves"), 1.0)
-    turned = benchmark.agreement(skill + np.zeros((8, 20)), -skill + np.zeros((8, 20)), seed=0, draws=50)
+    turned = agreement(skill + np.zeros((8, 20)), -skill + np.zeros((8, 20)), seed=0, draws=50)
     assert turned["spearman"] == turned["halves"] == -1.0 and turned["engine_halves"] == 1.0
     # The same skills behind much noise: the interval holds what is found, and is wide.
-    found = benchmark.agreement(*(skill + rng.normal(0, 12, (8, 20)) for _ in range(2)), seed=0, draws=200)
+    found = agreement(*(skill + rng.normal(0, 12, (8, 20)) for _ in range(2)), seed=0, draws=200)
     assert found["low"] < found["spearman"] < found["high"] and found["high"] - found["low"] > 0.3
     # Nor does the engine agree with itself then. Its halves never share an episode: what one adds to all is no skill.
     assert found["engine_halves"] < 0.8
-    nothing = benchmark.agreement(np.zeros((8, 20)), skill + np.zeros((8, 20)), seed=0, draws=50)
+    nothing = agreement(np.zeros((8, 20)), skill + np.zeros((8, 20)), seed=0, draws=50)
     assert set(nothing.values()) == {None, 1.0} and nothing["engine_halves"] == 1.0
     scenes = rng.normal(0, 12, (8, 20))
-    assert benchmark.agreement(scenes, scenes, seed=0, draws=200)["engine_halves"] < 0.5
+    assert agreement(scenes, scenes, seed=0, draws=200)["engine_halves"] < 0.5
 
 
 class EverySecondEndsAtOnce(EngineTask):

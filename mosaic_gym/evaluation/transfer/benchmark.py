@@ -26,7 +26,6 @@ import numpy as np
 from mosaic_gym.envs.tasks import GoalTask, Task
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from stable_baselines3.common.vec_env import VecEnv
 
     from mosaic_gym.data.episodes import EpisodeStore
@@ -152,6 +151,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.evaluation.transfer import policies as known
+    from mosaic_gym.evaluation.transfer.plot import draw
     from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, engine_task, remembered
     from mosaic_gym.model.checkpoints import WorldModel
 
@@ -300,6 +300,8 @@ def rank(
     config: Config, places: Mapping[str, Callable[[], VecEnv]], policies: Mapping[str, Callable[[int], Choose]]
 ) -> dict[str, Any]:
     """Mean returns of policies in dream and engine, over the same episodes, and how far their order agrees."""
+    from mosaic_gym.evaluation.metrics import agreement
+
     seeds = range(FIRST_RANK_SEED, FIRST_RANK_SEED + config.rank_episodes)
     returns = {}
     for place, open_env in places.items():
@@ -363,87 +365,3 @@ def plan(config: Config, model: WorldModel) -> dict[str, dict[str, dict[str, flo
     if opened.cache_info().currsize:
         opened().close()
     return found
-
-
-def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 1000) -> dict[str, float | None]:
-    """How far the order of policies by their mean returns is the same in dream and engine.
-
-    Args:
-        dream, engine: returns `[policies, episodes]`, of the same episodes.
-
-    Returns:
-        `spearman`; `low`, `high`: 95 % of a bootstrap over episodes, policies as they are. `halves`, `engine_halves`:
-        the mean when one half of the episodes, drawn again and again, is ranked in the dream, or in the engine itself,
-        and the other half in the engine. If the engine's halves disagree, policies are too much alike to be ranked by
-        so few episodes. None for what cannot be said, since policies all return the same.
-    """
-    from scipy.stats import spearmanr
-
-    def rho(one: np.ndarray, other: np.ndarray) -> float:
-        means = one.mean(1), other.mean(1)
-        # Policies that all return the same have no order.
-        return np.nan if any(np.ptp(each) == 0 for each in means) else float(spearmanr(*means).statistic)
-
-    def told_of(found: Sequence[float], tell: Callable[[np.ndarray], float]) -> float | None:
-        said = np.array([each for each in found if np.isfinite(each)])
-        return float(tell(said)) if len(said) else None
-
-    def halves(one: np.ndarray, other: np.ndarray) -> float | None:
-        split = (np.split(rng.permutation(count), [count // 2]) for _ in range(draws))
-        return told_of([rho(one[:, left], other[:, right]) for left, right in split], np.mean)
-
-    rng = np.random.default_rng(seed)
-    count = dream.shape[1]
-    drawn = rng.integers(count, size=(draws, count))
-    drawn = [rho(dream[:, rows], engine[:, rows]) for rows in drawn]
-    return {
-        "spearman": told_of([rho(dream, engine)], np.mean),
-        "low": told_of(drawn, lambda found: np.percentile(found, 2.5)),
-        "high": told_of(drawn, lambda found: np.percentile(found, 97.5)),
-        "halves": halves(dream, engine),
-        "engine_halves": halves(engine, engine),
-    }
-
-
-def bars(axes: Axes, arms: Mapping[str, dict[str, dict[str, float]]], colours: list[str]) -> None:
-    """Successes by name, with their intervals."""
-    rows = [told["success"] for told in arms.values()]
-    values = [row["value"] for row in rows]
-    reach = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
-    axes.bar(list(arms), values, yerr=reach, capsize=4, color=colours[: len(rows)])
-    axes.set_ylim(0.0, 1.0)
-
-
-def draw(path: Path, found: dict[str, Any]) -> None:
-    """Successes with their intervals, the ranking, and the planner."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = 1 + ("ranking" in found) + ("planner" in found)
-    figure, axes = plt.subplots(1, panels, figsize=(3.7 * panels, 3.2), layout="constrained", squeeze=False)
-    left, *others = axes[0]
-    bars(left, found["arms"], ["0.85", "0.7", "0.55", "tab:blue", "tab:green"])
-    left.set(ylabel="success in the engine", title="goal task, by where policies learnt")
-    if "ranking" in found:
-        middle, *others = others
-        pairs = found["ranking"]["returns_dream_engine"]
-        dream, engine = np.array(list(pairs.values())).T
-        middle.plot(dream, engine, "o")
-        # Names stand in a column of their own, for good policies are too near to one another.
-        span, beside, height = np.ptp([dream, engine]) or 1.0, dream.max(), -np.inf
-        for name, place in sorted(pairs.items(), key=lambda pair: pair[1][1]):
-            height = max(place[1], height + 0.055 * span)
-            line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
-            middle.annotate(name, place, (beside + 0.1 * span, height), fontsize=8, va="center", arrowprops=line)
-        middle.set_xlim(right=beside + 0.45 * span)
-        middle.set_ylim(top=max(height, engine.max()) + 0.05 * span)
-        middle.set(xlabel="mean return in the dream", ylabel="mean return in the engine")
-        rho = found["ranking"]["spearman"]
-        middle.set_title("policies, rank correlation " + ("none" if rho is None else f"{rho:.2f}"))
-    if "planner" in found:
-        bars(others[0], found["planner"], ["tab:blue", "tab:cyan", "0.7"])
-        others[0].set(ylabel="comes home in the engine", xlabel="memory", title="return task; CEM in the dream")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
