@@ -55,6 +55,7 @@ COMMANDS: dict[str, Command] = {
 """All commands, by the one or two words that choose them."""
 
 EXTRAS: dict[str, str] = {
+    "bitsandbytes": "quantisation",
     "ftfy": "wan",
     "matplotlib": "rl",
     "peft": "wan",

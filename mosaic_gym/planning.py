@@ -1,6 +1,6 @@
 """Plans in the dream, for a body that may be anywhere: CEM or MPPI over imagined futures, towards a goal image.
 
-The planner sees what the body sees and remembers it as the dream does (`observe`). Before each step it forks the
+The planner sees what the body sees and remembers it as the dream does (`observe`). For each plan it forks the
 present into many futures, imagines them, and prices each by how unlike the goal its views are. If it has seen a view
 like the goal, futures that end nearer to where that was are cheaper too: that is what memory is for.
 """
@@ -113,7 +113,7 @@ class Planner:
             The episode's return, and whether the goal was reached before its time was over.
 
         Raises:
-            ValueError: an environment of other spaces; it has not been reset then.
+            ValueError: an environment of other spaces; it has not been reset then. TypeError: as `begin`.
         """
         if not isinstance(env.observation_space, gym.spaces.Dict) or not isinstance(env.action_space, gym.spaces.Box):
             raise ValueError(
@@ -132,7 +132,17 @@ class Planner:
             self.see(env.unwrapped.view)
 
     def begin(self, views: Sequence[View], goal: np.ndarray) -> None:
-        """Takes in what was seen so far, oldest first, and the goal image, uint8 `[H, W, 3]`."""
+        """Takes in what was seen so far, oldest first, and the goal image, uint8 `[H, W, 3]`.
+
+        Raises:
+            TypeError: a dream that cannot take in what a body sees.
+        """
+        for needed in ("begin", "observe"):
+            if not callable(getattr(self.dream, needed, None)):
+                raise TypeError(
+                    f"{type(self.dream).__name__} has no {needed}(): a planner that sees needs a world with one, as "
+                    "MosaicWorld has it"
+                )
         self.goal, self.plan, self.places, self.ahead = blurred(goal), np.zeros((self.search.horizon, 3)), [], []
         poses = poses_of(views[0], self.dream.control)
         self._take_in(self.dream.begin(views[0].frames, poses, seed=0, prompt=""), views[0])

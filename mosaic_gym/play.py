@@ -62,26 +62,30 @@ class Keyboard:
         self._held: set[int] = set()
 
     def read(self) -> np.ndarray:
-        """Takes in what happened, and returns the action `[3]` float32 of the keys now held."""
+        """Takes in what happened; returns the action `[3]` float32 of the keys held now, or tapped since last time."""
         import pygame
 
         self.restart = False
+        pressed: set[int] = set()  # a tap is shorter than a step: it may be over by now
         for event in pygame.event.get():
             if event.type == pygame.KEYDOWN:
                 self._held.add(event.key)
+                pressed.add(event.key)
                 self.restart |= event.key == pygame.K_r
                 self.quit |= event.key == pygame.K_ESCAPE
             elif event.type == pygame.KEYUP:
                 self._held.discard(event.key)
             elif event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
                 self.quit = True
-        forward = self._axis((pygame.K_w, pygame.K_UP), (pygame.K_s, pygame.K_DOWN))
-        strafe = self._axis((pygame.K_d,), (pygame.K_a,))
-        turn = self._axis((pygame.K_RIGHT,), (pygame.K_LEFT,))
+        down = self._held | pressed
+        forward = _axis(down, {pygame.K_w, pygame.K_UP}, {pygame.K_s, pygame.K_DOWN})
+        strafe = _axis(down, {pygame.K_d}, {pygame.K_a})
+        turn = _axis(down, {pygame.K_RIGHT}, {pygame.K_LEFT})
         return np.array([forward, strafe, turn], np.float32)
 
-    def _axis(self, positive: tuple[int, ...], negative: tuple[int, ...]) -> float:
-        return float(any(key in self._held for key in positive)) - float(any(key in self._held for key in negative))
+
+def _axis(down: set[int], positive: set[int], negative: set[int]) -> float:
+    return float(not down.isdisjoint(positive)) - float(not down.isdisjoint(negative))
 
 
 class Stage:

@@ -102,6 +102,13 @@ def test_what_cannot_be_planned_is_said(make, said):
         make()
 
 
+def test_a_world_that_takes_in_nothing_cannot_see_for_a_planner():
+    world = CountingWorld()
+    _, view = world.start(Start(seed=0))
+    with pytest.raises(TypeError, match=r"CountingWorld has no begin\(\): .* as MosaicWorld has it"):
+        Planner(world).begin([view], view.frames[0])
+
+
 def test_who_has_seen_nothing_has_no_plan():
     with pytest.raises(RuntimeError, match="begin"):
         Planner(CountingWorld()).act()

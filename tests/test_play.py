@@ -43,6 +43,14 @@ def test_keys_become_actions_while_they_are_held():
     assert keyboard.read().tolist() == [0, 0, 1]
 
 
+def test_a_tap_between_two_steps_counts_for_one():
+    keyboard = Keyboard()
+    press(pygame.K_LEFT)
+    press(pygame.K_LEFT, kind=pygame.KEYUP)
+    assert keyboard.read().tolist() == [0, 0, -1]
+    assert keyboard.read().tolist() == [0, 0, 0]
+
+
 def test_r_restarts_once_and_escape_quits():
     keyboard = Keyboard()
     press(pygame.K_r)

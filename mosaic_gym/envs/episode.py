@@ -25,8 +25,8 @@ class Rules:
     Attributes:
         max_steps: after so many; None never.
         least_coverage: when memory (see `View.coverage`) has covered less than this share of the view for `patience`
-            steps on end: the dream has left what it knows, and a policy paid for going on learns to live in made-up
-            places. None never.
+            steps on end, and the place is on no map (`View.on_map`): the dream has left what it knows, and a policy
+            paid for going on learns to live in made-up places. None never.
         patience: steps.
     """
 
@@ -35,14 +35,15 @@ class Rules:
     patience: int = 8
 
     def __post_init__(self) -> None:
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps is at least 1, or None; got {self.max_steps}")
+        whole = int | np.integer
+        if self.max_steps is not None and not (isinstance(self.max_steps, whole) and self.max_steps >= 1):
+            raise ValueError(f"the steps of an episode are a whole number from 1, or None; got {self.max_steps!r}")
         numbers = int | float | np.integer | np.floating
         least = self.least_coverage
         if least is not None and not (isinstance(least, numbers) and 0.0 < least <= 1.0):
             raise ValueError(f"least_coverage is a share above 0 and up to 1, or None; got {self.least_coverage}")
-        if self.patience < 1:
-            raise ValueError(f"patience is at least 1 step; got {self.patience}")
+        if not (isinstance(self.patience, whole) and self.patience >= 1):
+            raise ValueError(f"patience is a whole number of steps from 1; got {self.patience!r}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def advance(
     for episode, state, view in zip(episodes, states, views, strict=True):
         judgement = task.judge(episode.progress, view)
         steps = episode.steps + 1
-        unsure = rules.least_coverage is not None and view.coverage < rules.least_coverage
+        unsure = rules.least_coverage is not None and view.coverage < rules.least_coverage and not view.on_map
         unsure_steps = episode.unsure_steps + 1 if unsure else 0
         advanced.append(
             replace(

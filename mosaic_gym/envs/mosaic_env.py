@@ -238,7 +238,7 @@ def make_dream(
         collision: whether the body stops at lifted geometry, and at the map's walls, and slides along them.
         temperature: of the draw of the game's own reward and end; 0 takes the likelier.
         least_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
-            many steps on end; None never does.
+            many steps on end, where its place is on no map that the checkpoint knows; None never does.
         loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
     """

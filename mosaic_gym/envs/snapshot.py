@@ -31,6 +31,7 @@ class Snapshot:
         generator: the state of the environment's random generator; branch: which fork of it, see `generator_of`.
         fingerprint: of the world it belongs to.
         task: what `task_told` says of the task that judges it.
+        device: where its tensors are.
     """
 
     episode: Episode
@@ -38,6 +39,7 @@ class Snapshot:
     fingerprint: str
     task: str
     branch: tuple[int, ...] = ()
+    device: str = "cpu"
 
 
 def generator_of(snapshot: Snapshot) -> np.random.Generator:
@@ -57,7 +59,11 @@ def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -
         RuntimeError: the world cannot go back.
     """
     check_forkable(world)
-    return Snapshot(episode, rng.bit_generator.state, world.fingerprint, task_told(task))
+    return Snapshot(episode, rng.bit_generator.state, world.fingerprint, task_told(task), device=_device_of(world))
+
+
+def _device_of(world: World) -> str:
+    return str(getattr(world, "device", "cpu"))
 
 
 def task_told(task: Task) -> str:
@@ -88,6 +94,10 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"restore takes what snapshot() returned; got {type(snapshot).__name__}")
     check_fingerprint("the snapshot", snapshot.fingerprint, world.fingerprint)
+    if snapshot.device != _device_of(world):
+        raise ValueError(
+            f"the snapshot is on {snapshot.device}, this world on {_device_of(world)}: save it to a file, and load that"
+        )
     if snapshot.task != task_told(task):
         raise ValueError(
             f"the snapshot is of the task {snapshot.task}, this environment has {task_told(task)}; restore it where "
@@ -123,7 +133,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
     from mosaic_gym.memory.mosaic import save_described
 
     named: dict[str, Any] = {}
-    told, names, storages = [], {}, set()
+    told, names = [], {}
     # Packed all at once, and forks of one episode once: addresses tell what is shared, while it lives.
     packed = {id(snapshot.episode): _pack(snapshot.episode, world) for snapshot in kept}
     for index, snapshot in enumerate(kept):
@@ -131,14 +141,11 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
         shared = {}
         for name, value in tensors.items():
             full = name if len(kept) == 1 else f"{index}.{name}"
-            storage = value.untyped_storage().data_ptr()
             written = names.setdefault((value.device, value.data_ptr(), tuple(value.shape), value.dtype), full)
             if written != full and value.numel():
                 shared[name] = written
                 continue
-            # The file's format takes no two tensors that overlap.
-            named[full] = value.clone() if storage in storages else value
-            storages.add(storage)
+            named[full] = value
         whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
         told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
     about = {"format": FORMAT, **told[0]} if len(kept) == 1 else {"format": FORMAT_MANY, "members": told}
@@ -225,4 +232,5 @@ def _unpack(world: World, tensors: dict[str, Any], about: dict[str, Any], states
     view = View(**arrays, **{**about["view"], "labels": tuple(about["view"]["labels"])})
     told = {name: about[name] for name in _TOLD}
     episode = Episode(states[same], view, tensors["goal"].cpu().numpy(), **told)
-    return Snapshot(episode, about["generator"], about["fingerprint"], about["task"])
+    kept = about["generator"], about["fingerprint"], about["task"]
+    return Snapshot(episode, *kept, device=_device_of(world))

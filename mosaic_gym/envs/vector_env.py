@@ -196,12 +196,12 @@ def dream_members(num_envs: int, max_episode_steps: int | None = None, **kwargs:
     """`num_envs` members of the learned world.
 
     Args:
-        max_episode_steps: after which an episode is truncated; None never.
+        max_episode_steps: after which an episode is truncated; None, or -1 as Gymnasium has it, never.
         kwargs: as `make_dream` takes them.
     """
     asked = inspect.signature(make_dream).bind(**kwargs)
     asked.apply_defaults()
-    world, faces = open_dream(asked.arguments, max_episode_steps)
+    world, faces = open_dream(asked.arguments, None if max_episode_steps == -1 else max_episode_steps)
     return Members(world, num_envs, **faces)
 
 

@@ -22,7 +22,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     """Prints the figures: of pictures from true places, of single frames, and of walks as memory has them.
 
     Raises:
-        ValueError: fewer than two walks.
+        ValueError: fewer than two walks, or a checkpoint without an atlas.
     """
     import numpy as np
     import torch
@@ -40,6 +40,8 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     if config.paths < 2:
         raise ValueError("give at least 2 paths")
     model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
+    if model.atlas is None:
+        raise ValueError(f"{config.checkpoint} has no atlas; train one (mosaic-gym train atlas), and a world with it")
     arms, k = Arms(model), torch.tensor(model.settings.image_from_camera)
     told: dict[str, list[float]] = {}
 

@@ -45,6 +45,8 @@ def demo(config: Config) -> None:
 
     if config.path < 0 or config.paths < 2 or config.workers < 1:
         raise ValueError("path counts from 0; give at least 2 paths and 1 worker")
+    # First: what fails here takes no finished suite with it.
+    rate = steps_per_second(config.checkpoint, steps=40, warm_up=20)
     config.out.mkdir(parents=True, exist_ok=True)
     model = WorldModel.from_pretrained(config.checkpoint)
     path = collect(return_path, config.path + 1, model.settings, "return paths")[config.path]
@@ -69,7 +71,7 @@ def demo(config: Config) -> None:
 
     told = gather(RevisitConfig(checkpoint=config.checkpoint, paths=config.paths, workers=config.workers))
     found = figures(told)
-    found["steps_per_second"] = steps_per_second(config.checkpoint, steps=40, warm_up=20)
+    found["steps_per_second"] = rate
     card = resolve(config.checkpoint) / "figures.json"
     shipped = json.loads(card.read_text()) if card.is_file() else None
     print(f"\nmeasured now on {config.paths} held-out paths a suite (wide intervals); card: the full benchmark")

@@ -261,9 +261,10 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     if config.paths < 2 or config.workers < 1:
         raise ValueError("give at least 2 paths and 1 worker")
+    # First: what fails here takes no finished suite with it.
+    rate = steps_per_second(config.checkpoint, steps=60, warm_up=60)
     told = gather(config)
     found = figures(told)
-    rate = steps_per_second(config.checkpoint, steps=60, warm_up=60)
     found["steps_per_second"] = {**rate, "goal": GOALS["steps_per_second"][0]}
     print(f"\n{config.checkpoint}: {config.paths} held-out paths a suite, 95 % intervals over paths")
     print_figures(found)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,9 +45,11 @@ def steps_per_second(checkpoint: str, steps: int, warm_up: int) -> dict[str, flo
     spent = []
     for index in range(warm_up + steps):
         started = time.perf_counter()
-        env.step(int(rng.integers(env.action_space.n)))
+        _, _, over, _, _ = env.step(int(rng.integers(env.action_space.n)))
         if index >= warm_up:
             spent.append(time.perf_counter() - started)
+        if over:  # a world may end its episodes
+            env.reset()
     env.close()
     slow, middle, fast = np.percentile(1.0 / np.array(spent), [5, 50, 95])
     return {"value": float(middle), "low": float(slow), "high": float(fast)}
@@ -71,11 +74,12 @@ def vector_ratio(checkpoint: str, members: int, steps: int) -> dict[str, float]:
         started = time.perf_counter()
         together.step(row)
         middle = time.perf_counter()
-        for env, action in zip(singles, row, strict=True):
-            env.step(int(action))
+        over = [any(env.step(int(action))[2:4]) for env, action in zip(singles, row, strict=True)]
         if index >= steps:
             spent["vector"] += middle - started
             spent["in turn"] += time.perf_counter() - middle
+        for env in compress(singles, over):
+            env.reset()
     for env in (together, *singles):
         env.close()
     rates = {name: members * steps / seconds for name, seconds in spent.items()}

@@ -8,11 +8,13 @@ they land. Reading (`recall`) and writing (`remember`) are two verbs; writing re
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from threading import Barrier
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -159,7 +161,13 @@ def save_described(tensors: dict[str, Tensor], path: Path | str, told: dict[str,
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} to save {Path(path).name} in; make it first")
-    save_file(tensors, str(path), metadata={"about": json.dumps(told)})
+    apart, storages = {}, set()
+    for name, value in tensors.items():
+        # The format takes no two tensors that share memory, as those of a keyframe and of its moved copy do.
+        storage = value.device, value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if storage in storages else value
+        storages.add(storage)
+    save_file(apart, str(path), metadata={"about": json.dumps(told)})
 
 
 def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -373,8 +381,22 @@ def _for_all(work: Callable[..., Any], cameras: Tensor, *given: Sequence[Any]) -
 
 @cache
 def _workers(threads: int) -> ThreadPoolExecutor:
-    # The number of threads of an operation is each thread's own, as is whether gradients are kept.
-    return ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
+    # How many threads an operation takes is each thread's own, and is settled when the thread first asks: for what was
+    # said last, by any. So all of these ask now, held until the last has, and then it is said again for later ones.
+    all_there = Barrier(threads)
+
+    def settle(_: int) -> None:
+        all_there.wait()
+        torch.get_num_threads()
+
+    pool = ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
+    list(pool.map(settle, range(threads)))
+    torch.set_num_threads(threads)
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 def _warp(

@@ -2,8 +2,8 @@
 
 Works on patch centres only, so that thousands of keyframes cost little. The chosen keyframes then go to
 `warp.py`, the chosen patches become tokens with a Warped RoPE coordinate. The paper leaves the rule open;
-ours takes, per cell of the view, the patches on the nearest surface, and ranks them by the same cost as
-the warp does (scale, view angle, generations).
+ours takes, per cell of the view, the patches on the nearest surface (`warp.OCCLUDES` says what still is), and ranks
+them by the same cost as the warp does (parallax, scale, view angle, generations).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def select(
         image_from_camera: `[3, 3]`, K in latent cells.
         grid: (h, w), the latent grid.
         max_sources, max_patches: budgets.
-        afar: whether a member is served by what was seen from afar, where nothing nearer serves it; None: all are. One
-            whose view is known by heart does without.
+        afar: whether a keyframe may serve a member as a source by what it saw from afar, where nothing nearer does;
+            None: all may. One whose view is known by heart does without. Patches compete wherever they were seen from.
     """
     height, width = grid
     (b, f), k, n = world_from_camera.shape[:2], max(map(len, memories)), height * width

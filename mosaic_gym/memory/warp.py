@@ -198,7 +198,7 @@ def warp_stills(
     """Carries the stills of `s` sources into `f` target cameras and blends what agrees.
 
     Every target cell averages the sources that truly see its surface, weighted by
-    exp(-sharpness * cost) with `source_cost` (scale, view angle, generation).
+    exp(-sharpness * cost) with `source_cost` (parallax, scale, view angle, generation).
 
     Args:
         stills: `[b, s, c, H, W]`.
@@ -214,6 +214,7 @@ def warp_stills(
     source_from_target = invert_pose(target_from_source)  # [b, f, s, 4, 4]
     splatted_m = splat_depth(depth_m, alive, target_from_source, image_from_camera)
     ages = generation[:, None]
+    # Roughly: a source's depth is taken from this cell of it, not from the one that landed here.
     first_cost = source_cost(splatted_m, depth_m[:, None], ages, target_from_source)
     target_m = choose_surface(splatted_m, first_cost)
     filled = target_m.isfinite()

@@ -135,8 +135,8 @@ class WorldModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells checkpoints apart: a hash of the settings, of every weight that a state depends on, and of how a
-        pipeline's are read."""
+        """Tells checkpoints apart: a hash of the settings, of the weights that a state depends on (see
+        `fingerprint_of`), and of how a pipeline's are read."""
         networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
         told = asdict(self.settings)
         if self.pipeline is not None:
@@ -157,7 +157,10 @@ class WorldModel:
             ValueError: a pretrained pipeline, which has a format of its own.
         """
         if self.pipeline is not None:
-            raise ValueError("a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder)")
+            raise ValueError(
+                "a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder). LoRA adapters are to be "
+                "fused first: mosaic_gym.model.wan.fuse_adapters(model.transformer)"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         parts = [name for name in KINDS if getattr(self, name) is not None]
@@ -264,7 +267,7 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
 
 
 def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
-    """Tells weights apart: a hash of `told` and of every weight of the networks.
+    """Tells weights apart: a hash of `told` and of the networks' weights, of very large ones a sample.
 
     What is no network counts by its `model`, if it has one.
     """

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,13 @@ class WanOptions:
         denoising_steps: unless the environment asks for another number; None for those that the transformer records, as
             a distilled student does, and for Wan's 50 where it records none.
         causal: clean tokens are read by themselves, and one clip goes on for ever: what a distilled student was trained
-            for. (A student that `transformer` names says so itself.)
+            for. A transformer whose config.json records it, as a student's does, is read so without being asked.
         transformer: a folder whose transformer takes the place of the pipeline's: one that `train world --from --full`
             or `train student` wrote.
         lora: adapters, folders or ids, or the only one's; all of them count, each with weight 1.
         cameras: a file of trained camera projections (`train world --from` writes one); None leaves them at zero.
         offload: None, `model` or `sequential`: what waits on the CPU.
-        quantisation: None, `4bit` or `8bit`, of the transformer, through bitsandbytes.
+        quantisation: None, `4bit` or `8bit`, of the transformer, through bitsandbytes, on a CUDA GPU.
         compile: compile the transformer's repeated blocks.
     """
 
@@ -127,9 +129,7 @@ def plan_pipeline(checkpoint: Path | str, options: WanOptions) -> WanPlan:
         )
     for adapter in options.lora:
         with _adapter_named(adapter):
-            weights = WanImageToVideoPipeline.lora_state_dict(adapter, use_safetensors=True)
-            if not any(name.startswith("transformer.") for name in weights):
-                raise ValueError("none of its weights is for a transformer of Wan's")
+            _check_adapter(transformer, WanImageToVideoPipeline.lora_state_dict(adapter, use_safetensors=True))
     if options.cameras is not None:
         check_cameras(transformer, options.cameras)
     if not (told.get("expand_timesteps") or options.transformer or options.lora or options.cameras):
@@ -161,11 +161,15 @@ def load_pipeline(
 ) -> WanImageToVideoPipeline:
     """The pipeline of a Wan folder or hub id, with our transformer in it.
 
+    What its `save_pretrained` writes, this function and plain diffusers load again; adapters have to be fused before
+    (`fuse_adapters`).
+
     Args:
         plan: what `plan_pipeline` said of the same; None asks it.
 
     Raises:
         ValueError: as `plan_pipeline`, and for weights that are missing, damaged or of other shapes than planned.
+        torch.OutOfMemoryError: quantised weights that the GPU has no room for.
     """
     plan = plan or plan_pipeline(checkpoint, options)
     dtype = getattr(torch, options.dtype)
@@ -176,6 +180,8 @@ def load_pipeline(
     }
     transformer = networks["transformer"]
     pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **networks)
+    # model_index.json names each component's class, and a pipeline takes none that diffusers does not know.
+    pipeline.register_to_config(transformer=("diffusers", "WanTransformer3DModel"))
     _load_adapters(pipeline, options.lora)
     if transformer.config.causal:  # few steps at even levels; multistep solvers need more of them
         shift = transformer.config.flow_shift or flow_shift(pipeline.scheduler)
@@ -186,6 +192,24 @@ def load_pipeline(
 def flow_shift(scheduler: SchedulerMixin) -> float:
     """The shift of a scheduler's noise levels, under either of diffusers' names for it; 1 where it has none."""
     return scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0
+
+
+def _check_adapter(transformer: MosaicTransformer3DModel, weights: dict[str, torch.Tensor]) -> None:
+    """Raises ValueError for a LoRA adapter that is for no transformer of Wan's, or for one of other widths."""
+    factors = {name: each for name, each in weights.items() if name.startswith("transformer.")}
+    if not factors:
+        raise ValueError("none of its weights is for a transformer of Wan's")
+    layers = dict(transformer.named_modules())
+    for name, factor in factors.items():
+        place, _, part = name.removeprefix("transformer.").partition(".lora_")
+        if place not in layers or part not in ("A.weight", "B.weight"):
+            continue
+        shape = layers[place].weight.shape
+        if (factor.shape[1:] != shape[1:]) if part == "A.weight" else (factor.shape[0] != shape[0]):
+            raise ValueError(
+                f"its weight {name} has shape {tuple(factor.shape)}, and the layer that it adapts {tuple(shape)}: it "
+                "was trained for another model"
+            )
 
 
 def _load_adapters(pipeline: WanImageToVideoPipeline, adapters: tuple[str, ...]) -> None:
@@ -226,11 +250,14 @@ def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.
 
     Raises:
         ValueError: it cannot be loaded, or lacks weights; the cameras' projections, which Wan lacks, it may.
+        torch.OutOfMemoryError: it is loaded to a GPU, as quantised ones are, that has no room for it.
     """
     told = {"subfolder": name, "use_safetensors": True, **kwargs}
     try:
         with _missing_unmentioned():
             network, found = kind.from_pretrained(str(checkpoint), dtype=dtype, output_loading_info=True, **told)
+    except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the component's
+        raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"the component {name!r} of {checkpoint} cannot be loaded ({error}); take another pipeline, or download "
@@ -250,15 +277,16 @@ def _transformer_at(checkpoint: Path | str, options: WanOptions) -> tuple[Path |
     Raises:
         ValueError: the option names no whole transformer.
     """
+    causal = {"causal": True} if options.causal else {}  # else as its config says
     if options.transformer is None:
-        return checkpoint, {"subfolder": "transformer", "insertion": "parallel", "causal": options.causal}
+        return checkpoint, {"subfolder": "transformer", "insertion": "parallel", **causal}
     if not (Path(options.transformer) / "config.json").is_file():
         raise ValueError(
             f"loading option transformer names {str(options.transformer)!r}, which holds no config.json; give the "
             "folder weights/transformer of a run"
         )
     check_component(Path(options.transformer), "transformer")
-    return options.transformer, {"subfolder": None}
+    return options.transformer, {"subfolder": None, **causal}
 
 
 def load_transformer(
@@ -354,6 +382,10 @@ def _check_options(options: WanOptions) -> None:
     ):
         if value not in known:
             raise ValueError(f"loading option {name} is one of {known}; got {value!r}")
+    if options.quantisation is not None and not torch.cuda.is_available():
+        raise ValueError("loading option quantisation needs a CUDA GPU, and this torch sees none: leave it out")
+    if options.quantisation is not None and find_spec("bitsandbytes") is None:
+        raise ValueError("loading option quantisation needs bitsandbytes: pip install 'mosaic-gym[quantisation]'")
     if options.compile and options.offload == "sequential":
         raise ValueError(
             "loading option compile is for weights that stay where they are during a step; with offload='sequential' "
@@ -364,11 +396,19 @@ def _check_options(options: WanOptions) -> None:
     for name, value in places:
         if not isinstance(value, str | Path):
             raise ValueError(f"loading option {name} names a folder, a file or an id; got {value!r}")
+    for name in ("field_of_view_deg", "median_depth_m", "guidance"):
+        if not isinstance(getattr(options, name), Real):
+            raise ValueError(f"loading option {name} is a number; got {getattr(options, name)!r}")
     if not 1.0 < options.field_of_view_deg < 179.0:
         raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
     if not 0.0 < options.median_depth_m < np.inf:
         raise ValueError(f"median_depth_m is a finite number of metres above 0; got {options.median_depth_m}")
-    if options.guidance < 1.0:
+    if not 1.0 <= options.guidance < np.inf:
         raise ValueError(f"guidance is 1 (none) or more; got {options.guidance}")
+    steps = options.denoising_steps
+    if steps is not None and not (isinstance(steps, Integral) and steps >= 1):
+        raise ValueError(f"loading option denoising_steps is a whole number, 1 or more, or None; got {steps!r}")
+    if not isinstance(options.negative_prompt, str):
+        raise ValueError(f"loading option negative_prompt is a string; got {options.negative_prompt!r}")
 
 

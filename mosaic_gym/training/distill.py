@@ -10,6 +10,9 @@ Two stages, as Causal Forcing and Self Forcing have them (arXiv 2602.02214, 2506
    what the student makes. Gradients flow through one denoising step of every frame. The teacher is guided as Wan is
    when it is sampled, the critic and the student are not: what guidance does becomes the student's own.
 
+A student is to be begun from an image: history is never empty here, and a first frame made from the prompt alone has
+nothing before it.
+
 Each stage is a run of its own, in `causal/` and `match/` of the run's folder, and the critic is made for the second.
 
 Memory, computed and not measured, at the full size of TI2V-5B, whose transformer has 5.283 billion parameters with its
@@ -24,6 +27,7 @@ processes are refused.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,7 +117,7 @@ class Sample:
     """A clip and all that it is predicted from; tensors as `MosaicTransformer3DModel.read` takes them.
 
     Attributes:
-        unwanted: `[1, l, text_dim]`, what guidance leads the teacher away from; None without guidance.
+        unwanted: `[1, l, text_dim]`, what guidance leads the teacher away from; None where no teacher is guided.
     """
 
     history: Tensor
@@ -124,7 +128,7 @@ class Sample:
     k: Tensor
     size: tuple[int, int]
     text: Tensor
-    unwanted: Tensor | None
+    unwanted: Tensor | None = None
 
     def before(self, frames: Sequence[Tensor], kept: int) -> tuple[Tensor, Tensor]:
         """History and its cameras behind these frames `[1, c, h, w]` of the clip, at most `kept` of them."""
@@ -172,11 +176,18 @@ def roll_out(
 
 
 def score_losses(
-    teacher: nn.Module, critic: nn.Module, clip: Tensor, sample: Sample, config: Config, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+    teacher: nn.Module,
+    critic: nn.Module,
+    clip: Tensor,
+    sample: Sample,
+    config: Config,
+    generator: torch.Generator,
+    learns: bool,
+) -> tuple[Tensor | None, Tensor]:
     """Stage 2: what moves the student (DMD, eq. 7 with its normalisation, eq. 8), and what teaches the critic.
 
-    The teacher's score is guided: the unprompted one, and `config.guidance` times what the prompt adds.
+    The teacher's score is guided: the unprompted one, and `config.guidance` times what the prompt adds. Where the
+    student does not learn, nothing moves it (None), and the teacher is not asked.
     """
     sigma = leaning(generator, config.shift, clip)
     noisy, velocity = noised(clip.detach(), sigma, generator)
@@ -184,6 +195,8 @@ def score_losses(
     time, level = sigma * TIMESTEPS, sigma.view(-1, 1, 1, 1, 1)
     said = critic(noisy, time, critic.read(*where, sample.text)).float()
     critic_loss = F.mse_loss(said, velocity)
+    if not learns:
+        return None, critic_loss
     with torch.no_grad():
         wished = teacher(noisy, time, teacher.read(*where, sample.text)).float()
         if config.guidance != 1.0:
@@ -207,7 +220,7 @@ def learn_causally(
 ) -> None:
     """Stage 1, in place."""
     networks = nn.ModuleDict({"student": student})
-    asked = {"averaged": False, "recipe": recipe_of(config, given[1])}
+    asked = {"averaged": False, "parts": given[0].model.fingerprint, "recipe": recipe_of(config, given[1])}
     run = Run(config.out / "causal", networks, config.learning_rate, *budget, accelerator, **asked)
     kept = given[0].model.settings.history
     while not run.finished:
@@ -222,21 +235,28 @@ def match_teacher(
     config: Config, student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
 ) -> None:
     """Stage 2, in place."""
-    teacher = given[0].model.transformer
-    critic = begun(teacher)
+    model = given[0].model
+    critic = begun(model.transformer)
     networks = nn.ModuleDict({"student": student, "critic": critic})
-    asked = {"averaged": False, "recipe": recipe_of(config, given[1])}
+    asked = {"averaged": False, "parts": model.fingerprint, "recipe": recipe_of(config, given[1])}
     run = Run(config.out / "match", networks, config.learning_rate, *budget, accelerator, **asked)
-    kept = given[0].model.settings.history
+    kept = model.settings.history
+    unwanted = None
+    if config.guidance != 1.0:
+        unwanted = model.text_encoder.encode([config.loading.negative_prompt])
+    told: dict[str, Tensor] = {}
     while not run.finished:
         generator = run.generator()
-        sample = _sample(*given, config, run.seed + 7919)  # others than the first stage's
+        sample = replace(_sample(*given, config, run.seed + 7919), unwanted=unwanted)  # others than the first stage's
         learns = run.step_index % config.every == 0
         with accelerator.autocast():
             clip = roll_out(student, sample, config, generator, kept, learns)
-            matching, loss = score_losses(teacher, critic, clip, sample, config, generator)
-        told = {"critic": loss.detach(), "matching": matching.detach()}
-        run.update(loss + matching if learns else loss, told)
+            matching, loss = score_losses(model.transformer, critic, clip, sample, config, generator, learns)
+        told["critic"] = loss.detach()
+        if learns:
+            told["matching"] = matching.detach()  # told until it is known anew
+            loss = loss + matching
+        run.update(loss, told)
     run.close()
 
 
@@ -244,10 +264,11 @@ def train(config: Config) -> MosaicTransformer3DModel:
     """Trains the student, and writes it to `weights/transformer`.
 
     Raises:
-        ValueError: a share or a guidance that is none, a causal teacher, or episodes shorter than a clip.
+        ValueError: as `open_teacher`, and for a share or a guidance that is none, a causal teacher, or episodes shorter
+            than a clip.
     """
     causal, match = _budgets(config)
-    if config.guidance < 1.0:
+    if not 1.0 <= config.guidance < math.inf:
         raise ValueError(f"guidance is 1 (none) or more; got {config.guidance}")
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
@@ -296,9 +317,4 @@ def _sample(
     state, recalled, latents, cameras = draw_sample(world, store, episodes, config, seed)
     size = (world.height, world.width)
     history, history_cameras = state.history[None], state.history_cameras[None]
-    unwanted = None
-    if config.guidance != 1.0:
-        unwanted = world.model.text_encoder.encode([config.loading.negative_prompt])
-    return Sample(
-        history, history_cameras, recalled, latents, cameras, world.k[None], size, state.text[None], unwanted
-    )
+    return Sample(history, history_cameras, recalled, latents, cameras, world.k[None], size, state.text[None])

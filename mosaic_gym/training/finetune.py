@@ -11,6 +11,8 @@ weights, gradients and moments, once it has loaded all of it.
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ from accelerate import Accelerator, AutocastKwargs, DistributedType
 from diffusers import WanImageToVideoPipeline
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mosaic_gym.data.episodes import EpisodeStore
@@ -46,6 +49,10 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
 ADAPTER = "default"
 """The name of the adapter that is trained, which is none of a loaded one's."""
+COUNTS = ("clip", "rank", "episodes", "every", "denoising_steps")
+"""Of this recipe's config and of the distillation's: whole numbers, at least 1."""
+POSITIVE = ("learning_rate", "shift")
+"""Of the same: finite numbers above 0."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +120,26 @@ def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
     return Remembered(keyframes, store.captions(index))
 
 
-def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
-    """The pretrained world, told the camera of the recordings, and the recordings.
-
-    Raises:
-        ValueError: a mixture that this recipe does not make, or a depth model without a scale.
-    """
+def _check(config: Any) -> None:
+    """Raises ValueError for what cannot be trained, as far as a config tells: nothing is loaded."""
+    for name in COUNTS:
+        if (count := getattr(config, name, None)) is not None and count < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1; got {count}")
+    for name in POSITIVE:
+        if (number := getattr(config, name)) is not None and not 0.0 < number < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} is a finite number above 0; got {number}")
+    if not 0.0 <= config.empty_prompt <= 1.0:
+        raise ValueError(f"--empty-prompt is a share, 0 to 1; got {config.empty_prompt}")
+    if config.loading.offload is not None:
+        raise ValueError(
+            "--loading.offload moves weights to the CPU and back between forwards, and what is trained has to stay "
+            "where its optimiser is: leave it out"
+        )
+    if config.loading.quantisation is not None and getattr(config, "full", True):  # a student is trained whole
+        raise ValueError(
+            "--loading.quantisation leaves the transformer weights that no gradient can change: leave it out, or train "
+            "adapters (train world --from, without --full)"
+        )
     if config.loading.inverse_depth:
         raise ValueError(
             "a relative depth model gives every recorded frame a scale of its own, and no memory would fit together: "
@@ -127,6 +148,16 @@ def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
     asked = [f"mix.{name}" for name in UNUSED if getattr(config.mix, name)]
     if asked:
         raise ValueError(f"samples of a pretrained model have no {', '.join(asked)}: leave that at 0")
+
+
+def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
+    """The pretrained world, told the camera of the recordings, and the recordings.
+
+    Raises:
+        ValueError: numbers that train nothing, a mixture that this recipe does not make, a depth model without a
+            scale, or a way of loading in which nothing can be trained.
+    """
+    _check(config)
     size = (config.height, config.width)
     loading = {each.name: getattr(config.loading, each.name) for each in fields(WanOptions)}
     model = WorldModel.from_pretrained(config.from_, size, loading)
@@ -223,20 +254,17 @@ def train(config: Config) -> WorldModel:
     """Trains, and writes what was trained to `weights/`.
 
     Raises:
-        ValueError: episodes shorter than a clip, a batch that the processes do not divide, a causal model that they
-            would share out, or adapters in float32 to frozen weights that are not.
+        ValueError: as `open_teacher`, and for episodes shorter than a clip, a batch that the processes do not divide, a
+            causal model that they would share out, or adapters in float32 to frozen weights that are not.
     """
     budget = budget_of(config, steps=2000)
     torch.manual_seed(0)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    # A clip uses every weight once; kept in another precision meanwhile, those that are shared out would be whole.
+    once_used = AutocastKwargs(cache_enabled=False)
+    accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[once_used])
     each = config.batch // accelerator.num_processes
     if each * accelerator.num_processes != config.batch or not each:
         raise ValueError(f"batch {config.batch} is not shared out evenly among {accelerator.num_processes} processes")
-    if config.loading.causal and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "a causal model reads clean tokens outside its forward, where FSDP has not gathered its weights: train "
-            "copies (mosaic_gym/training/multi_gpu.yaml), or leave loading.causal out"
-        )
     if config.precision == "no" and not config.full and config.loading.dtype != "float32":
         raise ValueError(
             f"precision no (float32) does not go with frozen weights in {config.loading.dtype}: load them in float32 "
@@ -244,14 +272,19 @@ def train(config: Config) -> WorldModel:
         )
     world, store = open_teacher(config, str(accelerator.device))
     model = world.model
+    if model.transformer.config.causal and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            "a causal model reads clean tokens outside its forward, where FSDP has not gathered its weights: train "
+            "copies (mosaic_gym/training/multi_gpu.yaml), or a model that is not causal (without loading.causal)"
+        )
     prepare(config, model)
     episodes = remember_long_enough(world, store, config)
     rate = config.learning_rate or (1e-5 if config.full else 1e-4)
-    asked = {"averaged": False, "shared": True, "recipe": recipe_of(config, store)}
+    # The fingerprint is that of the weights as they were loaded: it was taken then.
+    asked = {"averaged": False, "shared": True, "parts": model.fingerprint, "recipe": recipe_of(config, store)}
     run = Run(config.out, model.transformer, rate, *budget, accelerator, **asked)
     k = world.k[None]
-    # A clip uses every weight once; kept in another precision meanwhile, those that are shared out would be whole.
-    once_used = AutocastKwargs(cache_enabled=False)
+    copied = isinstance(run.model, DistributedDataParallel)
     while not run.finished:
         generator = run.generator()
         losses = []
@@ -262,18 +295,20 @@ def train(config: Config) -> WorldModel:
             # 2. Noise.
             sigma = leaning(generator, config.shift, latents)
             noisy, velocity = noised(latents, sigma, generator)
-            # 3. What the network says leads there.
-            with accelerator.autocast(once_used):
-                context = model.transformer.read(
-                    state.history[None], state.history_cameras[None], recalled, cameras, k,
-                    (world.height, world.width), state.text[None],
-                )  # fmt: skip
-                said = run.model(noisy, sigma * TIMESTEPS, context)
-            loss = F.mse_loss(said.float(), velocity) / each
-            if index + 1 < each:
-                accelerator.backward(loss)
+            # 3. What the network says leads there. Copies add up their gradients once a step, with the last sample's.
+            last = index + 1 == each
+            with run.model.no_sync() if copied and not last else nullcontext():
+                with accelerator.autocast():
+                    context = model.transformer.read(
+                        state.history[None], state.history_cameras[None], recalled, cameras, k,
+                        (world.height, world.width), state.text[None],
+                    )  # fmt: skip
+                    said = run.model(noisy, sigma * TIMESTEPS, context)
+                loss = F.mse_loss(said.float(), velocity) / each
+                if not last:
+                    accelerator.backward(loss)
             losses.append(loss)
-        run.update(losses[-1], {"mse": sum(one.detach() for one in losses)})
+        run.update(losses[-1], {"loss": sum(one.detach() for one in losses)})
     run.close()
     if accelerator.is_main_process:
         save_trained(config, accelerator.unwrap_model(run.model), run.trained())
@@ -310,4 +345,6 @@ def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -
     loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [*map(str, config.loading.lora), str(folder)]}
     if config.loading.transformer is not None:
         loading["transformer"] = str(config.loading.transformer)
+    if config.loading.causal:
+        loading["causal"] = True
     print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")

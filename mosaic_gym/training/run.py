@@ -97,7 +97,8 @@ class Run:
         checkpoint_minutes: how often to write a checkpoint.
         averaged: whether an average is kept; a checkpoint without one holds only what is trained.
         begin: the finished weights that `model` was given, if any.
-        parts: tells apart what is trained against and stays as it is (see `fingerprint_of`), if anything is.
+        parts: tells apart the finished weights that are trained against, and those that a pretrained model begins with
+            (see `fingerprint_of`), if there are any.
         recipe: what the run is of, see `recipe_of`; None asks nothing of a run that is gone on from.
         shared: whether several processes may train together.
 
@@ -209,8 +210,9 @@ class Run:
         """One optimiser step on `loss`, the average, the log, and a checkpoint when it is time.
 
         Args:
-            scalars: to be logged beside the loss, every tenth step. Tensors are read only then: an accelerator that is
-                asked what it has found has to finish first.
+            scalars: to be logged beside the loss, every tenth step; where `loss` is but the last part of the step's,
+                whose other gradients are there already, the whole of it as `loss`. Tensors are read only then: an
+                accelerator that is asked what it has found has to finish first.
         """
         warm_up = min(1.0, (self.step_index + 1) / 200)
         rate = self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * self.progress))
@@ -225,9 +227,9 @@ class Run:
         self.step_index += 1
         self.bar.n = self.step_index if self.steps is not None else round(min(self.elapsed_s, 60 * self.minutes))
         if self.step_index % 10 == 0:
-            told = {name: float(value) for name, value in (scalars or {}).items()}
-            self.bar.set_postfix(step=self.step_index, loss=f"{loss.item():.4f}", **told)
-            for name, value in {"loss": loss.item(), "rate": rate, **told}.items() if self.writer else ():
+            told = {name: float(value) for name, value in {"loss": loss, **(scalars or {})}.items()}
+            self.bar.set_postfix({"step": self.step_index, **told, "loss": f"{told['loss']:.4f}"})
+            for name, value in {**told, "rate": rate}.items() if self.writer else ():
                 self.writer.add_scalar(name, value, self.step_index)
         if self._is_due():
             self.checkpoint()
@@ -311,8 +313,8 @@ class Run:
             )
         if told.get("parts") != self.given["parts"]:
             raise ValueError(
-                f"{self.folder} holds a run that was trained against another codec, depth estimator, heads or atlas; "
-                "go on with the same, or choose another folder with --out"
+                f"{self.folder} holds a run that was trained against other weights (codec, depth estimator, heads and "
+                "atlas, or a pretrained pipeline); go on with the same, or choose another folder with --out"
             )
         was, asked = told.get("recipe"), self.given["recipe"]
         if was is not None and asked is not None and was != asked:

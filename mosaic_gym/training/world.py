@@ -9,6 +9,7 @@ mixes: `--mix.alone 0.67` tells a third of the samples by both, and a third by e
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -308,9 +309,10 @@ def train(config: Config) -> WorldModel:
         run.update(loss + BY_ITSELF * by_itself, {"db": decibels, **told})
         if run.step_index % (500 * config.reuse) == 0:
             told = validate(world, heldout, run)
-    run.close()
-    for network in (model.transformer, model.detail, model.text_encoder):
-        round_to_half(network)
+    for name in ("transformer", "detail", "text_encoder"):  # copies: a longer run goes on from what is not rounded
+        setattr(model, name, copy.deepcopy(getattr(model, name)))
+        round_to_half(getattr(model, name))
     print("world: one step on held-out episodes:", validate(world, heldout, run))
+    run.close()
     model.save_pretrained(config.out / "weights")
     return model

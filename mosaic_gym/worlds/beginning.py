@@ -68,7 +68,8 @@ class Beginning:
         (state,), (view,) = self.see([replace(before, step_index=BEFORE)], [[pose] * FRAMES_PER_STEP])
         *kept, fresh = state.memory.keyframes
         memory = replace(state.memory, keyframes=(*kept, replace(fresh, step=0)))
-        return replace(state, memory=memory, step_index=0), view
+        # Nobody has made a step that could be paid for, or end anything.
+        return replace(state, memory=memory, step_index=0), replace(view, reward=0.0, terminated=False)
 
     def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
         """The first image, uint8 `[H, W, 3]`, and the prompt."""
@@ -95,7 +96,12 @@ class Beginning:
 
     @torch.no_grad()
     def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
-        """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would."""
+        """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would.
+
+        Raises:
+            ValueError: frames of another shape or dtype, or not four poses.
+        """
+        self._check_frames(frames, poses)
         cameras = self._cameras([poses])
         before = self.model.codec.present(state.history[-1], state.stream)[None]
         seen = self._float(frames)
@@ -108,7 +114,12 @@ class Beginning:
 
     @torch.no_grad()
     def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
-        """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses."""
+        """A state that has truly seen four frames (uint8 `[4, H, W, 3]`) from four poses.
+
+        Raises:
+            ValueError: frames of another shape or dtype, not four poses, or a prompt that is too long.
+        """
+        self._check_frames(frames, poses)
         return self._begin(frames, poses, seed, prompt, self._checked_memory(None))[0]
 
     @room_for("encoding the first frame")
@@ -166,7 +177,7 @@ class Beginning:
         """A start's memory, as this world keeps it; an empty one for none.
 
         Raises:
-            TypeError, ValueError: no memory, or one that means nothing here.
+            TypeError, ValueError: no memory, one that means nothing here, or one for a world that keeps none.
         """
         made_with = self.model.memory_fingerprint
         if memory is None:
@@ -175,6 +186,8 @@ class Beginning:
             kind = type(memory).__name__
             raise TypeError(f"a start memory is a MosaicMemory; got {kind}. Load it with MosaicMemory.load")
         memory.check_made_with(made_with)
+        if len(memory) and self.capacity == 0:
+            raise ValueError("this world keeps no memory (capacity 0), so none can be begun with; make it with memory")
         if len(memory) and memory.keyframes[0].latent.shape != self._latent_shape:
             shape = tuple(memory.keyframes[0].latent.shape)
             raise ValueError(f"the memory has latents {shape}, this checkpoint {self._latent_shape}: it is another's")
@@ -201,6 +214,13 @@ class Beginning:
             return None
         frame = self._float(frames)[0, -1]
         return recognise(self.atlas, self.model.codec, memory.keyframes, frame, camera, self.k)[None]
+
+    def _check_frames(self, frames: np.ndarray, poses: Sequence[Pose]) -> None:
+        expected = (FRAMES_PER_STEP, self.height, self.width, 3)
+        if frames.dtype != np.uint8 or frames.shape != expected:
+            raise ValueError(f"what is seen is uint8 of shape {expected}; got {frames.dtype} of shape {frames.shape}")
+        if len(poses) != FRAMES_PER_STEP:
+            raise ValueError(f"{FRAMES_PER_STEP} frames are seen from as many poses; got {len(poses)}")
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:
         expected = (self.height, self.width, 3)

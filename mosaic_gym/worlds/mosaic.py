@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
+from mosaic_gym.memory.keyframe import SUPPOSED
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
@@ -47,7 +48,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         patch_grid: rows and columns of patches in a latent frame.
 
     Raises:
-        ValueError: denoising_steps below 1, a negative temperature, or CUDA was asked for and is absent.
+        ValueError: denoising_steps below 1, a negative capacity or temperature, or CUDA was asked for and is absent.
     """
 
     forkable = True
@@ -73,6 +74,8 @@ class MosaicWorld(Beginning, Remembering, Keeping):
                 part.to(memory_format=torch.channels_last)
         self.device = torch.device(device)
         self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
+        if capacity is not None and capacity < 0:
+            raise ValueError(f"capacity is 0, for no memory, or more; got {capacity}")
         if self.denoising_steps < 1:
             raise ValueError(f"denoising_steps is at least 1; got {denoising_steps}")
         self.capacity = settings.capacity if capacity is None else capacity
@@ -176,8 +179,10 @@ class MosaicWorld(Beginning, Remembering, Keeping):
             The states behind the clip, and for each of them its `t` views.
 
         Raises:
-            ValueError: poses that are no whole number of steps, the same for all.
+            ValueError: poses of another number of bodies, or that are no whole number of steps, the same for all.
         """
+        if len(poses) != len(states):
+            raise ValueError(f"{len(states)} states take the poses of {len(states)} bodies; got those of {len(poses)}")
         cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
         recalled = self.recall(states, cameras, self.pictures(states, cameras))
         futures, made = list(states), []
@@ -347,15 +352,20 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         self, state: WorldState, poses: Sequence[Pose], latents: Tensor, cameras: Tensor, stream: tuple[Any, ...]
     ) -> WorldState:
         """The state some steps later, its memory as it was; latents `[t, c, h, w]` are what its future is made from."""
-        kept = self.model.settings.history
         return replace(
             state,
             pose=poses[-1],
-            history=torch.cat([state.history, latents])[-kept:],
-            history_cameras=torch.cat([state.history_cameras, cameras])[-kept:],
+            history=self._latest(state.history, latents),
+            history_cameras=self._latest(state.history_cameras, cameras),
             step_index=state.step_index + len(poses) // FRAMES_PER_STEP,
             stream=stream,
         )
+
+    def _latest(self, before: Tensor, new: Tensor) -> Tensor:
+        """As many of `[t, ...]` and what came behind it as a history holds; nothing else is kept in memory with it."""
+        new = new[-self.model.settings.history :]
+        left = self.model.settings.history - len(new)
+        return torch.cat([before[max(len(before) - left, 0) :], new])
 
     @torch.no_grad()
     def prompted(self, state: WorldState, prompt: str) -> WorldState:
@@ -382,10 +392,12 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         self, memory: MosaicMemory, poses: Sequence[Pose], frames: np.ndarray, depth_m: np.ndarray, coverage: float
     ) -> View:
         return View(
-            frames=frames,
-            depth_m=depth_m.copy(),  # memory keeps the other
+            # Copied: a view that is kept holds no others of its batch.
+            frames=frames.copy(),
+            depth_m=depth_m.copy(),
             world_from_camera=np.array([pose.world_from_camera for pose in poses]),
             image_from_camera=self.image_from_camera,
             coverage=float(coverage),
+            on_map=self.atlas is not None and any(keyframe.trust > SUPPOSED for keyframe in memory.keyframes),
             keyframes=len(memory),
         )

@@ -31,6 +31,8 @@ class View:
         image_from_camera: float64 `[3, 3]`, K in pixels of the frames.
         coverage: share of the view's pixels that memory could recall, 0 to 1 (1 in a true world). What a
             learned world dreamt where it knew its place on the map is drawn anew, not recalled, and does not count.
+        on_map: whether the place is recognised on a map that the world knows by heart, so that what memory leaves
+            open is drawn from it.
         keyframes: keyframes held in memory (0 in a true world).
         labels: names of the objects in sight (true worlds only), sorted.
         reward: the world's own reward of this step (a learned world's is predicted; 0 without heads for it).
@@ -43,6 +45,7 @@ class View:
     world_from_camera: np.ndarray
     image_from_camera: np.ndarray
     coverage: float = 1.0
+    on_map: bool = False
     keyframes: int = 0
     labels: tuple[str, ...] = ()
     reward: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def record(config: RecordConfig) -> None:
             return
         context = multiprocessing.get_context("spawn")
         queue = context.SimpleQueue()
-        parts = [missing[part :: config.workers] for part in range(config.workers)]
+        parts = [part for first in range(config.workers) if (part := missing[first :: config.workers])]
         workers = [context.Process(target=_work, args=(config, part, queue.put), daemon=True) for part in parts]
         for worker in workers:
             worker.start()
@@ -99,7 +100,7 @@ def record(config: RecordConfig) -> None:
             while queue.empty():
                 if any(worker.exitcode not in (None, 0) for worker in workers):
                     raise RuntimeError("a recording worker died (see above); run the command again to go on from there")
-                workers[0].join(0.2)
+                time.sleep(0.2)
             queue.get()
             waiting -= 1
             bar.update()

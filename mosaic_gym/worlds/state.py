@@ -1,10 +1,9 @@
-"""The learned world's state, as a value and as a file."""
+"""The learned world's state, as a value, and as what a file holds of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,8 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.mosaic import MosaicMemory, load_described, save_described
-from mosaic_gym.worlds.protocol import check_fingerprint
+from mosaic_gym.memory.mosaic import MosaicMemory
 
-FORMAT = "mosaic-state-3"
 ALIGNMENT = 64
 """Bytes, at a multiple of which torch's own tensors begin."""
 _MEMORY = "memory."
@@ -61,41 +58,6 @@ class Glimpse:
     coverage: float
 
 
-def pack_state(state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything a file must hold: tensors by name, and what JSON can say."""
-    memory, about_memory = state.memory.tensors()
-    tensors = {_MEMORY + name: value for name, value in memory.items()}
-    for name in ("history", "history_cameras", "text"):
-        tensors[name] = getattr(state, name).contiguous()
-    tensors["world_from_camera"] = torch.from_numpy(state.pose.world_from_camera.copy())
-    tensors["velocity_m"] = torch.from_numpy(np.asarray(state.pose.velocity_m).copy())
-    for index, part in enumerate(state.stream):
-        if isinstance(part, Tensor):
-            tensors[f"{_STREAM}{index}"] = part.contiguous()
-    kept = [None if isinstance(part, Tensor) else [part] for part in state.stream]
-    told = {"prompt": state.prompt, "seed": state.seed, "step_index": state.step_index, "stream": kept}
-    return tensors, {"memory": about_memory, **told}
-
-
-def unpack_state(tensors: Mapping[str, Tensor], about: dict[str, Any], device: torch.device) -> WorldState:
-    """The state that `pack_state` described, bit for bit."""
-    moved = {name: aligned(value.to(device)) for name, value in tensors.items()}
-    memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
-    return WorldState(
-        pose=Pose(tensors["world_from_camera"].cpu().numpy(), tensors["velocity_m"].cpu().numpy()),
-        history=moved["history"],
-        history_cameras=moved["history_cameras"],
-        memory=MosaicMemory.from_tensors(memory, about["memory"]),
-        prompt=about["prompt"],
-        text=moved["text"],
-        seed=about["seed"],
-        step_index=about["step_index"],
-        stream=tuple(
-            moved[f"{_STREAM}{index}"] if kept is None else kept[0] for index, kept in enumerate(about["stream"])
-        ),
-    )
-
-
 def aligned(value: Tensor) -> Tensor:
     """The tensor, copied if it begins where no tensor of torch's own does.
 
@@ -104,44 +66,38 @@ def aligned(value: Tensor) -> Tensor:
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
-def save_state(state: WorldState, path: Path | str, fingerprint: str) -> None:
-    """Writes a state into one safetensors file that only the world of `fingerprint` will accept."""
-    tensors, about = pack_state(state)
-    told = {"format": FORMAT, "fingerprint": fingerprint, **about}
-    save_described(tensors, path, told)
-
-
-def load_state(path: Path | str, fingerprint: str, device: torch.device) -> WorldState:
-    """Reads what `save_state` wrote, bit for bit.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: damaged, not a state, or a state of another world: of another
-            checkpoint, or one that keeps more or less.
-    """
-    tensors, about = load_described(path, (FORMAT,), "state")
-    check_fingerprint(f"the state in {path}", about["fingerprint"], fingerprint)
-    return unpack_state(tensors, about, device)
-
-
 class Keeping:
     """The part of `MosaicWorld` that puts states away and fetches them."""
 
     def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A state as tensors by name and what JSON can say."""
-        return pack_state(state)
+        """Everything that a file must hold of a state: tensors by name, and what JSON can say."""
+        memory, about_memory = state.memory.tensors()
+        tensors = {_MEMORY + name: value for name, value in memory.items()}
+        for name in ("history", "history_cameras", "text"):
+            tensors[name] = getattr(state, name).contiguous()
+        tensors["world_from_camera"] = torch.from_numpy(state.pose.world_from_camera.copy())
+        tensors["velocity_m"] = torch.from_numpy(np.asarray(state.pose.velocity_m).copy())
+        for index, part in enumerate(state.stream):
+            if isinstance(part, Tensor):
+                tensors[f"{_STREAM}{index}"] = part.contiguous()
+        kept = [None if isinstance(part, Tensor) else [part] for part in state.stream]
+        told = {"prompt": state.prompt, "seed": state.seed, "step_index": state.step_index, "stream": kept}
+        return tensors, {"memory": about_memory, **told}
 
     def unpack(self, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> WorldState:
         """The state that `pack` described, bit for bit."""
-        return unpack_state(tensors, about, self.device)
-
-    def save_state(self, state: WorldState, path: Path | str) -> None:
-        """Writes a state, its memory included, into one safetensors file."""
-        save_state(state, path, self.fingerprint)
-
-    def load_state(self, path: Path | str) -> WorldState:
-        """Reads what `save_state` wrote; the future continues bit for bit.
-
-        Raises:
-            FileNotFoundError: no such file. ValueError: damaged, or a state of another world.
-        """
-        return load_state(path, self.fingerprint, self.device)
+        moved = {name: aligned(value.to(self.device)) for name, value in tensors.items()}
+        memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
+        return WorldState(
+            pose=Pose(tensors["world_from_camera"].cpu().numpy(), tensors["velocity_m"].cpu().numpy()),
+            history=moved["history"],
+            history_cameras=moved["history_cameras"],
+            memory=MosaicMemory.from_tensors(memory, about["memory"]),
+            prompt=about["prompt"],
+            text=moved["text"],
+            seed=about["seed"],
+            step_index=about["step_index"],
+            stream=tuple(
+                moved[f"{_STREAM}{index}"] if kept is None else kept[0] for index, kept in enumerate(about["stream"])
+            ),
+        )

@@ -365,6 +365,8 @@ def test_wrong_arguments_of_the_dream_name_the_fix():
         ({"checkpoint": None}, "checkpoint is a name, a folder or a hub id; got None"),
         ({"prompt": 3}, "prompt is text; got int"),
         ({"least_coverage": "0.2"}, "least_coverage is a share above 0 and up to 1, or None; got 0.2"),
+        ({"patience": "3"}, "patience is a whole number of steps from 1; got '3'"),
+        ({"patience": 2.5}, "patience is a whole number of steps from 1; got 2.5"),
     ):
         with pytest.raises(ValueError, match=named):
             make_dream(**wrong)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -91,6 +92,8 @@ def test_snapshots_of_others_are_refused_and_nothing_changes(tmp_path):
         finer.restore(env.snapshot())
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere to save"):
         env.save(tmp_path / "nowhere" / "here.safetensors")
+    with pytest.raises(ValueError, match="the snapshot is on cuda, this world on cpu: save it to a file"):
+        env.restore(replace(env.snapshot(), device="cuda"))
     with pytest.raises(TypeError, match="what snapshot"):
         env.restore("a path")
     with pytest.raises(FileNotFoundError):

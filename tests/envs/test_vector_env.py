@@ -213,9 +213,18 @@ def test_lost_in_the_unknown_is_cut_off():
     env = WorldEnv(CountingWorld(), rules=Rules(least_coverage=0.8, patience=2))
     env.reset(seed=0)
     assert [env.step(FORWARD)[3] for _ in range(2)] == [False, True]
-    env = WorldEnv(CountingWorld(), rules=Rules(least_coverage=0.6, patience=2))
-    env.reset(seed=0)
-    assert not any(env.step(FORWARD)[3] for _ in range(5))
+    for world, least in ((CountingWorld(), 0.6), (OnItsMap(), 0.8)):
+        env = WorldEnv(world, rules=Rules(least_coverage=least, patience=2))
+        env.reset(seed=0)
+        assert not any(env.step(FORWARD)[3] for _ in range(5))
+
+
+class OnItsMap(CountingWorld):
+    """Knows by heart what it does not remember."""
+
+    def step(self, states, actions):
+        states, views = super().step(states, actions)
+        return states, [replace(view, on_map=True) for view in views]
 
 
 def test_gymnasiums_wrappers_work(tmp_path):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mosaic_gym.evaluation import atlas, collision, demo, depth, speed, wan
+from mosaic_gym.evaluation import atlas, collision, demo, depth, revisit, speed, wan
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
+from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.worlds.protocol import Start
 from tests.tiny import tiny_model
 
@@ -60,6 +61,12 @@ def test_atlas_command(checkpoint, capsys):
         atlas.evaluate(atlas.Config(paths=1))
 
 
+def test_a_checkpoint_without_an_atlas_is_refused_before_any_walk(tmp_path):
+    replace(tiny_model(size=(64, 64)), atlas=None).save_pretrained(tmp_path / "mapless")
+    with pytest.raises(ValueError, match=r"mapless has no atlas; train one \(mosaic-gym train atlas\)"):
+        atlas.evaluate(atlas.Config(str(tmp_path / "mapless"), paths=2))
+
+
 def test_collision_command(capsys):
     figures = collision.evaluate(collision.Config(paths=2))
     said = capsys.readouterr().out
@@ -73,6 +80,26 @@ def test_collision_command(capsys):
 def test_speed_is_measured_with_a_memory_that_fills(checkpoint):
     rate = speed.steps_per_second(checkpoint, steps=10, warm_up=5)
     assert 0 < rate["low"] <= rate["value"] <= rate["high"]
+
+
+def test_speed_is_measured_past_the_ends_of_episodes(tmp_path):
+    model = tiny_model(size=(64, 64))
+    model.outcome.tell.bias.data[-1] = 12.0  # every step ends its episode
+    model.save_pretrained(tmp_path / "short")
+    assert speed.steps_per_second(str(tmp_path / "short"), steps=2, warm_up=1)["value"] > 0
+    assert speed.vector_ratio(str(tmp_path / "short"), members=2, steps=1)["ratio"] > 0
+
+
+def test_a_timing_that_fails_takes_no_finished_suite_with_it(checkpoint, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise RuntimeError("no clock")
+
+    monkeypatch.setattr(speed, "steps_per_second", failing)
+    monkeypatch.setattr(revisit, "collect", lambda *_, **__: pytest.fail("a suite has begun"))
+    with pytest.raises(RuntimeError, match="no clock"):
+        revisit.evaluate(revisit.Config(checkpoint, paths=2))
+    with pytest.raises(RuntimeError, match="no clock"):
+        demo.demo(demo.Config(tmp_path / "out", checkpoint, paths=2))
 
 
 def test_the_demo_leaves_a_video_a_sheet_and_both_tables(checkpoint, tmp_path, capsys):
@@ -115,8 +142,15 @@ def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith("cpu, torch") and "frames a second" in said and "stage recall" in said
     assert (tmp_path / "tables" / "tiny_64x96.txt").read_text() in said
-    with pytest.raises(ValueError, match="shape is one of"):
-        wan.evaluate(wan.Config(shape="6B", device="cpu"))
+    for wrong, named in (
+        ({"shape": "6B"}, "shape is one of 5B, tiny; got '6B'"),
+        ({"dtype": "foo"}, "dtype is one of float32, .*; got 'foo'"),
+        ({"sizes": ((64, 96), (60, 96))}, "multiples of 32 pixels; got 60x96"),
+        ({"sizes": ((64, 80),)}, "multiples of 32 pixels; got 64x80"),
+        ({"denoising_steps": 0}, "at least 1 step, 1 denoising step"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            wan.evaluate(replace(TINY_WAN, **wrong))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cpu --shape tiny"):
             wan.evaluate(wan.Config())
@@ -125,6 +159,7 @@ def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
 def test_stages_are_timed_without_those_within_them():
     world = wan.build(replace(TINY_WAN, dtype="bfloat16"), (64, 96))
     assert world.model.codec.vae.dtype == torch.bfloat16, "as a student is loaded"
+    assert isinstance(world.model.depth, HuggingFaceDepth) and world.model.depth.model.dtype == torch.float32, "as play"
     state, _ = world.start(Start(0))
     entered = []
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mosaic_gym import Planner, Start
 from mosaic_gym.envs.sb3 import make_sb3
-from mosaic_gym.envs.tasks import EngineTask, Judgement
+from mosaic_gym.envs.tasks import EngineTask, GoalTask, Judgement
 from mosaic_gym.evaluation.metrics import agreement
 from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
@@ -82,17 +82,28 @@ def test_the_same_seed_is_the_same_episode_in_the_engine():
     assert np.abs(scene.view.frames[-1].astype(float) - frames[here]).mean() < 3.0
 
 
-def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed():
+def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed(tmp_path, monkeypatch):
     world = MosaicWorld(tiny_model())
     recordings = [line(count=3), line(count=5)]
-    task = dreamt_goals(world, recordings, scenes=8)
+    task = dreamt_goals(world, recordings, 8, tmp_path / "goals.safetensors")
     assert len(task.scenes) == 8
     for number, scene in enumerate(task.scenes):
         recording = recordings[number % 2]
         assert int(scene.view.frames[-1, 0, 0, 0]) < len(recording.frames)
         assert task.begin(scene)["left_m"] > task.task.reach_m, "no episode is over before it begins"
-    again = dreamt_goals(world, recordings, scenes=8).scenes
+    cut_off = tmp_path / "cut_off.safetensors"
+    dreamt_goals(world, recordings, 5, cut_off)
+    again = dreamt_goals(world, recordings, 8, cut_off).scenes
     assert all((one.goal == other.goal).all() for one, other in zip(task.scenes, again, strict=True))
+    for seeds in ([8, 0], [9], [0, 2]):
+        with pytest.raises(ValueError, match=r"so far of 8: give starts whose seeds count up by one.*got \["):
+            task.task.set_scenes(world, [Start(seed=seed) for seed in seeds])
+    with monkeypatch.context() as patched:
+        patched.setattr(GoalTask, "_walk_once", lambda *_: pytest.fail("these walks are kept"))
+        kept = dreamt_goals(world, recordings, 8, tmp_path / "goals.safetensors").scenes
+    for one, other in zip(task.scenes, kept, strict=True):
+        assert (one.goal == other.goal).all() and one.goal_m == other.goal_m
+        assert (one.view.frames == other.view.frames).all()
     starts = [Start(seed=seed) for seed in range(40)]
     drawn = task.set_scenes(world, starts)
     assert all(one is other for one, other in zip(drawn, task.set_scenes(world, starts), strict=True))
@@ -133,7 +144,7 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     model.save_pretrained(tmp_path / "tiny")
     config = Config(
         checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=32, episodes=2,
-        rank_episodes=2, plan_episodes=2, policies=2, places=12, scenes=6, rollout=8,
+        rank_episodes=2, plan_episodes=2, policies=3, places=12, scenes=6, rollout=8,
     )  # fmt: skip
     found = evaluate(config)
     assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
@@ -144,6 +155,8 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
         "ahead": 1, "scripted": 1, "dream": 2, "engine": 1,
     }  # fmt: skip
     assert set(found["planner"]) == {"on", "place", "off"}
+    for name in ("dream_0", "dream_1", "engine"):
+        assert len(list((tmp_path / "out" / name).glob("[0-2].safetensors"))) == 3, "each can be gone on from"
     written = json.loads((tmp_path / "out" / "transfer.json").read_text())
     assert written["arms"] == found["arms"] and written["planner"] == found["planner"]
     said = capsys.readouterr().out
@@ -174,9 +187,29 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
         evaluate(dataclasses.replace(config, rank_episodes=1))
     with pytest.raises(ValueError, match=r"found with seed=0, steps=64; .*--out"):
         evaluate(dataclasses.replace(config, seed=1, steps=65))
+    dataclasses.replace(model, atlas=None).save_pretrained(tmp_path / "mapless")
+    with pytest.raises(ValueError, match=r"mapless has no atlas.*train atlas"):
+        evaluate(dataclasses.replace(config, checkpoint=str(tmp_path / "mapless")))
+    told = next((data / "train").glob("*/episode.json"))
+    told.write_text(json.dumps({**json.loads(told.read_text()), "seed": 5000}))  # recorded anew, at the same path
+    with pytest.raises(ValueError, match=r"found with recording=\w+; .*--out"):
+        evaluate(config)
     tiny_model(size=(height, width), seed=1).save_pretrained(tmp_path / "tiny")
     with pytest.raises(ValueError, match="another checkpoint"):
         evaluate(config)
+
+
+def test_the_engine_plays_what_the_checkpoint_was_trained_on(tmp_path, monkeypatch):
+    model = tiny_model(size=(48, 64))
+    model = dataclasses.replace(model, settings=dataclasses.replace(model.settings, scenario="take_cover"))
+    played = []
+    monkeypatch.setattr(Planner, "play", lambda _, env, seed: played.append(env.unwrapped.world) or (0.0, False))
+    benchmark.plan(Config(out=tmp_path, plan_episodes=2), model)
+    engine = benchmark.open_engine(model.settings)
+    played += [env.world for env in engine.get_attr("unwrapped")]
+    engine.close()
+    assert {(world.scenario, world.height, world.width) for world in played} == {("take_cover", 48, 64)}
+    assert len(played) == 7
 
 
 def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():

@@ -1,5 +1,7 @@
 """Lift and recall round trips, Warped RoPE to a hundredth of a cell, edits, capacity, save and load."""
 
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from types import SimpleNamespace
 
@@ -188,6 +190,28 @@ def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkey
         assert torch.allclose(getattr(together, each.name), getattr(alone, each.name), atol=1e-5), each.name
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_members_side_by_side_change_no_other_threads_and_have_their_own_after_a_fork():
+    def told_by(work) -> list[int]:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+
+    was = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        mosaic._workers.cache_clear()
+        assert list(mosaic._workers(2).map(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
+        assert torch.get_num_threads() == told_by(torch.get_num_threads) == 2
+    finally:
+        torch.set_num_threads(was)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(list(mosaic._workers(2).map(abs, [-1, -2]))), daemon=True)
+    child.start()
+    assert receiver.poll(20), "a forked process waits for its parent's threads"
+    assert receiver.recv() == [1, 2]
+
+
 def test_keyframes_that_were_lifted_together_do_not_keep_one_another_alive():
     latents = torch.randn(3, *GRID, CHANNELS).movedim(-1, 1)  # the layout of a codec
     at = pose().expand(3, 4, 4, 4)
@@ -223,6 +247,11 @@ def test_save_and_load_are_exact_and_say_what_is_wrong(tmp_path):
     assert loaded.capacity == 7 and [keyframe.step for keyframe in loaded.keyframes] == [4, 9]
     for one, other in zip(memory.keyframes, loaded.keyframes, strict=True):
         assert torch.equal(one.latent, other.latent) and torch.equal(one.points_m, other.points_m)
+    everything = {0: torch.ones(GRID, dtype=torch.bool)}
+    for edited in (memory.edited(everything, pose(2.0), keep_original=True), memory.spliced(memory, pose(0.0, 2.0))):
+        edited.save(path)  # what was moved shares latents with what was not
+        for one, other in zip(edited.keyframes, MosaicMemory.load(path).keyframes, strict=True):
+            assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSOR_FIELDS)
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged or cut short"):
         MosaicMemory.load(path)

@@ -71,6 +71,9 @@ def test_a_pixel_of_the_floor_shows_the_floor_where_its_ray_meets_it():
     assert near.any() and not shown[:, ~near].any()
     expected = torch.stack([0.5 + 0.25 * depth_m, depth_m - 1.0]) * (1 - depth_m / GRAIN_M)
     assert torch.allclose(shown[:2, near], expected, atol=1e-4)
+    level = K.clone()
+    level[1, 2] = SIZE[0] / 2 - 0.5  # a row of pixels looks straight ahead
+    assert atlas._ground(place, straight_on, level).isfinite().all()
 
 
 def test_it_finds_where_it_stands_and_looking_around_is_nearer_than_a_first_guess(learnt):

@@ -4,15 +4,17 @@ import copy
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.model.attention import Positions, lifted_projection, rotary_angles, turns
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.wan import WanOptions, load_pipeline, plan_pipeline
+from mosaic_gym.model.wan import WanOptions, fuse_adapters, load_pipeline, plan_pipeline
 from mosaic_gym.model.wan_cameras import METRES_PER_UNIT
 from tests.tiny_wan import SIZE, save_adapter
 
@@ -30,6 +32,9 @@ def test_mistakes_show_before_anything_large_is_loaded(folder, depth, tmp_path, 
     weights = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
     unfit = tmp_path / "unfit.safetensors"
     save_file({name.replace("transformer.", "unet."): value for name, value in weights.items()}, unfit)
+    wide = {part: tmp_path / f"wide_{part}.safetensors" for part in "AB"}
+    for part, path in wide.items():
+        save_file({name: each.repeat(2, 2) if f"lora_{part}" in name else each for name, each in weights.items()}, path)
     monkeypatch.setattr("mosaic_gym.model.wan._load_component", lambda *_, **__: pytest.fail("weights were read"))
     for place, size, loading, said in (
         (folder, (64, 80), {}, "take multiples of 32"),
@@ -37,6 +42,8 @@ def test_mistakes_show_before_anything_large_is_loaded(folder, depth, tmp_path, 
         (folder, SIZE, {"cameras": str(unfit)}, "belong to another transformer"),
         (folder, SIZE, {"lora": "no/such"}, "adapter 'no/such' cannot be loaded"),
         (folder, SIZE, {"lora": str(unfit)}, "none of its weights is for a transformer"),
+        (folder, SIZE, {"lora": str(wide["A"])}, "has shape .4, 64., and the layer that it adapts .32, 32."),
+        (folder, SIZE, {"lora": str(wide["B"])}, "has shape .64, 4., and the layer that it adapts .32, 32."),
         (changed("narrow", "text_encoder", d_model=16), SIZE, {}, "text encoder.*16 numbers.*reads 32"),
         (changed("apart", "vae", z_dim=8), SIZE, {}, "has 8 channels, its transformer takes 6"),
         (changed("coarse", "vae", scale_factor_spatial=32), SIZE, {}, "take multiples of 64"),
@@ -60,6 +67,49 @@ def test_the_autoencoder_is_precise_where_its_rounding_would_be_fed_back(folder,
         assert model.codec.vae.dtype == model.pipeline.vae.dtype == expected, loading
         assert model.transformer.patch_embedding.weight.dtype == getattr(torch, told["dtype"])
         assert model.pipeline.text_encoder.dtype == getattr(torch, told["dtype"])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_world_saved_as_its_pipeline_is_the_same_world_and_a_pipeline_of_diffusers(folder, depth, tmp_path, causal):
+    told = {"dtype": "float32", "depth": str(depth)}
+    adapter = str(save_adapter(tmp_path / "adapter", 0))
+    model = WorldModel.from_pretrained(folder, SIZE, {**told, "causal": causal, "lora": adapter})
+    with pytest.raises(ValueError, match="saved as its pipeline.*are to be fused first: .*fuse_adapters"):
+        model.save_pretrained(tmp_path / "world")
+    fuse_adapters(model.transformer)
+    torch.nn.init.normal_(model.transformer.blocks[0].attn1.to_out_cameras.weight)
+    model.pipeline.save_pretrained(tmp_path / "saved")
+    again = WorldModel.from_pretrained(tmp_path / "saved", SIZE, told)
+    assert again.fingerprint == replace(model).fingerprint, "that of the weights as they are now"
+    assert again.transformer.config.causal == causal
+    plain = WanImageToVideoPipeline.from_pretrained(tmp_path / "saved").transformer
+    assert type(plain) is WanTransformer3DModel
+    mine = model.transformer.state_dict()
+    assert all(torch.equal(value, mine[name]) for name, value in plain.state_dict().items())
+
+
+def test_a_transformer_is_causal_where_that_is_asked_for(folder):
+    named = {"dtype": "float64", "transformer": str(folder / "transformer")}
+    for causal in (False, True):
+        assert plan_pipeline(folder, WanOptions(**named, causal=causal)).transformer.config.causal == causal
+
+
+def test_what_quantisation_lacks_is_named(folder, monkeypatch):
+    monkeypatch.setattr("mosaic_gym.model.wan.find_spec", lambda name: None)
+    for cuda, said in ((False, "needs a CUDA GPU"), (True, r"needs bitsandbytes: pip install 'mosaic-gym\[quantis")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        for kind in ("4bit", "8bit"):
+            with pytest.raises(ValueError, match=said):
+                plan_pipeline(folder, WanOptions(dtype="float32", quantisation=kind))
+
+
+def test_a_gpu_without_room_is_no_fault_of_the_component(folder, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(AutoencoderKLWan, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError, match="^out of memory$"):
+        load_pipeline(folder, EXACT)
 
 
 def test_a_model_that_has_never_met_clean_tokens_is_named(folder, tmp_path):

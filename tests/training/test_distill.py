@@ -1,5 +1,6 @@
 """Distillation on a tiny Wan of the real classes: every gradient goes where it should, and the student is a world."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS
 from mosaic_gym.model.wan import WanOptions
+from mosaic_gym.model.wan_codec import WanPrompts
 from mosaic_gym.training import distill, finetune
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -46,7 +48,8 @@ def scene(given):
     episodes = finetune.remember_long_enough(world, store, asked)
     teacher = world.model.transformer
     pair = SimpleNamespace(student=distill.student_of(teacher, asked), critic=distill.begun(teacher))
-    sample = distill._sample(world, store, episodes, replace(asked, guidance=3.0), seed=4)
+    sample = distill._sample(world, store, episodes, asked, seed=4)
+    sample = replace(sample, unwanted=world.model.text_encoder.encode([""]))
     assert not torch.equal(sample.text, sample.unwanted)
     return asked, teacher, pair, sample
 
@@ -65,28 +68,33 @@ def test_the_student_learns_through_one_step_of_every_frame_and_the_critic_from_
     assert all(gradient.abs().max() > 0 for gradient in each)
     with torch.no_grad():
         pair.critic.proj_out.weight.mul_(1.5)  # a critic that says what the teacher says pulls nowhere
-    matching, critic = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator)
+    matching, critic = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=True)
     matching.backward()
     assert pair.critic.proj_out.weight.grad is None and pair.student.proj_out.weight.grad.abs().max() > 0
     pair.student.zero_grad()
     critic.backward()
     assert pair.critic.proj_out.weight.grad.abs().max() > 0
     assert pair.student.proj_out.weight.grad is None
-    assert not distill.roll_out(pair.student, sample, asked, generator, 1, learns=False).requires_grad
+    clip = distill.roll_out(pair.student, sample, asked, generator, 1, learns=False)
+    assert not clip.requires_grad
+    hook = teacher.register_forward_pre_hook(lambda *_: pytest.fail("who does not learn asks no teacher"))
+    matching, critic = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=False)
+    hook.remove()
+    assert matching is None and critic.requires_grad
 
 
 def test_a_student_that_makes_what_the_teacher_would_is_not_pulled(scene):
     asked, teacher, pair, sample = scene
     generator = torch.Generator().manual_seed(1)
     clip = sample.latents.clone().requires_grad_()
-    same, _ = distill.score_losses(teacher, teacher, clip, sample, asked, generator)
+    same, _ = distill.score_losses(teacher, teacher, clip, sample, asked, generator, learns=True)
     assert same.item() == 0.0
     with torch.no_grad():
         pair.critic.proj_out.weight.add_(0.1)
     said = []
     for network in (pair.critic, teacher):  # the order in which they are asked
         network.register_forward_hook(lambda *call: said.append(call[-1].detach().float()))
-    other, _ = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator)
+    other, _ = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=True)
     assert other.item() > 0.0
     other.backward()
     fake, real = said
@@ -106,7 +114,7 @@ def test_the_teacher_is_guided_and_the_critic_is_not(scene):
         for each in calls.values():
             each.clear()
         told, generator = replace(asked, guidance=guidance), torch.Generator().manual_seed(1)
-        matching, critic = distill.score_losses(teacher, pair.critic, sample.latents, sample, told, generator)
+        matching, critic = distill.score_losses(teacher, pair.critic, sample.latents, sample, told, generator, True)
         return float(matching), float(critic.detach())
 
     def expected(wished: torch.Tensor) -> float:
@@ -163,8 +171,15 @@ def test_the_causal_loss_falls(given, tmp_path, monkeypatch):
     assert sum(told[-40:]) < 0.97 * sum(told[:40])
 
 
-def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path):
-    distill.train(config(given, tmp_path))
+def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path, monkeypatch):
+    encode, encoded = WanPrompts.encode, []
+    monkeypatch.setattr(WanPrompts, "encode", lambda self, prompts: (encoded.extend(prompts), encode(self, prompts))[1])
+    options = WanOptions(dtype="float32", depth=str(given[2]), guidance=1.0, negative_prompt="hall")
+    distill.train(config(given, tmp_path, loading=options))
+    assert encoded.count("hall") == 1, "what guidance leads away from is the same in every sample"
+    teacher = WorldModel.from_pretrained(given[1], SIZE, vars(options)).fingerprint
+    for name in ("causal", "match"):
+        assert json.loads((tmp_path / name / "checkpoint" / "run.json").read_text())["parts"] == teacher
     weights = tmp_path / "weights" / "transformer"
     begun = load_file(given[1] / "transformer" / "diffusion_pytorch_model.safetensors")
     learnt = load_file(weights / "diffusion_pytorch_model.safetensors")

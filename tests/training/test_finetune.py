@@ -15,7 +15,7 @@ from accelerate import DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import WanImageToVideoPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mosaic_gym import Start
 from mosaic_gym.data.episodes import EpisodeStore
@@ -57,7 +57,8 @@ def test_the_loss_falls(given, tmp_path, monkeypatch, full):
     update = Run.update
 
     def listen(run, loss, scalars):
-        told.append(scalars["mse"])
+        assert scalars["loss"] > loss, "the step's, of which this is the last sample's part"
+        told.append(float(scalars["loss"]))
         update(run, loss, scalars)
 
     monkeypatch.setattr(Run, "update", listen)
@@ -97,7 +98,7 @@ def projected(model: WorldModel, asked: torch.Tensor) -> torch.Tensor:
 
 
 def test_an_adapter_is_learnt_on_top_of_one_that_is_loaded(given, tmp_path, capsys):
-    loading = adapted(given, save_adapter(tmp_path / "first", seed=1))
+    loading = {**adapted(given, save_adapter(tmp_path / "first", seed=1)), "causal": True}
     asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
     both = {**loading, "lora": []}, loading
     plain, first = (projected(WorldModel.from_pretrained(given[1], SIZE, each), asked) for each in both)
@@ -110,7 +111,7 @@ def test_an_adapter_is_learnt_on_top_of_one_that_is_loaded(given, tmp_path, caps
     assert trained and not any("loaded" in name for name in trained)
     tuned = finetune.train(told)
     weights = tmp_path / "run" / "weights"
-    hint = f"'lora': ['{tmp_path / 'first'}', '{weights}']"
+    hint = f"'lora': ['{tmp_path / 'first'}', '{weights}'], 'causal': True"
     assert hint in capsys.readouterr().out
     loading["lora"].append(str(weights))
     again = WorldModel.from_pretrained(given[1], SIZE, {**loading, "cameras": str(weights / "cameras.safetensors")})
@@ -133,6 +134,10 @@ def test_all_weights_are_trained_with_a_loaded_adapter_among_them(given, tmp_pat
 
 
 class _CutOff(Exception):
+    pass
+
+
+class _Loaded(Exception):
     pass
 
 
@@ -179,11 +184,35 @@ def test_what_cannot_be_trained_is_named(given, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", [finetune, distill])
-def test_depth_without_a_scale_is_refused_before_anything_is_loaded(recipe, given, tmp_path, monkeypatch):
+def test_what_no_recipe_trains_is_refused_before_anything_is_loaded(recipe, given, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
-    asked = {"steps": 1, "precision": "no", "loading": WanOptions(dtype="float32", inverse_depth=True)}
-    with pytest.raises(ValueError, match="scale of its own.*--loading.depth"):
-        recipe.train(recipe.Config(str(given[1]), data=given[0], out=tmp_path, **asked))
+    usual = recipe.Config(str(given[1]), data=given[0], out=tmp_path, steps=1, loading=WanOptions(dtype="float32"))
+    usual = replace(usual, **({"full": True} if recipe is finetune else {}), precision="no")
+    own = {"rank": 0} if recipe is finetune else {"every": 0, "denoising_steps": 0}
+    for name, value in {"clip": 0, "episodes": -1, **own}.items():
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is at least 1; got {value}"):
+            recipe.train(replace(usual, **{name: value}))
+    for name, value in (("shift", 0.0), ("learning_rate", float("nan"))):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is a finite number above 0; got {value}"):
+            recipe.train(replace(usual, **{name: value}))
+    for wrong, said in (
+        ({"inverse_depth": True}, "scale of its own.*--loading.depth"),
+        ({"offload": "model"}, "--loading.offload .* leave it out"),
+        ({"quantisation": "4bit"}, "--loading.quantisation .* leave it out, or train adapters"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            recipe.train(replace(usual, loading=replace(usual.loading, **wrong)))
+    with pytest.raises(ValueError, match="--empty-prompt is a share"):
+        recipe.train(replace(usual, empty_prompt=1.5))
+
+
+def test_adapters_are_trained_on_quantised_weights(given, tmp_path, monkeypatch):
+    def loaded(*_):
+        raise _Loaded
+
+    monkeypatch.setattr(finetune.WorldModel, "from_pretrained", loaded)
+    with pytest.raises(_Loaded):  # which needs a GPU
+        finetune.train(config(given, tmp_path, loading=WanOptions(dtype="float32", quantisation="4bit")))
 
 
 def test_adapters_in_float32_are_not_put_on_frozen_weights_of_another_precision(given, tmp_path, monkeypatch):
@@ -195,10 +224,18 @@ def test_adapters_in_float32_are_not_put_on_frozen_weights_of_another_precision(
 
 
 @pytest.mark.usefixtures("a_precision_of_its_own")
-def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path):
+def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path, monkeypatch):
+    cached, prepare = set(), finetune.prepare
+
+    def listening(asked, model):
+        prepare(asked, model)
+        model.transformer.blocks[0].register_forward_pre_hook(lambda *_: cached.add(torch.is_autocast_cache_enabled()))
+
+    monkeypatch.setattr(finetune, "prepare", listening)
     asked = config(given, tmp_path, full=True, steps=2, precision="bf16", learning_rate=1e-4)
     before = WanImageToVideoPipeline.from_pretrained(asked.from_, torch_dtype=torch.bfloat16).transformer.state_dict()
     finetune.train(asked)
+    assert cached == {False}, "a weight is used once, and a rounded copy of it is not kept"
     after = kept(tmp_path)
     name = "blocks.0.attn1.to_q.weight"
     # Two steps of 1e-4 times the warm-up's share: less than bf16 tells apart.
@@ -220,10 +257,17 @@ def test_processes_that_cannot_train_together_are_refused(tmp_path):
             Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, alone, **kind)
 
 
-def test_a_run_of_other_shapes_is_not_gone_on_with(given, tmp_path):
-    finetune.train(config(given, tmp_path, steps=1, rank=1))
+def test_a_run_of_other_shapes_or_of_another_pipeline_is_not_gone_on_with(given, tmp_path):
+    data, pipeline, depth = given
+    copied = data, shutil.copytree(pipeline, tmp_path / "wan"), depth
+    finetune.train(config(copied, tmp_path / "run", steps=1, rank=1))
     with pytest.raises(ValueError, match="holds a run with rank=1, not 4; ask for the same"):
-        finetune.train(config(given, tmp_path, steps=2, rank=4))
+        finetune.train(config(copied, tmp_path / "run", steps=2, rank=4))
+    path = copied[1] / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "proj_out.bias": weights["proj_out.bias"] + 1.0}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="trained against other weights .* or a pretrained pipeline.; go on with"):
+        finetune.train(config(copied, tmp_path / "run", steps=2, rank=1))
 
 
 def test_a_causal_model_is_not_shared_out(given, tmp_path, monkeypatch):
@@ -242,6 +286,7 @@ import torch
 from accelerate import DistributedType
 from accelerate.state import PartialState
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from mosaic_gym.training import finetune
 from mosaic_gym.training.run import Run
 from tests.training.test_finetune import config
@@ -252,12 +297,14 @@ if os.environ.get("ACCELERATE_USE_FSDP"):  # accelerate shares weights out among
 given, out, full = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), sys.argv[5] == "full"
 finetune.Run, written, checkpoint = partial(Run, checkpoint_minutes=0.0), [], Run.checkpoint
 Run.checkpoint = lambda run: (written.append(run.step_index), checkpoint(run))
-model = finetune.train(config(given, out, steps=11, full=full, precision=sys.argv[6]))
+alone, no_sync = [], DistributedDataParallel.no_sync
+DistributedDataParallel.no_sync = lambda model: (alone.append(model), no_sync(model))[1]
+model = finetune.train(config(given, out, steps=11, full=full, precision=sys.argv[6], batch=int(sys.argv[7])))
 parameters = dict(model.transformer.named_parameters())
 whole = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in parameters.items()}
 trained = {name: whole[name].detach() for name, each in parameters.items() if each.requires_grad}
 parts = [each.to_local() if isinstance(each, DTensor) else each for each in parameters.values()]
-told = {"trained": trained, "held": sum(each.numel() for each in parts), "checkpoints": written}
+told = {"trained": trained, "held": sum(each.numel() for each in parts), "checkpoints": written, "alone": len(alone)}
 torch.save(told, out / f"{state.process_index}.pt")
 """
 
@@ -281,6 +328,8 @@ def together(given: tuple[Path, Path, Path], out: Path, launched: str, *asked: s
     # Told in a file by each: what two processes print falls into one line at times.
     said = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(each["checkpoints"] == [10, 11] for each in said), "both, on the way and at the end"
+    alone = 10 * (int(asked[-1]) // 2 - 1) if launched == "multi_gpu.yaml" else 0
+    assert [each["alone"] for each in said] == [alone] * 2, "copies add gradients up with a step's last sample"
     one, other = (each["trained"] for each in said)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     return one, [each["held"] for each in said]
@@ -312,11 +361,11 @@ def reached(out: Path) -> int:
 @pytest.mark.usefixtures("a_precision_of_its_own")
 def test_processes_train_one_model_as_copies_or_sharing_it_out(given, tmp_path):
     copies, shares, weights = tmp_path / "copies", tmp_path / "shares", "cameras.safetensors"
-    before = begun(given, copies, weights, precision="bf16")
+    before = begun(given, copies, weights, precision="bf16", batch=4)
     shutil.copytree(copies, shares)
-    one, held = together(given, copies, "multi_gpu.yaml", "adapters", "bf16")
+    one, held = together(given, copies, "multi_gpu.yaml", "adapters", "bf16", "4")
     assert_whole(copies, one, weights, before)
-    other, shared = together(given, shares, "fsdp.yaml", "adapters", "bf16")
+    other, shared = together(given, shares, "fsdp.yaml", "adapters", "bf16", "4")
     assert_whole(shares, other, weights, before)
     # A sum is rounded in another order; Adam's step is of one size, however small the gradient that it follows.
     assert distance(other, one) < 0.02 * distance(one, before)
@@ -326,7 +375,7 @@ def test_processes_train_one_model_as_copies_or_sharing_it_out(given, tmp_path):
 def test_all_weights_shared_out_are_kept_whole_and_one_process_goes_on_with_them(given, tmp_path):
     weights = "transformer/diffusion_pytorch_model.safetensors"
     before = begun(given, tmp_path, weights, full=True)
-    found, _ = together(given, tmp_path, "fsdp.yaml", "full", "no")
+    found, _ = together(given, tmp_path, "fsdp.yaml", "full", "no", "2")
     assert_whole(tmp_path, found, weights, before)
     far = distance(found, before)
     finetune.train(config(given, tmp_path, steps=12, full=True))

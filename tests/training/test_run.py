@@ -80,8 +80,12 @@ def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, 
 
 
 def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data, parts, tmp_path):
-    world.train(world_config(data, parts, tmp_path / "run", 2))
+    shipped = world.train(world_config(data, parts, tmp_path / "run", 2))
     model = WorldModel.from_pretrained(tmp_path / "run" / "weights")
+    assert len(list((tmp_path / "run" / "log").iterdir())) == 1, "the last validation is logged with the others"
+    kept = load_file(tmp_path / "run" / "checkpoint" / "average.safetensors")["transformer.proj_out.weight"]
+    rounded = shipped.transformer.proj_out.weight
+    assert torch.equal(rounded, kept.half().float()) and not torch.equal(rounded, kept), "a checkpoint is not rounded"
     assert model.transformer.proj_out.weight.abs().max() > 0
     assert (model.settings.height, model.settings.width) == (48, 64)
     assert model.start_images.shape[1:] == (48, 64, 3) and len(model.start_prompts) == len(model.start_images)
@@ -175,7 +179,7 @@ def test_a_run_does_not_go_on_with_other_parts(data, parts, tmp_path):
     world.train(world_config(data, parts, tmp_path / "run", 1))
     codec.train(codec.Config(data=data, out=tmp_path / "codec", channels=24, steps=41))
     other = replace(world_config(data, parts, tmp_path / "run", 2), codec=tmp_path / "codec")
-    with pytest.raises(ValueError, match="trained against another codec, depth estimator, heads or atlas"):
+    with pytest.raises(ValueError, match="trained against other weights .codec, depth estimator, heads"):
         world.train(other)
 
 

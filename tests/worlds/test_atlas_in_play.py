@@ -124,8 +124,12 @@ def test_what_the_map_does_not_know_begins_where_it_is_likest(world):
     state, _ = world.start(Start(seed=1, image=noise))
     (first,) = state.memory.keyframes
     assert first.trust == SUPPOSED
-    (after,), _ = world.step([state], RIGHT[None])
+    (after,), (supposed,) = world.step([state], RIGHT[None])
     assert after.memory.keyframes[-1].is_by_heart, "what is dreamt there is drawn anew, like anything by heart"
+    _, (known,) = world.step([recognised_state(world, 1)], RIGHT[None])
+    assert known.on_map and not supposed.on_map
+    _, (without,) = MosaicWorld(world.model, atlas=False).step([recognised_state(world, 1)], RIGHT[None])
+    assert not without.on_map
 
 
 def test_one_whose_place_is_known_does_not_change_another(world):
@@ -150,7 +154,7 @@ def test_the_atlas_changes_what_is_dreamt_and_each_member_has_its_own_place(worl
         assert not np.array_equal(blind.frames, alone.frames)
 
 
-def test_a_clip_and_a_saved_state_know_their_place(world, tmp_path):
+def test_a_clip_and_a_kept_state_know_their_place(world):
     states = [recognised_state(world, 1), recognised_state(world, 2, torch.tensor([3.0, 9.0, 0.3, 1.0]))]
     clips = [torch.cat([asked(world, state, turns=turns)[0] for turns in (2, 3)]) for state in states]
     cameras = torch.stack(clips)  # [2, 2, 4, 4, 4]
@@ -161,8 +165,7 @@ def test_a_clip_and_a_saved_state_know_their_place(world, tmp_path):
             alone = world.recall([state], one, world.pictures([state], one))
             for name in ("stills", "pictures"):
                 assert torch.allclose(getattr(together, name)[2 * i + k], getattr(alone, name)[0], atol=1e-5)
-    world.save_state(states[0], tmp_path / "state.safetensors")
-    again = world.load_state(tmp_path / "state.safetensors")
+    again = world.unpack(*world.pack(states[0]))
     (_,), (first,) = world.step([states[0]], RIGHT[None])
     (_,), (second,) = world.step([again], RIGHT[None])
     assert np.array_equal(first.frames, second.frames)

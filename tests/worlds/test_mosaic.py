@@ -189,7 +189,7 @@ def test_an_episode_can_begin_in_a_memory(world):
         assert one.step_index == 0 and len(one.memory) == len(state.memory) + 1
         fresh = one.memory.keyframes[-1]
         assert fresh.step == 0 and (fresh.generation > 0).any(), "what nobody showed is not taken for true"
-        assert shown.coverage > 0.5
+        assert shown.coverage > 0.5 and (shown.reward, shown.terminated) == (0.0, False), "nobody has made a step"
     again, same = world.start(Start(seed=9, memory=state.memory))
     np.testing.assert_array_equal(same.frames, view.frames)
     with pytest.raises(ValueError, match="an image beside a memory needs the pose"):
@@ -211,7 +211,13 @@ def test_what_an_episode_begins_with_is_put_on_the_scale_of_its_memory(world):
 
 def test_a_world_that_remembers_nothing_covers_nothing_from_the_beginning_on(world):
     assert world.start(Start(seed=0))[1].coverage == 1.0
-    assert MosaicWorld(world.model, capacity=0).start(Start(seed=0))[1].coverage == 0.0
+    forgetful = MosaicWorld(world.model, capacity=0)
+    assert forgetful.start(Start(seed=0))[1].coverage == 0.0
+    memory = world.start(Start(seed=0))[0].memory
+    with pytest.raises(ValueError, match="keeps no memory"):
+        forgetful.start(Start(seed=0, memory=memory))
+    with pytest.raises(ValueError, match="capacity is 0, for no memory, or more; got -1"):
+        MosaicWorld(world.model, capacity=-1)
 
 
 def test_an_accelerator_that_is_too_small_is_named_by_what_it_has_no_room_for(world, monkeypatch):
@@ -345,23 +351,30 @@ def test_cuda_asked_for_and_absent_is_an_error():
         MosaicWorld(tiny_model(), device="cuda")
 
 
-def test_a_saved_state_continues_bit_for_bit_and_only_in_its_own_checkpoint(world, tmp_path):
-    state, _ = walk(world, world.start(Start(seed=8))[0], [FORWARD, RIGHT])
-    world.save_state(state, tmp_path / "state.safetensors")
-    loaded = world.load_state(tmp_path / "state.safetensors")
-    assert np.array_equal(walk(world, state, [LEFT, FORWARD])[1], walk(world, loaded, [LEFT, FORWARD])[1])
-    with pytest.raises(ValueError, match="is of another checkpoint"):
-        MosaicWorld(tiny_model(seed=1)).load_state(tmp_path / "state.safetensors")
-    forgetful = MosaicWorld(world.model, capacity=0)
-    with pytest.raises(ValueError, match="made with denoising_steps=2; this one was made with capacity=0"):
-        forgetful.load_state(tmp_path / "state.safetensors")
-    forgetful.save_state(forgetful.start(Start(seed=8))[0], tmp_path / "forgetful.safetensors")
-    assert len(forgetful.load_state(tmp_path / "forgetful.safetensors").memory) == 0
-    with pytest.raises(ValueError, match="made with capacity=0; this one was made with denoising_steps=2"):
-        world.load_state(tmp_path / "forgetful.safetensors")
-    state.memory.save(tmp_path / "memory.safetensors")
-    with pytest.raises(ValueError, match="is not a state of format"):
-        world.load_state(tmp_path / "memory.safetensors")
+def test_states_and_views_keep_nothing_but_what_they_show(world):
+    states = [world.start(Start(seed=seed))[0] for seed in range(2)]
+    states, views = world.step(states, np.stack([FORWARD, RIGHT]))
+    for state, view in zip(states, views, strict=True):
+        for kept in (state.history, state.history_cameras):
+            assert kept.untyped_storage().nbytes() == kept.nbytes
+        assert view.frames.base is None and view.depth_m.base is None
+
+
+def test_what_is_seen_is_checked(world):
+    state, view = world.start(Start(seed=0))
+    poses = world.control.advance(state.pose, FORWARD)
+    world.observe(state, view.frames, poses)
+    for frames, of, said in (
+        (view.frames / 255.0, poses, "what is seen is uint8 of shape"),
+        (view.frames[:, :8], poses, "what is seen is uint8 of shape"),
+        (view.frames, poses[:3], "4 frames are seen from as many poses; got 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            world.observe(state, frames, of)
+        with pytest.raises(ValueError, match=said):
+            world.begin(frames, of, 0, "")
+    with pytest.raises(ValueError, match="2 states take the poses of 2 bodies; got those of 1"):
+        world.see([state, state], [poses])
 
 
 def test_a_saved_world_does_not_tell_where_its_parts_came_from(tmp_path):

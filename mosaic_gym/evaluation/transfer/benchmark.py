@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.evaluation.transfer.policies import Choose
-    from mosaic_gym.model.checkpoints import WorldModel
+    from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 
 MEMBERS = 16
 EPISODE_STEPS = 32
@@ -75,8 +75,8 @@ class Config:
     """Engine episodes of the return task for the planner with memory, without frames, and without frames and places:
     at least 2, some 35 seconds each on one core; 0 to leave it out."""
     policies: int = 8
-    """Kept during training in the dream, from the first to the last, which is the one tested; training that was cut off
-    goes on from the last that was kept."""
+    """Kept during training, in dream and engine, from the first to the last, which is the one tested; training that was
+    cut off goes on from the last that was kept."""
     places: int = 96
     """Recorded episodes that the dream's begin in."""
     scenes: int = 320
@@ -87,15 +87,16 @@ class Config:
     """Of PPO's first run, scenes and chance. (The planner draws its plans from each episode's own seed.)"""
 
 
-def open_engine(size: tuple[int, int], task: Task | None = None, members: int = 1) -> VecEnv:
-    """The goal task in as many engines, `size` (height, width); or another task."""
+def open_engine(settings: WorldSettings, task: Task | None = None, members: int = 1) -> VecEnv:
+    """The goal task, or another, in as many engines, which play what a checkpoint of these settings was trained on."""
     import gymnasium as gym
     from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
     import mosaic_gym  # noqa: F401, registers the ids
     from mosaic_gym.evaluation.transfer.policies import WayFromStart
 
-    faces = {"task": task or GoalTask(), "observation": "dict", "resolution": list(size)}
+    faces = {"task": task or GoalTask(), "observation": "dict"}
+    faces |= {"scenario": settings.scenario, "resolution": [settings.height, settings.width]}
     engines = [lambda: gym.make("MosaicWorldReal-v0", max_episode_steps=EPISODE_STEPS, **faces)] * members
     return WayFromStart(VecTransposeImage(DummyVecEnv(engines)))
 
@@ -147,7 +148,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Trains what is missing, tests it, prints the table, and writes `transfer.json` and `transfer.png`.
 
     Raises:
-        ValueError: a count below its least, or results of another checkpoint. FileNotFoundError: nothing is recorded.
+        ValueError: a count below its least, a checkpoint without an atlas, or results of another checkpoint, recording
+            or choice. FileNotFoundError: nothing is recorded.
     """
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.evaluation.transfer import policies as known
@@ -161,10 +163,16 @@ def evaluate(config: Config) -> dict[str, Any]:
         if (count := getattr(config, name)) < 0 or count == 1:
             raise ValueError(f"{name.replace('_', '-')} is at least 2, or 0 to leave them out; got {count}")
     store = EpisodeStore(config.data, "train")
-    config.out.mkdir(parents=True, exist_ok=True)
     world = WorldModel.from_pretrained(config.checkpoint)
+    if world.atlas is None:
+        raise ValueError(
+            f"{config.checkpoint} has no atlas, by which the recording's places are found; train one (mosaic-gym train "
+            "atlas), and a world with it"
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
     # What policies were trained by; episodes may be added.
-    recipe = {**{name: str(getattr(config, name)) for name in RECIPE}, "rules": str(RULES)}
+    recipe = {name: str(getattr(config, name)) for name in RECIPE}
+    recipe |= {"recording": store.fingerprint, "rules": str(RULES)}
     asked = {"fingerprint": world.fingerprint, **recipe}
     told = kept(config.out / "checkpoint.json", lambda: asked)
     if told["fingerprint"] != world.fingerprint:
@@ -173,25 +181,20 @@ def evaluate(config: Config) -> dict[str, Any]:
     if differs:
         was = ", ".join(f"{name}={told.get(name)}" for name in differs)
         raise ValueError(f"{config.out} holds what was found with {was}; ask for the same, or give another --out")
-    size = (world.settings.height, world.settings.width)
 
-    engine = open_engine(size)
+    engine = open_engine(world.settings)
     model = known.make_policy(engine, config.rollout, config.seed)
     train_in_dream(config, store, world)
-    kept_of_runs = [
-        [config.out / name / f"{index}.safetensors" for index in range(config.policies)]
-        for name in names_of("dream", config)
-    ]
     arms: dict[str, list[Callable[[int], Choose]]] = {
         "random": [known.at_random],
         "ahead": [partial(known.always, "forward")],
         "scripted": [known.scripted],
-        "dream": [partial(known.learnt, model, weights) for *_, weights in kept_of_runs],
+        "dream": [partial(known.learnt, model, tested_policy(config, name)) for name in names_of("dream", config)],
     }
     recorded = sum(len(store.load(index)) for index in range(len(store)))
     engine_steps = recorded if config.engine_steps is None else config.engine_steps
     if engine_steps:
-        arms["engine"] = [partial(known.learnt, model, train_in_engine(config, size, engine_steps))]
+        arms["engine"] = [partial(known.learnt, model, train_in_engine(config, world.settings, engine_steps))]
 
     found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
@@ -221,7 +224,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         heldout = EpisodeStore(config.data, "heldout")
         places = {
             "dream": lambda: open_dream(config, RecordedGoalTask(remembered(heldout, world))),
-            "engine": lambda: open_engine(size, engine_task(heldout)),
+            "engine": lambda: open_engine(world.settings, engine_task(heldout)),
         }
         found["ranking"] = rank(config, places, ranked)
     if config.plan_episodes:
@@ -234,6 +237,11 @@ def evaluate(config: Config) -> dict[str, Any]:
 def names_of(arm: str, config: Config) -> list[str]:
     """One for each run of the arm that is trained in the dream, and of another the arm itself."""
     return [f"{arm}_{run}" for run in range(config.runs)] if arm == "dream" else [arm]
+
+
+def tested_policy(config: Config, name: str) -> Path:
+    """Where a run of PPO, of this name, keeps the policy that it ends with."""
+    return config.out / name / f"{config.policies - 1}.safetensors"
 
 
 def figures(told: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
@@ -256,31 +264,28 @@ def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> No
     from mosaic_gym.evaluation.transfer.recorded import dreamt_goals, remembered
     from mosaic_gym.worlds.mosaic import MosaicWorld
 
-    missing = {
-        run: folder
-        for run, folder in enumerate(config.out / name for name in names_of("dream", config))
-        if not (folder / f"{config.policies - 1}.safetensors").is_file()
-    }
+    weights = [tested_policy(config, name) for name in names_of("dream", config)]
+    missing = {run: path.parent for run, path in enumerate(weights) if not path.is_file()}
     if not missing:
         return
     places = remembered(store, world, config.places)
-    task = dreamt_goals(MosaicWorld(world), places, config.scenes, config.seed)
+    task = dreamt_goals(MosaicWorld(world), places, config.scenes, config.out / "goals.safetensors", config.seed)
     for run, folder in missing.items():
         dream = open_dream(config, task)
         known.train(known.make_policy(dream, config.rollout, config.seed + run), config.steps, folder, config.policies)
         dream.close()
 
 
-def train_in_engine(config: Config, size: tuple[int, int], steps: int) -> Path:
+def train_in_engine(config: Config, settings: WorldSettings, steps: int) -> Path:
     """The policy trained in the engine; trained first, if it has not been."""
     from mosaic_gym.evaluation.transfer import policies as known
 
-    weights = config.out / "engine" / "1.safetensors"
+    weights = tested_policy(config, "engine")
     if not weights.is_file():
-        engines = open_engine(size, members=4)
+        engines = open_engine(settings, members=4)
         # As many samples between updates as the dream's many members give.
         policy = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed)
-        known.train(policy, steps, weights.parent, 2)
+        known.train(policy, steps, weights.parent, config.policies)
         engines.close()
     return weights
 
@@ -344,7 +349,7 @@ def plan(config: Config, model: WorldModel) -> dict[str, dict[str, dict[str, flo
 
     dream = MosaicWorld(model)
     faces = {"task": "return", "observation": "dict", "action_space": "continuous"}
-    faces["resolution"] = [dream.height, dream.width]
+    faces |= {"scenario": model.settings.scenario, "resolution": [dream.height, dream.width]}
     opened = cache(lambda: gym.make("MosaicWorldReal-v0", max_episode_steps=PLAN_STEPS, **faces))
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.plan_episodes, 10)
     found = {}

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mosaic_gym.envs.tasks import FixedScenes, Reach, Scene
+from mosaic_gym.envs.tasks import FixedScenes, GoalTask, Reach, Scene
 from mosaic_gym.worlds.protocol import Start, World
 
 if TYPE_CHECKING:
@@ -96,16 +97,63 @@ class RecordedGoalTask(Reach):
         return Scene(state, view, recording.frames[goal].copy(), (float(x), float(z)))
 
 
-def dreamt_goals(world: World, recordings: Sequence[Recording], scenes: int, seed: int = 0) -> FixedScenes:
+class KeptGoals(GoalTask):
+    """The goal task, for starts whose seeds count up from 0: where their walks ended is kept, and not walked again.
+
+    Args:
+        path: of the file: `goal` uint8 `[n, H, W, 3]` and `goal_m` `[n, 2]`, of the first n seeds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+        """See `Task`.
+
+        Raises:
+            ValueError: seeds that do not count up by one, or that leave a gap behind what is kept.
+        """
+        from safetensors.numpy import load_file, save_file
+
+        # Read into memory: the file is written anew below.
+        kept = load_file(self.path) if self.path.is_file() else {}
+        goals, places_m = list(kept.get("goal", [])), list(kept.get("goal_m", []))
+        seeds = [start.seed for start in starts]
+        first = seeds[0] if seeds else 0
+        if seeds != list(range(first, first + len(seeds))) or not 0 <= first <= len(goals):
+            raise ValueError(
+                f"goals are kept of seeds that count up from 0, so far of {len(goals)}: give starts whose seeds count "
+                f"up by one, the first of them from 0 to {len(goals)}; got {seeds}"
+            )
+        known = [start for start in starts if start.seed < len(goals)]
+        walked: list[Scene] = []
+        if len(known) < len(starts):
+            walked = super().set_scenes(world, starts[len(known) :])
+            goals += [scene.goal for scene in walked]
+            places_m += [np.array(scene.goal_m) for scene in walked]
+            written = self.path.with_suffix(".part")
+            save_file({"goal": np.stack(goals), "goal_m": np.stack(places_m)}, written)
+            written.replace(self.path)
+        scenes = []
+        for start in known:
+            state, view = world.start(start)
+            x, z = places_m[start.seed]
+            scenes.append(Scene(state, view, goals[start.seed], (float(x), float(z))))
+        return scenes + walked
+
+
+def dreamt_goals(world: World, recordings: Sequence[Recording], scenes: int, keep: Path, seed: int = 0) -> FixedScenes:
     """The goal task from recorded places: scenes that are dreamt once, in `world`, and that episodes draw among.
 
     Args:
         world: the dream, or another that plays the same states.
         recordings: with memories; scenes begin in each as often, at any of their steps.
         scenes: to dream.
+        keep: the file of `KeptGoals`, for the same of everything else.
         seed: of where they begin.
     """
-    task = FixedScenes("goal", scenes, lambda n: _somewhere(recordings[n % len(recordings)], n, seed))
+    task = FixedScenes(KeptGoals(keep), scenes, lambda n: _somewhere(recordings[n % len(recordings)], n, seed))
     task.prepare(world)
     return task
 

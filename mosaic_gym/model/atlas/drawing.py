@@ -143,7 +143,7 @@ class Drawing:
         # Where K is: if that is the CPU, an accelerator need not be waited for to count the rows.
         rows = (torch.arange(config.height, device=cy.device) + 0.5 - cy) / fy
         depth_m = torch.where(rows > 0, config.floor_m, -config.ceiling_m) / rows
-        near = (depth_m < GRAIN_M).nonzero()[:, 0]
+        near = (depth_m.abs() < GRAIN_M).nonzero()[:, 0]  # a row level with the eye has none
         near, is_floor, depth_m = (each.to(places.device) for each in (near, rows[near] > 0, depth_m[near]))
         points = places[:, None, None, :2] + per_metre[:, :, None] * depth_m[:, None]  # [b, w, k, 2]
         both = self._look_up(self.ground_plane, points).unflatten(-1, (-1, 2, 3))
