@@ -130,7 +130,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
     Raises:
         FileNotFoundError: no such folder. TypeError: a task remembers what JSON cannot say.
     """
-    from mosaic_gym.memory.mosaic import save_described
+    from mosaic_gym.memory.files import save_described
 
     named: dict[str, Any] = {}
     told, names = [], {}
@@ -178,7 +178,7 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     Raises:
         FileNotFoundError: no such file. ValueError: damaged, not so many snapshots, or those of another checkpoint.
     """
-    from mosaic_gym.memory.mosaic import load_described
+    from mosaic_gym.memory.files import load_described
 
     check_forkable(world)
     tensors, about = load_described(path, (FORMAT, FORMAT_MANY), "snapshot")
@@ -188,7 +188,7 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     for told in members:
         check_fingerprint(f"the snapshot in {path}", told["fingerprint"], world.fingerprint)
     # Each goes to the device once, for what members share they are to share again.
-    device = getattr(world, "device", "cpu")
+    device = _device_of(world)
     tensors = {name: value.to(device) for name, value in tensors.items()}
     before = [f"{index}." for index in range(count)] if "members" in about else [""]
     states: dict[Any, Any] = {}

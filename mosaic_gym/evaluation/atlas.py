@@ -33,7 +33,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     from mosaic_gym.evaluation.revisit import collect
     from mosaic_gym.evaluation.rollout import Arms
     from mosaic_gym.geometry.camera import place_of
-    from mosaic_gym.memory.whereabouts import is_supposed, recognised
+    from mosaic_gym.memory.whereabouts import is_known, recognised
     from mosaic_gym.model.checkpoints import WorldModel
     from mosaic_gym.model.codec import frames_to_float
 
@@ -62,7 +62,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         tell("of these mistaken for another place, share", off_m[known] > MISTAKEN_M)
         state = arms.after_history(path)
         (place,) = recognised([state.memory.keyframes], state.history_cameras[-1:, -1:])
-        sure = place is not None and not is_supposed(state.memory.keyframes)
+        sure = is_known(state.memory.keyframes)
         tell("walks recognised, share", torch.tensor(sure))
         if sure:
             off_m = (place[0, :2] - true[path.history - 1, :2]).norm()

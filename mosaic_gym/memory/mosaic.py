@@ -7,24 +7,19 @@ they land. Reading (`recall`) and writing (`remember`) are two verbs; writing re
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from pathlib import Path
-from threading import Barrier
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import check_rigid, rescale_intrinsics
+from mosaic_gym.memory.files import load_described, save_described
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe, gathered, padded
+from mosaic_gym.memory.members import for_all
 from mosaic_gym.memory.recall import Selection, select
 from mosaic_gym.memory.warp import Warped, fill_holes, warp_stills
 
@@ -152,48 +147,6 @@ class MosaicMemory:
         return MosaicMemory.from_tensors(*load_described(path, (FORMAT,), "memory"))
 
 
-def save_described(tensors: dict[str, Tensor], path: Path | str, told: dict[str, Any]) -> None:
-    """Writes tensors into one safetensors file, and in its metadata, as JSON, what they are: see `load_described`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
-    folder = Path(path).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} to save {Path(path).name} in; make it first")
-    apart, storages = {}, set()
-    for name, value in tensors.items():
-        # The format takes no two tensors that share memory, as those of a keyframe and of its moved copy do.
-        storage = value.device, value.untyped_storage().data_ptr()
-        apart[name] = value.clone() if storage in storages else value
-        storages.add(storage)
-    save_file(apart, str(path), metadata={"about": json.dumps(told)})
-
-
-def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, and the JSON in its metadata.
-
-    Args:
-        forms: what its metadata may state as its format; kind: what to call it in errors.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: another kind of file, truncated, or of another version.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no {kind} file at {path}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get("about", "{}"))
-            if told.pop("format", None) not in forms:
-                raise ValueError(
-                    f"{path} is not a {kind} of format {' or '.join(forms)}; save it again with this version"
-                )
-            # Copied: what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error
-
-
 def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
     """The index of the keyframe, never the newest, whose view is nearest to another's.
 
@@ -311,12 +264,12 @@ def recall(
     pictures, supposed = pictures or [None] * b, supposed or [False] * b
     # A picture shows what was seen from afar, and better.
     afar = [picture is None or only for picture, only in zip(pictures, supposed, strict=True)]
-    selection = _for_all(choose, world_from_camera, memories, afar)
+    selection = for_all(choose, world_from_camera, memories, afar)
     sources = selection.sources.tolist()
     chosen = [
         [keyframes[index] for index in row if index >= 0] for keyframes, row in zip(memories, sources, strict=True)
     ]
-    warped = _for_all(warp, world_from_camera, chosen)
+    warped = for_all(warp, world_from_camera, chosen)
     reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
     by_heart = _behind(warped, pictures, supposed)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
@@ -359,44 +312,6 @@ def _behind(warped: Warped, pictures: Sequence[Tensor | None], supposed: Sequenc
         if picture is not None:
             behind[i] = torch.where(warped.covered[i][:, None], behind[i], picture) if supposed[i] else picture
     return behind
-
-
-def _for_all(work: Callable[..., Any], cameras: Tensor, *given: Sequence[Any]) -> Any:
-    """`work` of every member's cameras `[b, ...]` and what else is given, one each: a dataclass of tensors `[b, ...]`.
-
-    On an accelerator all in one go; on a CPU, whose cache is small, one by one, and side by side, for one member's
-    tensors are too small to share out.
-    """
-    if len(cameras) == 1 or cameras.device.type != "cpu":
-        return work(cameras, *given)
-
-    def one(i: int) -> Any:
-        return work(cameras[i : i + 1], *(each[i : i + 1] for each in given))
-
-    threads, members = torch.get_num_threads(), range(len(cameras))
-    parts = list(map(one, members) if threads == 1 else _workers(threads).map(torch.no_grad()(one), members))
-    names = [each.name for each in fields(parts[0])]
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-@cache
-def _workers(threads: int) -> ThreadPoolExecutor:
-    # How many threads an operation takes is each thread's own, and is settled when the thread first asks: for what was
-    # said last, by any. So all of these ask now, held until the last has, and then it is said again for later ones.
-    all_there = Barrier(threads)
-
-    def settle(_: int) -> None:
-        all_there.wait()
-        torch.get_num_threads()
-
-    pool = ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
-    list(pool.map(settle, range(threads)))
-    torch.set_num_threads(threads)
-    return pool
-
-
-if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
-    os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 def _warp(

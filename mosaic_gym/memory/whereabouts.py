@@ -79,6 +79,11 @@ def is_supposed(keyframes: Sequence[Keyframe]) -> bool:
     return surest is not None and surest.trust == SUPPOSED
 
 
+def is_known(keyframes: Sequence[Keyframe]) -> bool:
+    """Whether an episode of these keyframes was recognised on the map, and is not only supposed to be somewhere."""
+    return any(keyframe.trust > SUPPOSED for keyframe in keyframes)
+
+
 @torch.no_grad()
 def recognise(
     atlas: Map,

@@ -74,7 +74,7 @@ class Beginning:
     def _first_sight(self, start: Start) -> tuple[np.ndarray, str]:
         """The first image, uint8 `[H, W, 3]`, and the prompt."""
         if start.image is not None:
-            return self._checked_image(start.image), start.prompt or ""
+            return self._checked_pixels("a start image", start.image), start.prompt or ""
         count = len(self.model.start_images)
         if not count:
             prompt = DEFAULT_PROMPT if start.prompt is None else start.prompt
@@ -216,15 +216,13 @@ class Beginning:
         return recognise(self.atlas, self.model.codec, memory.keyframes, frame, camera, self.k)[None]
 
     def _check_frames(self, frames: np.ndarray, poses: Sequence[Pose]) -> None:
-        expected = (FRAMES_PER_STEP, self.height, self.width, 3)
-        if frames.dtype != np.uint8 or frames.shape != expected:
-            raise ValueError(f"what is seen is uint8 of shape {expected}; got {frames.dtype} of shape {frames.shape}")
+        self._checked_pixels("what is seen", frames, FRAMES_PER_STEP)
         if len(poses) != FRAMES_PER_STEP:
             raise ValueError(f"{FRAMES_PER_STEP} frames are seen from as many poses; got {len(poses)}")
 
-    def _checked_image(self, image: np.ndarray) -> np.ndarray:
-        expected = (self.height, self.width, 3)
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.shape != expected:
-            raise ValueError(f"a start image is uint8 of shape {expected}; got {image.dtype} of shape {image.shape}")
-        return image
+    def _checked_pixels(self, what: str, pixels: np.ndarray, *count: int) -> np.ndarray:
+        expected = (*count, self.height, self.width, 3)
+        pixels = np.asarray(pixels)
+        if pixels.dtype != np.uint8 or pixels.shape != expected:
+            raise ValueError(f"{what} is uint8 of shape {expected}; got {pixels.dtype} of shape {pixels.shape}")
+        return pixels

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
-from mosaic_gym.memory.keyframe import SUPPOSED
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
+from mosaic_gym.memory.whereabouts import is_known
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.room import room_for
@@ -398,6 +398,6 @@ class MosaicWorld(Beginning, Remembering, Keeping):
             world_from_camera=np.array([pose.world_from_camera for pose in poses]),
             image_from_camera=self.image_from_camera,
             coverage=float(coverage),
-            on_map=self.atlas is not None and any(keyframe.trust > SUPPOSED for keyframe in memory.keyframes),
+            on_map=self.atlas is not None and is_known(memory.keyframes),
             keyframes=len(memory),
         )

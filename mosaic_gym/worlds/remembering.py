@@ -14,7 +14,7 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.keyframe import BY_HEART, Keyframe, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
 from mosaic_gym.memory.obstacles import obstacles_near
-from mosaic_gym.memory.whereabouts import is_supposed, recognised
+from mosaic_gym.memory.whereabouts import is_known, is_supposed, recognised
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.room import room_for
 from mosaic_gym.worlds.state import WorldState
@@ -84,7 +84,7 @@ class Remembering:
         known, walls_m = [], torch.zeros(0, 0, 2)
         if self.atlas is not None:
             places = recognised(memories, torch.as_tensor(bodies, dtype=torch.float32, device=self.device)[:, None])
-            known = [i for i, place in enumerate(places) if place is not None and not is_supposed(memories[i])]
+            known = [i for i, keyframes in enumerate(memories) if is_known(keyframes)]
         if known:  # asked first, and read last: an accelerator is waited for once
             k = torch.as_tensor(self.image_from_camera)  # on the CPU, where it is read
             walls_m = self.atlas.walls(torch.cat([places[i] for i in known]), k)

@@ -10,7 +10,7 @@ import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory import mosaic
+from mosaic_gym.memory import members, mosaic
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
 from mosaic_gym.memory.mosaic import MosaicMemory, recall
 from mosaic_gym.memory.recall import select
@@ -183,7 +183,7 @@ def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkey
     cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
     asked = cameras, K, codec, (CHANNELS, *GRID)
     alone = recall(memories, *asked)
-    monkeypatch.setattr(mosaic, "_for_all", lambda work, cameras, *given: work(cameras, *given))
+    monkeypatch.setattr(mosaic, "for_all", lambda work, cameras, *given: work(cameras, *given))
     together = recall(memories, *asked)
     assert alone.patch_exists.any(1).tolist() == [True, False, True, True]
     for each in fields(mosaic.Recall):
@@ -199,14 +199,14 @@ def test_members_side_by_side_change_no_other_threads_and_have_their_own_after_a
     was = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        mosaic._workers.cache_clear()
-        assert list(mosaic._workers(2).map(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
+        members._workers.cache_clear()
+        assert list(members._workers(2).map(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
         assert torch.get_num_threads() == told_by(torch.get_num_threads) == 2
     finally:
         torch.set_num_threads(was)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: sender.send(list(mosaic._workers(2).map(abs, [-1, -2]))), daemon=True)
+    child = context.Process(target=lambda: sender.send(list(members._workers(2).map(abs, [-1, -2]))), daemon=True)
     child.start()
     assert receiver.poll(20), "a forked process waits for its parent's threads"
     assert receiver.recv() == [1, 2]
