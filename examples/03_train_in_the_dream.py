@@ -1,6 +1,8 @@
 """Train PPO in the dream for a few minutes, then watch it in the engine. Needs the extra `rl`.
 
     python examples/03_train_in_the_dream.py [steps] [out.mp4]
+
+Steps are made by eight members side by side: rounded up to whole rollouts, eight at the least.
 """
 
 import sys
@@ -17,7 +19,7 @@ steps = int(sys.argv[1]) if len(sys.argv) > 1 else 4096
 path = sys.argv[2] if len(sys.argv) > 2 else "trained_in_the_dream.mp4"
 
 dream = VecMonitor(mosaic_gym.make_sb3(8, max_episode_steps=48, task="explore"))
-rollout = min(64, steps // 8)  # steps of every member between updates
+rollout = max(1, min(64, steps // 8))  # steps of every member between updates
 model = PPO("CnnPolicy", dream, n_steps=rollout, batch_size=min(128, 8 * rollout), seed=0, device="cpu", verbose=1)
 model.learn(steps)
 dream.close()

@@ -25,25 +25,39 @@ class Command:
         config: the dataclass of its options, in that module.
         function: what runs, in that module; takes the config alone.
         summary: one line for the list of commands.
+        needs: packages of extras that it needs in the end, and asks for before it has spent minutes on anything.
+        room: what to give it, or to leave out, where an accelerator's memory is too small.
     """
 
     module: str
     config: str
     function: str
     summary: str
+    needs: tuple[str, ...] = ()
+    room: str = "give a smaller batch, clip or size"
 
 
+LOG = ("tensorboard",)
+"""What every run writes its log with."""
+ROOM = "give a shorter --clip, or a smaller --height and --width"
+"""Of recipes that have one sample at a time on the accelerator, whose blocks run again for their gradients already."""
 COMMANDS: dict[str, Command] = {
     "demo": Command("mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, dream beside engine"),
     "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the dream with the keyboard"),
     "record": Command("mosaic_gym.worlds.recording", "RecordConfig", "record", "record episodes of the engine"),
-    "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "learn the recorded map by heart"),
+    "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "learn the recorded map by heart", LOG),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
-    "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator"),
-    "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end"),
-    "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model"),
-    "train world --from": Command("mosaic_gym.training.finetune", "Config", "train", "fine-tune a pretrained Wan"),
-    "train student": Command("mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps"),
+    "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator", LOG),
+    "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end", LOG),
+    "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model", LOG),
+    "train world --from": Command(
+        "mosaic_gym.training.finetune", "Config", "train", "fine-tune a pretrained Wan", LOG,
+        f"{ROOM}, or train adapters (without --full); samples are run one at a time, whatever the batch",
+    ),
+    "train student": Command(
+        "mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps", LOG,
+        f"{ROOM}; samples are run one at a time",
+    ),
     "evaluate atlas": Command("mosaic_gym.evaluation.atlas", "Config", "evaluate", "what is known of the map"),
     "evaluate collision": Command("mosaic_gym.evaluation.collision", "Config", "evaluate", "where the body stops"),
     "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
@@ -115,6 +129,11 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     return EXTRAS.get((error.name or "").split(".")[0])
 
 
+def no_room(error: BaseException | None) -> bool:
+    """Whether this is torch's error for an accelerator whose memory is too small."""
+    return type(error).__name__ == "OutOfMemoryError"  # by name, for what takes no network imports none
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 for what the user can put right, 2 for an unknown command.
 
@@ -133,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error, code=2)
     try:
         function, config = parse(name, options)
+        for package in COMMANDS[name].needs:
+            import_module(package)
         function(config)
     except ModuleNotFoundError as error:
         extra = missing_extra(error)
@@ -140,11 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return fail(f"`{name}` needs {error.name}: pip install '{PROGRAM}[{extra}]'", code=1)
     except (ValueError, FileNotFoundError, MemoryError) as error:
+        if name.startswith("train ") and no_room(error.__cause__):  # said with what makes some in play
+            return fail(f"the accelerator has no room for this: {COMMANDS[name].room} ({error.__cause__})", code=1)
         return fail(error, code=1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; what takes no network imports none
+        if not no_room(error):
             raise
-        return fail(f"the accelerator has no room for this: give a smaller batch, clip or size ({error})", code=1)
+        return fail(f"the accelerator has no room for this: {COMMANDS[name].room} ({error})", code=1)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mosaic_gym.geometry.control import check_action
+from mosaic_gym.geometry.control import check_action, is_whole
 from mosaic_gym.worlds.protocol import State, View, World
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def imagine(
 
     Args:
         world: a forkable one.
-        state: where all futures begin, or a list of B states, one for each.
+        state: where all futures begin, or a list of B states, one for each. They are this world's: that is not checked,
+            for a state does not know its world, and one of another checkpoint's is imagined on to nonsense.
         act: thrusts `[B, H, 3]` (forward, strafe right, turn right), or a policy.
         horizon: H, steps. May be None where `act` is an array, which has its own.
         task: pays rewards and ends futures, by its `judge`; None passes on the world's own, where it predicts them and
@@ -52,7 +53,8 @@ def imagine(
         RuntimeError: the world has one true present.
         ValueError: no horizon, a wrong shape, a policy that returns NaN or another shape, a task or a policy without
             pixels, or a task that remembers without what it does, or of another number of states.
-        TypeError: a task that judges nothing.
+        TypeError: a state that is none, a horizon that is no whole number, a task that judges nothing, or a world that
+            cannot do what is asked for.
     """
     if not world.forkable:
         raise RuntimeError(f"{type(world).__name__} has one true present and cannot imagine; give the learned world")
@@ -62,7 +64,12 @@ def imagine(
             f"{type(world).__name__} has no {needed}(): imagining with "
             f"{'a policy' if pixels else 'pixels=False'} needs one, as MosaicWorld has it"
         )
-    many = isinstance(state, Sequence)
+    many = isinstance(state, Sequence) and not isinstance(state, State)
+    for each in state if many else [state]:
+        if not isinstance(each, State):
+            raise TypeError(f"imagine begins from states, such as env.unwrapped.state; got {type(each).__name__}")
+    if horizon is not None:
+        check_whole("horizon", horizon)
     thrusts = None if callable(act) else _check_thrusts(act, len(state) if many else None, horizon)
     if thrusts is None and horizon is None:
         raise ValueError("a policy needs a horizon: how many steps to imagine")
@@ -93,6 +100,12 @@ def imagine(
         ended = ended | ends
         kept.append(_row(states, shown, taken, rewards, ended.copy(), pixels))
     return _stack(kept, count, horizon, getattr(world, "device", None))
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raises TypeError unless a value is a whole number; True and False are none."""
+    if not is_whole(value):
+        raise TypeError(f"{name} is a whole number; got {value!r}")
 
 
 def _progresses(task: Any, progress: Any, count: int, many: bool) -> list[Any]:

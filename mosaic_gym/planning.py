@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from mosaic_gym.geometry.control import Control, Pose
-from mosaic_gym.imagination import imagine
+from mosaic_gym.imagination import check_whole, imagine
 from mosaic_gym.worlds.protocol import State, View, World
 
 METHODS = ("cem", "mppi")
@@ -39,7 +39,7 @@ class Search:
 
     Raises:
         ValueError: an unknown method, a count below 1, more elites or steps taken than there are, a temperature that is
-            not above 0, or a price below 0.
+            not above 0, or a price below 0. TypeError: a count that is no whole number.
     """
 
     method: str = "cem"
@@ -55,6 +55,8 @@ class Search:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; the known ones are {', '.join(METHODS)}")
+        for name in ("futures", "horizon", "rounds", "commit", "elites"):
+            check_whole(name, getattr(self, name))
         if self.rounds < 1 or not 1 <= self.elites <= self.futures or not 1 <= self.commit <= self.horizon:
             raise ValueError(
                 "a search has 1 round or more, 1 to all of its futures as elites, and commits to 1 to all steps of its "
@@ -128,7 +130,7 @@ class Planner:
             _, reward, over, cut, info = env.step(self.act().astype(np.float32))
             total += float(reward)
             if over or cut:
-                return total, info["is_success"]
+                return total, bool(info.get("is_success", False))
             self.see(env.unwrapped.view)
 
     def begin(self, views: Sequence[View], goal: np.ndarray) -> None:

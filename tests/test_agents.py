@@ -16,13 +16,11 @@ ROOT = Path(__file__).parent.parent
     ("words", "said"),
     [
         (["agents/scripted.py", "--steps", "4"], "explorer:"),
-        (["agents/scripted.py", "--real", "--steps", "4"], "chance:"),
+        (["agents/scripted.py", "--real", "--steps", "4"], "explorer:"),
         (["agents/planner.py", "--episodes", "1", "--steps", "1"], "memory place: home"),
         (["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"], "memory off: home"),
         (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the engine"),
         (["examples/01_step_a_world.py"], "an image (64, 64, 3) uint8; 9 actions: noop, forward"),
-        (["examples/02_walk_out_and_back.py", "sheet.png"], "wrote sheet.png"),
-        (["examples/03_train_in_the_dream.py", "16", "watched.mp4"], "wrote watched.mp4"),
         (["examples/04_plan_with_forks.py"], "step 1: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -32,9 +30,6 @@ def test_it_runs(words, said, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
-    for name in words[1:]:
-        if name.endswith((".png", ".mp4")):
-            assert (tmp_path / name).stat().st_size > 1000
 
 
 def test_the_commands_of_the_shell_example_take_their_options():

@@ -1,11 +1,14 @@
 """Imagination over a counting world and a tiny dream."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
 from mosaic_gym import Start, imagine, make_world
 from mosaic_gym.envs.tasks import ExploreTask, GoalTask, Scene, place_of
+from mosaic_gym.geometry.control import Pose
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
@@ -124,6 +127,38 @@ def test_bad_input_is_named(act, kwargs, said):
     state, _ = world.start(Start(seed=0))
     with pytest.raises(ValueError, match=said):
         imagine(world, state, act, **kwargs)
+
+
+@pytest.mark.parametrize("horizon", [2.5, True, "2"])
+def test_a_horizon_is_a_whole_number(horizon):
+    world = CountingWorld()
+    world.look = world.step = lambda *given: pytest.fail("something moved")
+    state, _ = world.start(Start(seed=0))
+    with pytest.raises(TypeError, match=f"horizon is a whole number; got {horizon!r}"):
+        imagine(world, state, lambda frames: AHEAD[:1, 0], horizon=horizon)
+    with pytest.raises(TypeError, match="horizon is a whole number"):
+        imagine(world, state, AHEAD[:, :1], horizon=horizon)
+
+
+@pytest.mark.parametrize("state", [5, "ab", None, [None], np.zeros(3), CountingWorld()])
+def test_what_is_no_state_is_named(state):
+    world = CountingWorld()
+    world.step = lambda *given: pytest.fail("something moved")
+    (named,) = state if isinstance(state, list) else [state]
+    with pytest.raises(TypeError, match=f"states, such as env.unwrapped.state; got {type(named).__name__}"):
+        imagine(world, state, AHEAD)
+
+
+def test_a_state_may_be_a_tuple_itself():
+    class Tupled(NamedTuple):
+        pose: Pose
+        step_index: int
+        start: Start
+
+    world = CountingWorld()
+    state, _ = world.start(Start(seed=0))
+    futures = imagine(world, Tupled(state.pose, state.step_index, state.start), AHEAD)
+    assert futures["frames"].equal(imagine(world, state, AHEAD)["frames"])
 
 
 def test_a_task_is_an_object():

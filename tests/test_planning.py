@@ -102,6 +102,13 @@ def test_what_cannot_be_planned_is_said(make, said):
         make()
 
 
+@pytest.mark.parametrize("name", ["futures", "horizon", "rounds", "commit", "elites"])
+@pytest.mark.parametrize("value", [2.5, True])
+def test_what_a_search_counts_is_whole(name, value):
+    with pytest.raises(TypeError, match=f"{name} is a whole number; got {value}"):
+        Search(**{name: value})
+
+
 def test_a_world_that_takes_in_nothing_cannot_see_for_a_planner():
     world = CountingWorld()
     _, view = world.start(Start(seed=0))

@@ -1,1 +1,1 @@
-"""Episodes: explore, record, store, batch."""
+"""Episodes: the walker that explores, captions of what it sees, and how both lie on disk."""

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from mosaic_gym.envs.tasks import Task
+from mosaic_gym.geometry.control import is_finite, is_whole
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
 
@@ -35,14 +36,12 @@ class Rules:
     patience: int = 8
 
     def __post_init__(self) -> None:
-        whole = int | np.integer
-        if self.max_steps is not None and not (isinstance(self.max_steps, whole) and self.max_steps >= 1):
+        if self.max_steps is not None and not (is_whole(self.max_steps) and self.max_steps >= 1):
             raise ValueError(f"the steps of an episode are a whole number from 1, or None; got {self.max_steps!r}")
-        numbers = int | float | np.integer | np.floating
         least = self.least_coverage
-        if least is not None and not (isinstance(least, numbers) and 0.0 < least <= 1.0):
-            raise ValueError(f"least_coverage is a share above 0 and up to 1, or None; got {self.least_coverage}")
-        if not (isinstance(self.patience, whole) and self.patience >= 1):
+        if least is not None and not (is_finite(least) and 0.0 < least <= 1.0):
+            raise ValueError(f"least_coverage is a share above 0 and up to 1, or None; got {least}")
+        if not (is_whole(self.patience) and self.patience >= 1):
             raise ValueError(f"patience is a whole number of steps from 1; got {self.patience!r}")
 
 
@@ -58,7 +57,9 @@ class Episode:
         unsure_steps: the latest ones, on end, with too little coverage.
         reward: of the last step.
         terminated, truncated: how it ended, if it did.
-        success: whether the last step did what the task asks for. (A world may end an episode that its task did not.)
+        success: whether the last step did what the task asks for; None where it asks for nothing that can be done, and
+            before the first step of a task that names no place to reach. (A world may end an episode that its task did
+            not.)
         forks: made of it so far, so that later ones draw their episodes from elsewhere.
         seen: what the task's scene showed before the episode began, oldest first. (Not part of the future: a learned
             world remembers it, an agent with a memory of its own may want to see it. Files do not keep it.)
@@ -73,7 +74,7 @@ class Episode:
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
-    success: bool = False
+    success: bool | None = None
     forks: int = 0
     seen: tuple[View, ...] = ()
 
@@ -82,9 +83,12 @@ class Episode:
         return self.terminated or self.truncated
 
     def info(self) -> dict[str, Any]:
-        """What `info` says: plain, comparable values."""
+        """What `info` says: plain, comparable values. Without success there is no `is_success`.
+
+        (Stable-Baselines3 takes the key for a task that can succeed, and would report that it never does.)
+        """
         view = self.view
-        return {
+        told = {
             "pose": view.world_from_camera[-1].tolist(),
             "intrinsics": view.image_from_camera.tolist(),
             "coverage": float(view.coverage),
@@ -92,8 +96,8 @@ class Episode:
             "step_index": int(self.state.step_index),
             "labels": tuple(view.labels),
             "world_reward": float(view.reward),
-            "is_success": self.success,
         }
+        return told if self.success is None else {**told, "is_success": self.success}
 
 
 def begin(
@@ -113,7 +117,11 @@ def begin(
         seeds: one each; None draws from a copy of that episode's generator.
         generators: one each, None where nothing was drawn yet.
         prompt: for episodes that ask for none.
+
+    Raises:
+        ValueError: what is no seed.
     """
+    seeds = [None if seed is None else check_seed(seed) for seed in seeds]
     fresh = [seed is not None or generator is None for seed, generator in zip(seeds, generators, strict=True)]
     drawn = [
         seeding.np_random(seed)[0] if anew else copy.deepcopy(generator)
@@ -121,7 +129,7 @@ def begin(
     ]
     starts = [
         Start(
-            seed=int(rng.integers(2**31)) if seed is None else int(seed),
+            seed=int(rng.integers(2**31)) if seed is None else seed,
             image=options.get("image"),
             world_from_camera=options.get("pose"),
             prompt=options.get("prompt", prompt),
@@ -131,10 +139,25 @@ def begin(
     ]
     scenes = task.set_scenes(world, starts)
     episodes = [
-        Episode(scene.state, scene.view, options.get("goal", scene.goal), task.begin(scene), seen=scene.seen)
+        Episode(
+            scene.state,
+            scene.view,
+            options.get("goal", scene.goal),
+            task.begin(scene),
+            # A place to reach is not reached yet. Of what else there is to be done the first judgement will tell.
+            success=None if scene.goal_m is None else False,
+            seen=scene.seen,
+        )
         for scene, options in zip(scenes, asked, strict=True)
     ]
     return episodes, drawn
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as Python's number; ValueError if it is none."""
+    if not (is_whole(seed) and seed >= 0):
+        raise ValueError(f"a seed is a whole number from 0, or None; got {seed!r}")
+    return int(seed)
 
 
 def advance(
@@ -158,7 +181,7 @@ def advance(
                 unsure_steps=unsure_steps,
                 reward=float(judgement.reward),
                 terminated=bool(judgement.terminated or view.terminated),
-                success=bool(judgement.success),
+                success=None if judgement.success is None else bool(judgement.success),
                 truncated=(rules.max_steps is not None and steps >= rules.max_steps) or unsure_steps >= rules.patience,
             )
         )

@@ -17,6 +17,7 @@ from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, thrust_of
 from mosaic_gym.envs.tasks import Task, make_task
+from mosaic_gym.geometry.control import is_whole
 from mosaic_gym.worlds.protocol import World
 
 
@@ -32,6 +33,7 @@ class Members:
 
     Raises:
         ValueError: count below 1, a face there is not. RuntimeError: a world with one true present.
+        TypeError: a task or rules that are none.
     """
 
     def __init__(
@@ -46,25 +48,42 @@ class Members:
         options: Collection[str] = OPTIONS,
         prompt: str | None = None,
     ) -> None:
-        if count < 1:
-            raise ValueError(f"there is at least 1 member; got {count}")
-        self.task = make_task(task)
-        check_faces(action_space, observation, None, self.task)
+        if not (is_whole(count) and count >= 1):
+            raise ValueError(f"there is at least 1 member; got {count!r}")
         if not world.forkable:
             raise RuntimeError(
                 f"{type(world).__name__} has one body, and cannot be many members: use gymnasium.make_vec(..., "
                 "vectorization_mode='sync'), which opens an engine for each"
             )
-        check_pays(world, self.task)
-        self.world, self.rules, self.prompt = world, rules, prompt
-        self.action_space = make_action_space(action_space)
-        self.observation_space = make_observation_space(observation, world.height, world.width)
-        self.options = honoured(options, observation, self.task)
+        self.world, self.prompt = world, prompt
+        self._faces, self._options = (action_space, observation), tuple(options)
         self.episodes: list[Episode | None] = [None] * count
         self._generators: list[np.random.Generator | None] = [None] * count
+        self.set_task(task)
+        self.set_rules(rules)
+        self.action_space = make_action_space(action_space)
+        self.observation_space = make_observation_space(observation, world.height, world.width)
 
     def __len__(self) -> int:
         return len(self.episodes)
+
+    def set_task(self, task: str | Task) -> None:
+        """Another task. Episodes under way are given up, for what they remember is of the task before: reset them.
+
+        Raises:
+            ValueError, TypeError: no task, or one that does not fit world and observation; nothing has changed then.
+        """
+        task = make_task(task)
+        check_faces(*self._faces, None, task)
+        check_pays(self.world, task)
+        self.task, self.options = task, honoured(self._options, self._faces[1], task)
+        self.episodes = [None] * len(self)
+
+    def set_rules(self, rules: Rules) -> None:
+        """When episodes are truncated, those under way too; TypeError if that is no `Rules`."""
+        if not isinstance(rules, Rules):
+            raise TypeError(f"rules are a mosaic_gym.envs.episode.Rules; got {rules!r}")
+        self.rules = rules
 
     def reset(
         self,
@@ -121,16 +140,19 @@ class Members:
             raise ResetNeeded(f"the episodes of members {missing} have not begun: reset them first")
         return [self.episodes[i] for i in indices]
 
-    def thrusts(self, actions: Iterable[Any]) -> np.ndarray:
-        """`[n, 3]` of one action a member.
+    def thrusts(self, actions: Iterable[Any], indices: Sequence[int]) -> np.ndarray:
+        """`[len(indices), 3]`, of one action a member: what some of them are to do. The others' are not looked at.
 
         Raises:
-            ValueError: another number of actions, or one that is none.
+            ValueError: another number of actions than of all members, or one that is none.
         """
-        actions = list(actions)
+        try:
+            actions = list(actions)
+        except TypeError as error:
+            raise ValueError(f"{len(self)} members take {len(self)} actions, one each; got {actions!r}") from error
         if len(actions) != len(self):
             raise ValueError(f"{len(self)} members take {len(self)} actions; got {len(actions)}")
-        return np.stack([thrust_of(self.action_space, action) for action in actions])
+        return np.array([thrust_of(self.action_space, actions[i]) for i in indices]).reshape(-1, 3)
 
     def advanced(self, indices: Sequence[int], thrusts: np.ndarray) -> list[Episode]:
         """The episodes of some members one step on, in one call of the world; thrusts `[len(indices), 3]`.

@@ -22,7 +22,7 @@ from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
 from mosaic_gym.envs.tasks import EngineTask, Task, judging, make_task
 from mosaic_gym.envs.window import Window
-from mosaic_gym.geometry.control import FRAMES_PER_STEP
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, is_finite
 from mosaic_gym.worlds.protocol import State, View, World
 from mosaic_gym.worlds.registry import make_world
 
@@ -97,6 +97,9 @@ class WorldEnv(gym.Env):
             seed: of the episode and of those after it; None draws on from the last one.
             options: `image` and `goal` uint8 `[H, W, 3]`, `pose` `[4, 4]` metres, `prompt` text,
                 `memory` a path or a memory.
+
+        In the engine, `goal` and `return` walk the one body to set their scene: a reset that fails there (RuntimeError)
+        has ended the episode before it.
         """
         asked = check_options(options or {}, self.options, self.world.height, self.world.width)
         (episode,), (generator,) = begin(self.world, self.task, [asked], [seed], [self.np_random], self.prompt)
@@ -241,6 +244,9 @@ def make_dream(
             many steps on end, where its place is on no map that the checkpoint knows; None never does.
         loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
+
+    Raises:
+        ValueError, TypeError: as `open_dream`.
     """
     world, faces = open_dream(locals())
     return WorldEnv(world, render_mode=render_mode, **faces)
@@ -252,6 +258,12 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
     Args:
         asked: all arguments of `make_dream` by name; checked before anything is loaded.
         max_steps: of an episode; None for no limit.
+
+    Raises:
+        ValueError: an argument of the wrong type or range, a device or checkpoint that there is not, a resolution that
+            the checkpoint was not trained at, or damaged weights. Only what they alone can tell, such as a prompt that
+            is too long, is said after weights are read. TypeError: a task that is none.
+        MemoryError: the device has no room for the weights.
     """
     task = make_task(asked["task"])
     check_faces(asked["action_space"], asked["observation"], asked["render_mode"], task)
@@ -268,15 +280,22 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
     steps = asked["denoising_steps"]
     if steps is not None and (type(steps) is not int or steps not in DENOISING_STEPS):
         raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {steps!r}")
+    temperature = asked["temperature"]
+    if not is_finite(temperature) or temperature < 0.0:
+        raise ValueError(f"temperature is a finite number, 0 or more; got {temperature!r}")
     size = _check_resolution(asked["resolution"])
+    # Imports torch: mistakes in words and numbers are told without it.
+    from mosaic_gym.model.room import check_device
+
+    check_device(asked["device"])
     of_world = ("checkpoint", "device", "denoising_steps", "memory", "collision", "temperature", "loading")
     world = make_world("mosaic", size=size, **{name: asked[name] for name in of_world})
-    if size not in (None, (world.height, world.width)):
-        supported = f"[{world.height}, {world.width}]"
-        world.close()
-        raise ValueError(
-            f"checkpoint {asked['checkpoint']!r} was trained at resolution {supported}; got {asked['resolution']!r}"
-        )
+    if asked["prompt"] is not None:
+        try:
+            world.model.check_prompt(asked["prompt"])  # else every reset would fail
+        except ValueError:
+            world.close()
+            raise
     return world, {
         "action_space": asked["action_space"],
         "observation": asked["observation"],
@@ -304,6 +323,10 @@ def make_real(
         observation: `image` or `dict`.
         task: `explore`, `goal`, `return`, `engine` for the game's own reward, or an object.
         render_mode: `human`, `rgb_array` or None.
+
+    Raises:
+        ValueError: an argument of the wrong type or range, or an unknown scenario; the known ones are listed.
+        TypeError: a task that is none.
     """
     task = make_task(task)
     check_faces(action_space, observation, render_mode, task)

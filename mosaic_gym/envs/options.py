@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_gym.envs.spaces import WORLD_LIMIT_M
 from mosaic_gym.geometry.control import check_pose
 
 OPTIONS = ("goal", "image", "memory", "pose", "prompt")
@@ -19,7 +20,8 @@ def check_options(options: Mapping[str, Any], allowed: Collection[str], height: 
 
     Args:
         options: as given to `reset`; `image` and `goal` are uint8 `[H, W, 3]`, `pose` is a level
-            `world_from_camera` `[4, 4]` in metres, `prompt` text, `memory` a path or a memory.
+            `world_from_camera` `[4, 4]` in metres, within `WORLD_LIMIT_M` of the origin, `prompt` text, `memory` a path
+            or a memory.
         allowed: the keys this environment honours.
         height: of its frames, pixels.
         width: of its frames, pixels.
@@ -33,7 +35,7 @@ def check_options(options: Mapping[str, Any], allowed: Collection[str], height: 
         if key in checked:
             checked[key] = _check_image(key, checked[key], height, width)
     if "pose" in checked:
-        checked["pose"] = check_pose(checked["pose"]).world_from_camera
+        checked["pose"] = _check_place(check_pose(checked["pose"]).world_from_camera)
     if "prompt" in checked:
         check_prompt(checked["prompt"], "options['prompt']")
     if "memory" in checked and isinstance(checked["memory"], str | Path):
@@ -45,6 +47,17 @@ def check_prompt(prompt: Any, name: str = "a prompt") -> None:
     """Raises ValueError unless a prompt is text."""
     if not isinstance(prompt, str):
         raise ValueError(f"{name} is text; got {type(prompt).__name__}")
+
+
+def _check_place(world_from_camera: np.ndarray) -> np.ndarray:
+    """The camera `[4, 4]`; ValueError if it stands where no observation could tell it."""
+    place_m = world_from_camera[:3, 3]
+    if np.abs(place_m).max() > WORLD_LIMIT_M:
+        raise ValueError(
+            f"options['pose'] stands at most {WORLD_LIMIT_M:g} m from the origin along each axis (beyond it, float32 "
+            f"would lose a body's steps); got x, y, z = {place_m.tolist()}: move the world's origin nearer"
+        )
+    return world_from_camera
 
 
 def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:

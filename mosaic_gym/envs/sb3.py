@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
+from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.members import Member, Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.vector_env import check_render_mode, dream_members
 
 EPISODE_STEPS = 256
 """Steps of an episode unless `max_episode_steps` says otherwise, as registered with Gymnasium."""
+
+SETTABLE: dict[str, Callable[[Members, Any], None]] = {"rules": Members.set_rules, "task": Members.set_task}
+"""Attributes that may be set, for all members at once, and what checks and sets them."""
+SHARED = ("action_space", "observation_space", "options", "prompt", "world", *SETTABLE)
+"""Attributes that all members share."""
+OWN = ("ended", *(field.name for field in fields(Episode)))
+"""Attributes that each member has of its own, once it has begun: those of its episode."""
+METHODS = tuple(sorted(name for name in vars(Member) if not name.startswith("_")))
+"""What each member can be asked to do."""
+OF_THE_FACE = ("metadata", "render_mode")
+"""Attributes of this face, which recorders ask its members for."""
 
 
 class MosaicVecEnv(VecEnv):
@@ -28,7 +41,7 @@ class MosaicVecEnv(VecEnv):
     def __init__(self, members: Members, render_mode: str | None = None) -> None:
         check_render_mode(render_mode)
         self.members = members
-        self._render_mode = render_mode
+        self.render_mode = render_mode
         self._thrusts: np.ndarray | None = None
         super().__init__(len(members), members.observation_space, members.action_space)
         self.metadata = WorldEnv.metadata  # by which recorders know how fast a video is to be played
@@ -36,18 +49,22 @@ class MosaicVecEnv(VecEnv):
     def reset(self) -> Any:
         """Begins all episodes, with the seeds that `seed` set and the options that `set_options` did, used once.
 
+        Actions that `step_async` took are forgotten.
+
         Raises:
-            ValueError: a wrong option, or a list of another length than members; nothing has changed then.
+            ValueError: a wrong seed or option, or a list of another length than members; nothing has changed then.
         """
         self.members.reset(range(self.num_envs), self._seeds, self._options)
+        self._thrusts = None
         self.reset_infos = [episode.info() for episode in self.members.episodes]
         self._reset_seeds()
         self._reset_options()
         return self._observations()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes the actions; ValueError if one is none, and nothing has moved then."""
-        self._thrusts = self.members.thrusts(actions)
+        """Takes the actions; ValueError if one is none, and nothing has moved then, nor will by actions of before."""
+        self._thrusts = None
+        self._thrusts = self.members.thrusts(actions, range(self.num_envs))
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Moves all members at once, by the actions that `step_async` took; RuntimeError without them."""
@@ -80,22 +97,32 @@ class MosaicVecEnv(VecEnv):
         return [episode.view.frames[-1].copy() for episode in self.members.begun()]
 
     def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
-        """An attribute of each member: its own (those of `Episode`), or one that all share."""
-        if attr_name == "render_mode":
-            return [self._render_mode for _ in self._get_indices(indices)]
-        return [self._of(i, attr_name) for i in self._get_indices(indices)]
+        """An attribute of each member: its own (those of `Episode`), or one that all share.
+
+        Raises:
+            AttributeError: there is no such attribute. ResetNeeded: a member's own, before it has begun.
+        """
+        if not self.has_attr(attr_name):
+            known = ", ".join(sorted((*OWN, *SHARED, *OF_THE_FACE)))
+            raise AttributeError(f"members have no attribute {attr_name!r}; they have {known}")
+        return [getattr(self._holder(i, attr_name), attr_name) for i in self._get_indices(indices)]
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether `get_attr` knows such an attribute."""
+        return attr_name in (*OWN, *SHARED, *METHODS, *OF_THE_FACE)
 
     def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
         """Sets an attribute that all members share.
 
         Raises:
-            AttributeError: there is no such attribute. ValueError: only some members were meant.
+            AttributeError: there is no such attribute to set. ValueError: only some members were meant.
+            ValueError, TypeError: as `Members.set_rules` and `Members.set_task`; nothing has changed then.
         """
+        if attr_name not in SETTABLE:
+            raise AttributeError(f"members have no attribute {attr_name!r} to set; they have {', '.join(SETTABLE)}")
         if list(self._get_indices(indices)) != list(range(self.num_envs)):
             raise ValueError(f"members share {attr_name!r}: it can be set for all of them only")
-        if not hasattr(self.members, attr_name):
-            raise AttributeError(f"members have no attribute {attr_name!r} to set")
-        setattr(self.members, attr_name, value)
+        SETTABLE[attr_name](self.members, value)
 
     def env_method(
         self, method_name: str, *args: Any, indices: None | int | Iterable[int] = None, **kwargs: Any
@@ -105,9 +132,8 @@ class MosaicVecEnv(VecEnv):
         Raises:
             AttributeError: members have no such method; those they have are listed.
         """
-        known = [name for name, value in vars(Member).items() if callable(value) and not name.startswith("_")]
-        if method_name not in known:
-            raise AttributeError(f"members have no method {method_name!r}; they have {', '.join(sorted(known))}")
+        if method_name not in METHODS:
+            raise AttributeError(f"members have no method {method_name!r}; they have {', '.join(METHODS)}")
         indices = self._get_indices(indices)
         return [getattr(Member(self.members, i), method_name)(*args, **kwargs) for i in indices]
 
@@ -115,11 +141,11 @@ class MosaicVecEnv(VecEnv):
         """No member is wrapped; a wrapper goes round all of them."""
         return [False for _ in self._get_indices(indices)]
 
-    def _of(self, i: int, name: str) -> Any:
-        episode = self.members.episodes[i]
-        if episode is not None and hasattr(episode, name):
-            return getattr(episode, name)
-        return getattr(self.members, name)
+    def _holder(self, i: int, name: str) -> Any:
+        if name in OWN:
+            (episode,) = self.members.begun([i])
+            return episode
+        return Member(self.members, i) if name in METHODS else self.members if name in SHARED else self
 
     def _observations(self) -> Any:
         each = [self.members.observe(i) for i in range(self.num_envs)]
@@ -129,13 +155,13 @@ class MosaicVecEnv(VecEnv):
 
 
 def make_sb3(
-    num_envs: int, max_episode_steps: int = EPISODE_STEPS, render_mode: str | None = None, **kwargs: Any
+    num_envs: int, max_episode_steps: int | None = EPISODE_STEPS, render_mode: str | None = None, **kwargs: Any
 ) -> MosaicVecEnv:
     """`num_envs` members of the learned world for Stable-Baselines3.
 
     Args:
         num_envs: members, stepped by one network call.
-        max_episode_steps: after which an episode is truncated.
+        max_episode_steps: after which an episode is truncated; None, or -1, never.
         render_mode: `rgb_array` or None.
         kwargs: as `make_dream` takes them.
     """

@@ -12,11 +12,11 @@ import numpy as np
 
 from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.tasks import Task, judging
+from mosaic_gym.geometry.control import is_whole
 from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
-FORMAT = "mosaic-snapshot-3"
-"""Of a file with one snapshot; `FORMAT_MANY` of one with several."""
-FORMAT_MANY = "mosaic-snapshots-3"
+FORMAT = "mosaic-snapshots-4"
+"""Of a file with a list of snapshots; a single one is a list of one."""
 _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
 _TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "forks", "progress")
@@ -115,8 +115,8 @@ def fork(snapshot: Snapshot, n: int) -> list[Snapshot]:
     Raises:
         ValueError: n below 1.
     """
-    if n < 1:
-        raise ValueError(f"fork makes at least 1; got {n}")
+    if not (is_whole(n) and n >= 1):
+        raise ValueError(f"fork makes at least 1; got {n!r}")
     episode = snapshot.episode
     fresh = replace(episode, forks=0)
     branches = range(episode.forks + 1, episode.forks + n)
@@ -140,7 +140,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
         tensors, about = packed[id(snapshot.episode)]
         shared = {}
         for name, value in tensors.items():
-            full = name if len(kept) == 1 else f"{index}.{name}"
+            full = f"{index}.{name}"
             written = names.setdefault((value.device, value.data_ptr(), tuple(value.shape), value.dtype), full)
             if written != full and value.numel():
                 shared[name] = written
@@ -148,8 +148,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
             named[full] = value
         whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
         told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
-    about = {"format": FORMAT, **told[0]} if len(kept) == 1 else {"format": FORMAT_MANY, "members": told}
-    save_described(named, path, about)
+    save_described(named, path, {"format": FORMAT, "members": told})
 
 
 def _told(progress: Any) -> Any:
@@ -178,11 +177,18 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     Raises:
         FileNotFoundError: no such file. ValueError: damaged, not so many snapshots, or those of another checkpoint.
     """
+    check_forkable(world)
+    try:
+        return _read(world, path, count)
+    except (AttributeError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); save the snapshot again") from error
+
+
+def _read(world: World, path: Path | str, count: int) -> list[Snapshot]:
     from mosaic_gym.memory.files import load_described
 
-    check_forkable(world)
-    tensors, about = load_described(path, (FORMAT, FORMAT_MANY), "snapshot")
-    members = about.get("members", [about])
+    tensors, about = load_described(path, (FORMAT,), "snapshot")
+    members = about["members"]
     if len(members) != count:
         raise ValueError(f"{path} holds {len(members)} members, this environment has {count}: make it with as many")
     for told in members:
@@ -190,12 +196,12 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     # Each goes to the device once, for what members share they are to share again.
     device = _device_of(world)
     tensors = {name: value.to(device) for name, value in tensors.items()}
-    before = [f"{index}." for index in range(count)] if "members" in about else [""]
     states: dict[Any, Any] = {}
     kept = []
-    for prefix, told in zip(before, members, strict=True):
+    for index, told in enumerate(members):
+        prefix = f"{index}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        own |= {name: tensors[written] for name, written in told.get("shared", {}).items()}
+        own |= {name: tensors[written] for name, written in told["shared"].items()}
         kept.append(_unpack(world, own, told, states))
     return kept
 

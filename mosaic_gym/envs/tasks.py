@@ -43,13 +43,13 @@ class Judgement:
         progress: what the task remembers, for the next step.
         reward: of this step.
         terminated: whether the task is over.
-        success: whether this step did what the task asks for.
+        success: whether this step did what the task asks for; None of a task that asks for nothing that can be done.
     """
 
     progress: Any
     reward: float
     terminated: bool
-    success: bool = False
+    success: bool | None = False
 
 
 @runtime_checkable
@@ -64,7 +64,11 @@ class Task(Protocol):
     """
 
     def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
-        """One scene for each start; batched, so that a learned world prepares many at once."""
+        """One scene for each start; batched, so that a learned world prepares many at once.
+
+        In a world that has one body this begins an episode, and may walk through it: the episode before is over then,
+        also where this raises.
+        """
         ...
 
     def begin(self, scene: Scene) -> Any:
@@ -111,7 +115,7 @@ class ExploreTask(_PlainScene):
         """Counts the cubes that are new; never ends."""
         known = np.asarray(progress, dtype=np.int64)
         cubes = np.union1d(known, self._cubes(view))
-        return Judgement(cubes, (len(cubes) - len(known)) * self.cell_m**2, False)
+        return Judgement(cubes, (len(cubes) - len(known)) * self.cell_m**2, False, success=None)
 
     def _cubes(self, view: View) -> np.ndarray:
         """Sorted numbers of the cubes that hold a point of the last frame."""
@@ -135,7 +139,7 @@ class EngineTask(_PlainScene):
 
     def judge(self, progress: None, view: View) -> Judgement:
         """Passes on what the world said of the step."""
-        return Judgement(None, view.reward, view.terminated)
+        return Judgement(None, view.reward, view.terminated, success=None)
 
 
 WALKS = 8
@@ -145,7 +149,11 @@ TURNS = (6, 19)
 
 
 class Reach:
-    """Reaching a place: paid by the metre, and `BONUS` on arrival, which ends the episode."""
+    """Reaching a place: paid by the metre, and `BONUS` on arrival, which ends the episode.
+
+    Setting a scene takes scripted walks. In the engine they are walks of the one body there is: a reset that finds none
+    which leads away (RuntimeError) has ended the episode before it, and the next reset begins another.
+    """
 
     draws_goal = True
     remembers = True

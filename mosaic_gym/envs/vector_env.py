@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 from mosaic_gym.envs import snapshot as snapshots
+from mosaic_gym.envs.episode import check_seed
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, open_dream
 from mosaic_gym.envs.snapshot import Snapshot
@@ -64,14 +65,16 @@ class WorldVectorEnv(VectorEnv):
             options: as `WorldEnv.reset` takes them, for every member that is reset.
 
         Raises:
-            ValueError, TypeError: a wrong mask, number of seeds or option; nothing has changed then.
+            ValueError, TypeError: a wrong mask, seed, number of seeds or option; nothing has changed then.
         """
+        if not isinstance(options, Mapping | None):
+            raise TypeError(f"options are a dict, of what `WorldEnv.reset` takes by name; got {options!r}")
         options = dict(options or {})
         mask = self._check_mask(options.pop("reset_mask")) if "reset_mask" in options else np.ones(self.num_envs, bool)
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        if isinstance(seed, Sequence | np.ndarray):
+            seeds = [None if one is None else check_seed(one) for one in seed]
         else:
-            seeds = list(seed)
+            seeds = [None if seed is None else check_seed(seed) + i for i in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise ValueError(f"{self.num_envs} members take {self.num_envs} seeds; got {len(seeds)}")
         indices = np.flatnonzero(mask)
@@ -80,18 +83,20 @@ class WorldVectorEnv(VectorEnv):
             raise ValueError(f"members {missing} have never begun: the first reset is of all of them")
         self.members.reset(indices, [seeds[i] for i in indices], options)
         if seeds[0] is not None:  # the face's own generator, which draws nothing, says how it was seeded
-            super().reset(seed=int(seeds[0]))
+            super().reset(seed=seeds[0])
         self._over[indices] = False
         return self._observations(), self._infos(indices)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Four video frames further, for all. A bad action raises ValueError and leaves everything as it was."""
-        thrusts = self.members.thrusts(actions)
+        """Four video frames further, for all. A bad action raises ValueError and leaves everything as it was.
+
+        The action of a member that begins anew instead (see `autoreset_mode`) may be anything.
+        """
         next_step = self.autoreset_mode is AutoresetMode.NEXT_STEP
         over = np.flatnonzero(self._over) if next_step else np.arange(0)
         going = np.setdiff1d(np.arange(self.num_envs), over)
         # All that can fail comes before anything is put in place.
-        moved = self.members.advanced(going, thrusts[going])
+        moved = self.members.advanced(going, self.members.thrusts(actions, going))
         begun = self.members.anew(over) if len(over) else ([], [])
         episodes = list(self.members.episodes)
         for i, episode in zip((*going, *over), (*moved, *begun[0]), strict=True):
@@ -196,7 +201,8 @@ def dream_members(num_envs: int, max_episode_steps: int | None = None, **kwargs:
     """`num_envs` members of the learned world.
 
     Args:
-        max_episode_steps: after which an episode is truncated; None, or -1 as Gymnasium has it, never.
+        max_episode_steps: after which an episode is truncated; None, or -1 as Gymnasium has it, never. (To `gym.make`
+            None means the registered 256. `gym.make_vec` takes those where it is told nothing, but hands a None on.)
         kwargs: as `make_dream` takes them.
     """
     asked = inspect.signature(make_dream).bind(**kwargs)
@@ -211,7 +217,10 @@ def make_dreams(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> WorldVectorEnv:
-    """`num_envs` members of the learned world as a vector environment; kwargs as `dream_members` takes them."""
+    """`num_envs` members of the learned world as a vector environment; kwargs as `dream_members` takes them.
+
+    `gym.make_vec("MosaicWorld-v0", ...)` calls this, with the registered `max_episode_steps=256` unless told otherwise.
+    """
     check_render_mode(render_mode)  # before a world is built, as `check_faces`
     autoreset_mode = AutoresetMode(autoreset_mode)
     return WorldVectorEnv(dream_members(num_envs, **kwargs), autoreset_mode, render_mode)

@@ -126,29 +126,38 @@ def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 100
         and the other half in the engine. If the engine's halves disagree, policies are too much alike to be ranked by
         so few episodes. None for what cannot be said, since policies all return the same.
     """
-    from scipy.stats import spearmanr
-
-    def rho(one: np.ndarray, other: np.ndarray) -> float:
-        means = one.mean(1), other.mean(1)
-        # Policies that all return the same have no order.
-        return np.nan if any(np.ptp(each) == 0 for each in means) else float(spearmanr(*means).statistic)
-
-    def told_of(found: Sequence[float], tell: Callable[[np.ndarray], float]) -> float | None:
-        said = np.array([each for each in found if np.isfinite(each)])
+    def told_of(found: np.ndarray, tell: Callable[[np.ndarray], float]) -> float | None:
+        said = found[np.isfinite(found)]
         return float(tell(said)) if len(said) else None
 
     def halves(one: np.ndarray, other: np.ndarray) -> float | None:
-        split = (np.split(rng.permutation(count), [count // 2]) for _ in range(draws))
-        return told_of([rho(one[:, left], other[:, right]) for left, right in split], np.mean)
+        shuffled = np.stack([rng.permutation(count) for _ in range(draws)])
+        return told_of(_rank_correlations(one, other, *np.split(shuffled, [count // 2], axis=1)), np.mean)
 
     rng = np.random.default_rng(seed)
     count = dream.shape[1]
-    drawn = rng.integers(count, size=(draws, count))
-    drawn = [rho(dream[:, rows], engine[:, rows]) for rows in drawn]
+    rows, all_rows = rng.integers(count, size=(draws, count)), np.arange(count)[None]
+    drawn = _rank_correlations(dream, engine, rows, rows)
     return {
-        "spearman": told_of([rho(dream, engine)], np.mean),
+        "spearman": told_of(_rank_correlations(dream, engine, all_rows, all_rows), np.mean),
         "low": told_of(drawn, lambda found: np.percentile(found, 2.5)),
         "high": told_of(drawn, lambda found: np.percentile(found, 97.5)),
         "halves": halves(dream, engine),
         "engine_halves": halves(engine, engine),
     }
+
+
+def _rank_correlations(
+    one: np.ndarray, other: np.ndarray, rows_of_one: np.ndarray, rows_of_other: np.ndarray
+) -> np.ndarray:
+    """Spearman's rho `[draws]` of policies' mean returns, ties averaged; NaN where all return the same.
+
+    Args:
+        one, other: returns `[policies, episodes]`; rows_of_one, rows_of_other: `[draws, n]`, the episodes that count.
+    """
+    from scipy.stats import rankdata
+
+    means = one[:, rows_of_one].mean(-1), other[:, rows_of_other].mean(-1)  # [policies, draws]
+    x, y = (rankdata(each, axis=0) - (len(each) + 1) / 2 for each in means)
+    with np.errstate(invalid="ignore"):
+        return (x * y).sum(0) / np.sqrt((x * x).sum(0) * (y * y).sum(0))

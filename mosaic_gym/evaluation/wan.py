@@ -104,7 +104,8 @@ class Config:
     device: str = "cuda"
     """Where everything runs."""
     dtype: str = "bfloat16"
-    """Of the transformer and the autoencoder, as a student's are; the depth model runs in float32, as in play."""
+    """Of the transformer and the autoencoder, as a student's are: of what diffusers keeps in float32 (clock, norms and
+    tables of scales), that. The depth model runs in float32, as in play."""
     compile: bool = True
     """Compile the transformer's blocks."""
     profile: Path | None = None
@@ -160,6 +161,9 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
             vae = AutoencoderKLWan(**of_vae)
         finally:
             torch.set_default_dtype(before)
+    for name, parameter in transformer.named_parameters():  # as from_pretrained does
+        if not set(transformer._keep_in_fp32_modules).isdisjoint(name.split(".")):
+            parameter.data = parameter.data.float()
     if config.compile:
         transformer.compile_repeated_blocks(dynamic=True)
     focal = 0.7 * size[1]

@@ -11,11 +11,13 @@ Legend of shape comments in the whole package: `b` batch, `t` latent frames, `f`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mosaic_gym.geometry.control import is_rigid
+from mosaic_gym.geometry.control import is_finite, is_rigid
 
 
 def rescale_intrinsics(
@@ -31,6 +33,28 @@ def rescale_intrinsics(
     return image_from_camera * scale[:, None]
 
 
+def check_intrinsics(image_from_camera: Any) -> tuple[tuple[float, ...], ...]:
+    """K in pixels as plain rows, `[3, 3]`.
+
+    Args:
+        image_from_camera: rows of numbers, or an array.
+
+    Raises:
+        ValueError: another shape than [3, 3], what is no finite number, a skew, or a focal length that is not above 0.
+    """
+    expected = "image_from_camera is K in pixels, finite rows [fx, 0, cx], [0, fy, cy], [0, 0, 1], fx and fy above 0"
+    try:
+        rows = tuple(tuple(row) for row in image_from_camera)
+    except TypeError as error:
+        raise ValueError(f"{expected}; got {image_from_camera!r}") from error
+    if [len(row) for row in rows] != [3, 3, 3] or not all(is_finite(value) for row in rows for value in row):
+        raise ValueError(f"{expected}; got {image_from_camera!r}")
+    (fx, skew, _), (slant, fy, _), last = rows
+    if skew or slant or last != (0, 0, 1) or min(fx, fy) <= 0:
+        raise ValueError(f"{expected}; got {image_from_camera!r}")
+    return tuple(tuple(value if isinstance(value, int) else float(value) for value in row) for row in rows)
+
+
 def invert_pose(b_from_a: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 4 4"]:
     """a_from_b `[..., 4, 4]` of a rigid transform, exactly orthogonal where the input is."""
     rotation = b_from_a[..., :3, :3].transpose(-1, -2)
@@ -43,7 +67,14 @@ def invert_pose(b_from_a: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 4 4"]:
 
 
 def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
-    """The transform as float32; ValueError, which says what is wrong with it, if it is no rotation and translation."""
+    """A transform, as float32 `[4, 4]`, metres.
+
+    Args:
+        b_from_a: `[4, 4]`, or what a tensor can be made of.
+
+    Raises:
+        ValueError: another shape, a number that is not finite, or no rotation and translation over a last row 0 0 0 1.
+    """
     matrix = torch.as_tensor(b_from_a, dtype=torch.float32)
     expected = "a rigid transform is a finite rotation and translation [4, 4] over a last row 0 0 0 1"
     if matrix.shape != (4, 4) or not matrix.isfinite().all():

@@ -9,7 +9,8 @@ Yaw is the heading about the y axis: 0 faces +z, positive turns right (towards +
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -69,6 +70,9 @@ class Control:
     Doom adds `forwardmove / 32` map units to the velocity each tic (25 forward, 24 sideways),
     moves by it, and then multiplies it by 0xE800 / 0x10000. A metre is 32 map units, and a
     video frame is one tic.
+
+    Raises:
+        ValueError: a value that is no finite number, 0 or more, or a friction of 1 or more: a body would never rest.
     """
 
     thrust_forward_m: float = 25 / 32 / 32
@@ -81,6 +85,14 @@ class Control:
     """What is left of the velocity from one video frame to the next."""
     radius_m: float = 0.5
     """How near the body's middle comes to what stands in its way, metres (16 map units)."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not is_finite(value) or value < 0.0:
+                raise ValueError(f"{each.name} is a finite number, 0 or more; got {value!r}")
+        if self.friction >= 1.0:
+            raise ValueError(f"friction is the share of the velocity that is left, below 1; got {self.friction!r}")
 
     def reach_m(self, pose: Pose) -> float:
         """How far from here a step can bring the body's rim at most, metres: what is farther does not matter to it."""
@@ -144,6 +156,16 @@ def slide(place_m: np.ndarray, moved_m: np.ndarray, obstacles_m: np.ndarray, rad
         normal = apart_m[nearest] / max(float(np.hypot(*apart_m[nearest])), 1e-9)
         moved_m[[0, 2]] -= min(float(moved_m[[0, 2]] @ normal), 0.0) * normal
     return np.zeros(3)
+
+
+def is_finite(value: object) -> bool:
+    """Whether this is a finite real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-np.inf < value < np.inf)
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_action(action: np.ndarray) -> np.ndarray:

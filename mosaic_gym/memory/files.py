@@ -44,11 +44,13 @@ def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[d
     try:
         with safe_open(str(path), framework="pt") as file:
             told = json.loads((file.metadata() or {}).get("about", "{}"))
+            if not isinstance(told, dict):
+                raise ValueError(f"{path} is damaged (its metadata is no JSON object); save the {kind} again")
             if told.pop("format", None) not in forms:
                 raise ValueError(
                     f"{path} is not a {kind} of format {' or '.join(forms)}; save it again with this version"
                 )
             # Copied: what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
             return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error

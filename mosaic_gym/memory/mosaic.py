@@ -79,9 +79,11 @@ class MosaicMemory:
             keep_original: leave the patches where they are as well (a duplicate).
 
         Raises:
-            IndexError: an index is not that of a keyframe. ValueError: a mask that is not bool `[v, u]`, or an E that
-                is not rigid.
+            IndexError: an index is not that of a keyframe. ValueError: a mask that is not bool `[v, u]`, an E that is
+                not rigid, or an original that would be kept of what is removed.
         """
+        if transform is None and keep_original:
+            raise ValueError("transform=None removes patches, and keep_original=True leaves them: give one of the two")
         transform = None if transform is None else check_rigid(transform)
         keyframes = [replace(keyframe, place=torch.zeros_like(keyframe.place)) for keyframe in self.keyframes]
         copies = []
@@ -125,12 +127,19 @@ class MosaicMemory:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], told: dict[str, Any]) -> MosaicMemory:
-        """The memory that `tensors` described, bit for bit."""
-        keyframes = tuple(
-            Keyframe(**{name: tensors[f"{index}.{name}"] for name in TENSOR_FIELDS}, step=step)
-            for index, step in enumerate(told["steps"])
-        )
-        return MosaicMemory(keyframes, told["capacity"], told.get("made_with", ""))
+        """The memory that `tensors` described, bit for bit.
+
+        Raises:
+            ValueError: something of it is missing.
+        """
+        try:
+            keyframes = tuple(
+                Keyframe(**{name: tensors[f"{index}.{name}"] for name in TENSOR_FIELDS}, step=step)
+                for index, step in enumerate(told["steps"])
+            )
+            return MosaicMemory(keyframes, told["capacity"], told.get("made_with", ""))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the memory is damaged (it lacks {error}); save it again") from error
 
     def save(self, path: Path | str) -> None:
         """Writes all keyframes into one safetensors file."""
@@ -151,12 +160,15 @@ def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
     """The index of the keyframe, never the newest, whose view is nearest to another's.
 
     Of the two views that are most alike, the one with more generations behind it goes, then the older. Before any other
-    goes the oldest that was drawn by heart, which can be drawn again.
+    goes the oldest that was drawn by heart, which can be drawn again, then the oldest of which edits left no patch.
     """
     for index, keyframe in enumerate(keyframes[:-1]):
         if keyframe.is_by_heart:
             return index
-    *_, still = gathered(keyframes, keyframes[0].alive.numel())
+    _, _, alive, still = gathered(keyframes, keyframes[0].alive.numel())
+    empty = (~alive.any(1))[:-1].nonzero().flatten().tolist()
+    if empty:
+        return empty[0]
     distance_m = torch.cdist(still[:, :3, 3], still[:, :3, 3])
     turned = 1.0 - (still[:, :3, 2] @ still[:, :3, 2].T)
     apart = distance_m + 4.0 * turned

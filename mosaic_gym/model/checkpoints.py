@@ -9,28 +9,28 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mosaic_gym.geometry.control import Control
+from mosaic_gym.geometry.camera import check_intrinsics
+from mosaic_gym.geometry.control import Control, is_finite, is_whole
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
 from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.outcome import OutcomeHeads
+from mosaic_gym.model.parts import fingerprint_of, load_part, load_scheduler, save_part
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
@@ -56,6 +56,16 @@ KINDS = {
 """The networks of a folder, each in one of its own."""
 OPTIONAL = {"detail", "outcome", "atlas"}
 """Networks that a world may do without."""
+LEAST = {
+    "height": 1,
+    "width": 1,
+    "denoising_steps": 1,
+    "history": 1,
+    "max_sources": 0,
+    "max_patches": 0,
+    "capacity": 0,
+}
+"""The whole numbers among a checkpoint's settings, and the least that each of them may be."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,15 @@ class WorldSettings:
         height, width: of the frames, pixels.
         image_from_camera: K `[3, 3]` in pixels, as rows.
         control: the fields of `geometry.control.Control`.
-        denoising_steps: the shipped number.
-        history: recent latent frames that are read.
-        max_sources, max_patches: recall's budgets.
-        capacity: keyframes an episode keeps.
-        guidance: classifier-free guidance, 1 for none, away from `negative_prompt`.
+        denoising_steps: the shipped number, 1 or more.
+        history: recent latent frames that are read, 1 or more.
+        max_sources, max_patches: recall's budgets; 0 for nothing of that kind.
+        capacity: keyframes an episode keeps; 0 for no memory.
+        guidance: classifier-free guidance, 1 for none or more, away from `negative_prompt`.
         scenario: what of the engine's it was trained on, and is to be compared with; see `DoomWorld`.
+
+    Raises:
+        ValueError: a value of another type or range; the message names it.
     """
 
     height: int
@@ -86,6 +99,25 @@ class WorldSettings:
     guidance: float = 1.0
     negative_prompt: str = ""
     scenario: str = "my_way_home"
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not is_whole(value) or value < least:
+                raise ValueError(f"{name} is a whole number, {least} or more; got {value!r}")
+            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
+        if not is_finite(self.guidance) or self.guidance < 1.0:
+            raise ValueError(f"guidance is a finite number, 1 (none) or more; got {self.guidance!r}")
+        for name in ("negative_prompt", "scenario"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is text; got {getattr(self, name)!r}")
+        object.__setattr__(self, "image_from_camera", check_intrinsics(self.image_from_camera))
+        if not isinstance(self.control, Mapping):
+            raise ValueError(f"control is a dict of the fields of Control; got {self.control!r}")
+        try:
+            Control(**self.control)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"control is a dict of the fields of Control ({error})") from error
 
 
 @dataclass
@@ -131,16 +163,29 @@ class WorldModel:
         for network in networks:
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
+            elif hasattr(network, "to"):  # a depth estimator around a model of Hugging Face's
+                network.to(device)
         return self
+
+    @torch.no_grad()
+    def check_prompt(self, prompt: str) -> None:
+        """Raises ValueError for a prompt that is longer than the text encoder reads."""
+        # Where counting is not a step of its own, only encoding tells.
+        read = getattr(self.text_encoder, "tokenize", self.text_encoder.encode)
+        read([prompt])
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells checkpoints apart: a hash of the settings, of the weights that a state depends on (see
-        `fingerprint_of`), and of how a pipeline's are read."""
+        `fingerprint_of`), and of how a pipeline's, and a depth model's of Hugging Face's, are read.
+
+        Taken once: another `depth` is to be set before.
+        """
         networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
         told = asdict(self.settings)
         if self.pipeline is not None:
             told["causal"] = self.transformer.config.causal
+        if self.pipeline is not None or not isinstance(self.depth, torch.nn.Module):
             told["depth"] = {name: getattr(self.depth, name, None) for name in ("inverse", "median_depth_m")}
         return fingerprint_of(networks, json.dumps(told, sort_keys=True))
 
@@ -154,12 +199,19 @@ class WorldModel:
         """Writes the folder described at the head of this file.
 
         Raises:
-            ValueError: a pretrained pipeline, which has a format of its own.
+            ValueError: a pretrained pipeline, which has a format of its own, or a depth estimator that is no
+                `ConvDepth`; nothing is written then.
         """
         if self.pipeline is not None:
             raise ValueError(
                 "a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder). LoRA adapters are to be "
                 "fused first: mosaic_gym.model.wan.fuse_adapters(model.transformer)"
+            )
+        if not isinstance(self.depth, ConvDepth):
+            raise ValueError(
+                f"a world's folder holds a ConvDepth, and this world's depth is a {type(self.depth).__name__}, which "
+                "stays where it came from: save with a ConvDepth (dataclasses.replace(model, depth=ConvDepth())), and "
+                "set model.depth again after loading, before a world is made of it"
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,27 +234,36 @@ class WorldModel:
         """Loads a shipped checkpoint by name, a folder, or a pretrained Wan pipeline by folder or hub id.
 
         Args:
-            size: (height, width) of the frames of a Wan world; other checkpoints have their own.
+            size: (height, width) of the frames of a Wan world; other checkpoints have their own, and take that or
+                None.
             loading: how a Wan pipeline is loaded, the fields of `model.wan.WanOptions`.
 
         Raises:
-            ValueError: unknown name (the known ones are listed), a missing part, or damaged weights.
+            ValueError: unknown name (the known ones are listed), another size than the checkpoint's, settings or start
+                images that are none (all of that before any weights are read), a missing part, or damaged weights.
         """
+        if not isinstance(loading, Mapping | None):
+            raise ValueError(f"loading is a dict of options for a Wan pipeline, or None; got {loading!r}")
         if is_wan(checkpoint):
             return _wan_world(checkpoint, size or WAN_SIZE, loading or {})
         folder = resolve(checkpoint)
         if loading:
             raise ValueError(f"loading={dict(loading)} is for pretrained Wan pipelines; {checkpoint!r} is none")
         settings, parts = _load_settings(folder / "world.json")
-        scheduler = _load_scheduler(folder)
-        loaded = {name: _load_part(kind, folder, name) if name in parts else None for name, kind in KINDS.items()}
-        images, prompts = _load_starts(folder / "starts.safetensors")
-        size = (settings.height, settings.width)
-        if tuple(images.shape[1:]) != (*size, 3):
+        trained = (settings.height, settings.width)
+        if size is not None and tuple(size) != trained:
             raise ValueError(
-                f"{folder / 'world.json'} says frames of {size}, and starts.safetensors holds images of shape "
+                f"checkpoint {str(checkpoint)!r} was trained at resolution {list(trained)}; got {list(size)}: ask for "
+                "the checkpoint's, or for none"
+            )
+        images, prompts = _load_starts(folder / "starts.safetensors")
+        if tuple(images.shape[1:]) != (*trained, 3):
+            raise ValueError(
+                f"{folder / 'world.json'} says frames of {trained}, and starts.safetensors holds images of shape "
                 f"{tuple(images.shape)}: one of them is another's; copy the whole folder again"
             )
+        scheduler = load_scheduler(folder)
+        loaded = {name: load_part(kind, folder, name) if name in parts else None for name, kind in KINDS.items()}
         return WorldModel(
             settings=settings,
             scheduler=scheduler,
@@ -223,8 +284,12 @@ def is_wan(checkpoint: Path | str) -> bool:
     A hub id is owner/name; where `owner` is a folder here, `owner/name` is a path.
     """
     folder = Path(checkpoint)
-    if folder.exists():
+    if (folder / "model_index.json").is_file() or (folder / "world.json").is_file():
         return (folder / "model_index.json").is_file()
+    if folder.exists():
+        from mosaic_gym.model.wan_folder import lacks_index  # here, for pipelines take seconds to import
+
+        return lacks_index(folder)  # cut short as it is, it is told as one
     return HUB_ID.fullmatch(str(checkpoint)) is not None and not folder.parent.exists()
 
 
@@ -235,7 +300,7 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     from mosaic_gym.model.wan_codec import WanCodec, WanPrompts
 
     known = {field.name for field in fields(WanOptions)}
-    unknown = sorted(set(loading) - known)
+    unknown = sorted(map(str, set(loading) - known))
     if unknown:
         raise ValueError(f"unknown loading options {unknown}; the known ones are {', '.join(sorted(known))}")
     options = WanOptions(**loading)
@@ -248,46 +313,22 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
         # How many tokens are recalled differs from step to step.
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
     model = WorldModel(
-        settings,
-        pipeline.transformer,
-        None,
-        WanCodec(pipeline.vae, restarts=not pipeline.transformer.config.causal),
-        WanPrompts(pipeline),
-        depth,
-        None,
-        None,
-        pipeline.scheduler,
-        torch.empty(0, *size, 3, dtype=torch.uint8),
-        (),
-        pipeline,
-        options.offload,
+        settings=settings,
+        transformer=pipeline.transformer,
+        detail=None,
+        codec=WanCodec(pipeline.vae, restarts=not pipeline.transformer.config.causal),
+        text_encoder=WanPrompts(pipeline),
+        depth=depth,
+        outcome=None,
+        atlas=None,
+        scheduler=pipeline.scheduler,
+        start_images=torch.empty(0, *size, 3, dtype=torch.uint8),
+        start_prompts=(),
+        pipeline=pipeline,
+        offload=options.offload,
     )
     _ = model.fingerprint, model.memory_fingerprint  # taken while the weights are all here: offloading takes them away
     return model
-
-
-def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
-    """Tells weights apart: a hash of `told` and of the networks' weights, of very large ones a sample.
-
-    What is no network counts by its `model`, if it has one.
-    """
-    digest = hashlib.sha256(told.encode())
-    for network in networks:
-        if not isinstance(network, torch.nn.Module):
-            network = getattr(network, "model", None)
-        if isinstance(network, torch.nn.Module):
-            for name, value in sorted(network.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(_sampled(value))
-    return digest.hexdigest()
-
-
-def _sampled(value: Tensor) -> bytes:
-    """A tensor's bytes; of one with more than a million numbers, those of some thousands spread over it."""
-    flat = value.detach().flatten()
-    if len(flat) > 1_000_000:
-        flat = flat[:: len(flat) // 4096]
-    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def resolve(checkpoint: Path | str) -> Path:
@@ -306,27 +347,11 @@ def resolve(checkpoint: Path | str) -> Path:
     )
 
 
-@torch.no_grad()
-def round_to_half(network: torch.nn.Module) -> None:
-    """Rounds weights, in place, to what float16 can hold: saved, they then take half the room and lose nothing."""
-    for value in network.state_dict().values():
-        value.copy_(value.half() + 0.0)  # the least negative ones become a zero; a fingerprint would tell -0 from 0
-
-
-def save_part(part: Any, folder: Path) -> None:
-    """Saves a network as diffusers does, in float16 if that is exact."""
-    if isinstance(part, torch.nn.Module):
-        values = part.state_dict().values()
-        if all(value.dtype == torch.float32 and torch.equal(value.half().float(), value) for value in values):
-            part = copy.deepcopy(part).half()
-    part.save_pretrained(folder)
-
-
 def _load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
     """What world.json says, and the names of the networks that are there; all are where it does not say."""
     try:
         told = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} is damaged or cut short ({error}); copy the checkpoint's folder again") from error
     if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; train or export the checkpoint again")
@@ -341,57 +366,30 @@ def _load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
     lacking, strange = sorted(needed - set(told)), sorted(set(told) - known)
     if lacking or strange:
         raise ValueError(f"{path} lacks {lacking} and does not know {strange}; it belongs to another version")
-    told["image_from_camera"] = tuple(tuple(row) for row in told["image_from_camera"])
     try:
-        Control(**told["control"])
-    except TypeError as error:
-        raise ValueError(f"{path} says of control what does not fit ({error}): it is of another version") from error
-    return WorldSettings(**told), parts
-
-
-def _load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
-    if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
-    try:
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"the part 'scheduler' in {folder} is damaged ({error}); copy the folder again") from error
-
-
-def _load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
-    path = folder / name / "diffusion_pytorch_model.safetensors"
-    if not path.is_file() or not (folder / name / "config.json").is_file():
-        raise ValueError(f"checkpoint {folder} lacks its part {name!r}; copy the whole folder again")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            present = set(file.keys())
-        # Without fast initialisation the few buffers that are computed, not saved, would stay empty.
-        lean = kind is MosaicTransformer3DModel
-        network = kind.from_pretrained(
-            folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
-        )
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+        return WorldSettings(**told), parts
+    except ValueError as error:
         raise ValueError(
-            f"the weights of {name!r} in {folder} are damaged, cut short or of another shape than config.json says; "
-            "copy the folder again"
+            f"{path} says what does not fit: {error}. Put that right, or copy the checkpoint's folder again"
         ) from error
-    missing = set(network.state_dict()) - present
-    if missing:
-        raise ValueError(
-            f"the weights of {name!r} in {folder} lack {sorted(missing)[:3]}; they belong to another version"
-        )
-    # What is mapped from a file begins at any byte, and some CPUs' kernels round differently by where numbers begin.
-    for weights in (*network.parameters(), *network.buffers()):
-        weights.data = weights.data.clone()
-    broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"the weights of {name!r} in {folder} are no numbers in {broken[:3]}; copy the folder again")
-    return network
 
 
 def _load_starts(path: Path) -> tuple[Tensor, tuple[str, ...]]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return file.get_tensor("images"), tuple(json.loads(file.metadata()["prompts"]))
+            images, prompts = file.get_tensor("images"), json.loads(file.metadata()["prompts"])
     except (SafetensorError, OSError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is missing or damaged; copy the checkpoint's folder again") from error
+    if images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(
+            f"the start images in {path} are uint8 [n, H, W, 3]; got {images.dtype} of shape {tuple(images.shape)}: "
+            "copy the checkpoint's folder again"
+        )
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"the prompts in {path} are a list of texts; got {prompts!r}: copy the folder again")
+    if len(prompts) != len(images):
+        raise ValueError(
+            f"{path} holds {len(images)} start images and {len(prompts)} prompts, and each has one: copy the "
+            "checkpoint's folder again"
+        )
+    return images, tuple(prompts)

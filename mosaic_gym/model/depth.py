@@ -30,6 +30,9 @@ class DepthEstimator(Protocol):
 
     Attributes:
         metric: whether those are true metres, as well as it knows; if not, every frame has a scale of its own.
+
+    One that is no torch module is moved by its `to(device)`, if it has that, and counts in a world's fingerprint by its
+    `model`, `inverse` and `median_depth_m`.
     """
 
     metric: bool

@@ -57,14 +57,16 @@ def denoise(
         image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
         text: `[b, l, text_dim]`.
         steps: denoising steps.
-        unwanted: `[b, l, text_dim]`, the prompt to be led away from; with `guidance` above 1.
+        unwanted: `[b, l, text_dim]`, the prompt to be led away from; with `guidance` above 1. Where it equals `text`
+            guidance leads nowhere, and the network is asked once a level; to learn that an accelerator is waited for
+            once a call, not once a level.
         guidance: classifier-free guidance, 1 for none.
     """
     where = recalled, cameras, image_from_camera, size
     once = steps == len(noise) == 1  # one member's tokens are too few to keep a processor busy: fewer, larger calls
     context = transformer.read(history, history_cameras, *where, text, once=once)
     away = None
-    if unwanted is not None and guidance != 1.0:
+    if unwanted is not None and guidance != 1.0 and not torch.equal(unwanted, text):
         away = transformer.read(history, history_cameras, *where, unwanted, once=once)
     if transformer.config.causal:  # trained for few steps, at levels spread evenly
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)

@@ -54,6 +54,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         metres_per_unit: the length PRoPE counts as one.
         flow_shift, denoising_steps: the shift of the noise levels and their number that a distilled student was trained
             at, for whoever steps it; None for a model that was trained at all of them.
+        guidance: that a student is stepped with, for its teacher's is in its weights; None where it is free.
         in_channels, out_channels: of the codec's latents. The others are `WanTransformer3DModel`'s.
 
     Raises:
@@ -86,6 +87,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         metres_per_unit: float = 1.0,
         flow_shift: float | None = None,
         denoising_steps: int | None = None,
+        guidance: float | None = None,
     ):
         _check_config(insertion, attention_head_dim, in_channels, out_channels, image_dim, patch_size)
         super().__init__(

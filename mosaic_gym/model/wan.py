@@ -19,20 +19,31 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, SchedulerMixin, WanImageToVideoPipeline
-from safetensors import SafetensorError
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.wan_adapters import check_adapter, load_adapters
+from mosaic_gym.model.wan_adapters import fuse_adapters as fuse_adapters  # errors and the README name it so
 from mosaic_gym.model.wan_cameras import METRES_PER_UNIT, check_cameras, load_cameras
-from mosaic_gym.model.wan_folder import check_component, check_whole, planned, read_index
+from mosaic_gym.model.wan_folder import (
+    check_component,
+    check_whole,
+    component_named,
+    load_scheduler,
+    load_tokenizer,
+    planned,
+    read_index,
+)
 
 OFFLOADS = ("model", "sequential")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTISATIONS = ("4bit", "8bit")
 WAN_STEPS = 50
 """Denoising steps of a model that records none, as Wan's pipeline takes them."""
+WAN_GUIDANCE = 5.0
+"""Guidance of a model that records none, likewise."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ class WanOptions:
         inverse_depth: whether that model is a relative one, which says inverse depth up to scale.
         median_depth_m: metres that such a model's median answer counts as, where memory does not say.
         field_of_view_deg: the horizontal field of view that is assumed of every image.
-        guidance: classifier-free guidance; 1 for none, which halves the cost.
+        guidance: classifier-free guidance; 1 for none, which halves the cost. None for what the transformer records, as
+            a distilled student does (1), and for Wan's 5 where it records none.
         negative_prompt: what guidance leads away from.
         denoising_steps: unless the environment asks for another number; None for those that the transformer records, as
             a distilled student does, and for Wan's 50 where it records none.
@@ -69,7 +81,7 @@ class WanOptions:
     inverse_depth: bool = False
     median_depth_m: float = 3.0
     field_of_view_deg: float = 70.0
-    guidance: float = 5.0
+    guidance: float | None = None
     negative_prompt: str = ""
     denoising_steps: int | None = None
     causal: bool = False
@@ -82,7 +94,9 @@ class WanOptions:
 
     def __post_init__(self) -> None:
         lora = self.lora or ()
-        object.__setattr__(self, "lora", (lora,) if isinstance(lora, str | Path) else tuple(lora))
+        # What is no list of names is kept as it is, and refused where all options are checked.
+        several = isinstance(lora, list | tuple)
+        object.__setattr__(self, "lora", tuple(lora) if several else (lora,))
 
 
 @dataclass(frozen=True)
@@ -92,19 +106,23 @@ class WanPlan:
     Attributes:
         transformer, vae: the networks, on torch's `meta` device.
         vae_dtype: of the autoencoder.
+        tokenizer, scheduler: the pipeline's own, which have no weights.
     """
 
     transformer: MosaicTransformer3DModel
     vae: AutoencoderKLWan
     vae_dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: SchedulerMixin
 
 
 def plan_pipeline(checkpoint: Path | str, options: WanOptions) -> WanPlan:
     """Looks through a Wan folder or hub id without loading tens of gigabytes.
 
     Raises:
-        ValueError: no Wan pipeline, a missing or partly copied component, two that do not fit each other, an option
-            that is none, camera projections or adapters of another model; the message names the fix.
+        ValueError: no Wan pipeline, a missing, damaged or partly copied component, two that do not fit each other, a
+            scheduler that is none for flow matching, an option that is none, camera projections or adapters of another
+            model; the message names the fix.
 
     Warns:
         UserWarning: a model that has never met clean tokens beside noisy ones, and nothing that was trained on them.
@@ -112,7 +130,8 @@ def plan_pipeline(checkpoint: Path | str, options: WanOptions) -> WanPlan:
     _check_options(options)
     told = read_index(checkpoint)
     if Path(checkpoint).is_dir():
-        check_whole(Path(checkpoint), told)
+        check_whole(Path(checkpoint))
+    tokenizer, scheduler = load_tokenizer(checkpoint, told), load_scheduler(checkpoint, told)
     place, kwargs = _transformer_at(checkpoint, options)
     transformer = planned(MosaicTransformer3DModel, place, {"metres_per_unit": METRES_PER_UNIT}, **kwargs)
     vae = planned(AutoencoderKLWan, checkpoint, {}, subfolder="vae")
@@ -128,8 +147,7 @@ def plan_pipeline(checkpoint: Path | str, options: WanOptions) -> WanPlan:
             f"{transformer.config.in_channels}; take both from one checkpoint"
         )
     for adapter in options.lora:
-        with _adapter_named(adapter):
-            _check_adapter(transformer, WanImageToVideoPipeline.lora_state_dict(adapter, use_safetensors=True))
+        check_adapter(transformer, adapter)
     if options.cameras is not None:
         check_cameras(transformer, options.cameras)
     if not (told.get("expand_timesteps") or options.transformer or options.lora or options.cameras):
@@ -143,17 +161,13 @@ def plan_pipeline(checkpoint: Path | str, options: WanOptions) -> WanPlan:
     dtype = getattr(torch, options.vae_dtype or options.dtype)
     if options.vae_dtype is None and not transformer.config.causal:
         dtype = torch.promote_types(dtype, torch.float32)
-    return WanPlan(transformer, vae, dtype)
+    return WanPlan(transformer, vae, dtype, tokenizer, scheduler)
 
 
 def _text_width(checkpoint: Path | str) -> int:
     """How many numbers a prompt's vectors have."""
-    try:
+    with component_named("text_encoder", checkpoint):
         return UMT5Config.from_pretrained(str(checkpoint), subfolder="text_encoder").d_model
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the component 'text_encoder' of {checkpoint} has no config that can be read ({error}); download it again"
-        ) from error
 
 
 def load_pipeline(
@@ -173,16 +187,18 @@ def load_pipeline(
     """
     plan = plan or plan_pipeline(checkpoint, options)
     dtype = getattr(torch, options.dtype)
-    networks = {
+    parts = {
+        "tokenizer": plan.tokenizer,
+        "scheduler": plan.scheduler,
         "vae": _load_component(AutoencoderKLWan, checkpoint, "vae", plan.vae_dtype),
         "text_encoder": _load_component(UMT5EncoderModel, checkpoint, "text_encoder", dtype),
         "transformer": load_transformer(checkpoint, options, plan, dtype),
     }
-    transformer = networks["transformer"]
-    pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **networks)
+    transformer = parts["transformer"]
+    pipeline = WanImageToVideoPipeline.from_pretrained(checkpoint, dtype=dtype, use_safetensors=True, **parts)
     # model_index.json names each component's class, and a pipeline takes none that diffusers does not know.
     pipeline.register_to_config(transformer=("diffusers", "WanTransformer3DModel"))
-    _load_adapters(pipeline, options.lora)
+    load_adapters(pipeline, options.lora)
     if transformer.config.causal:  # few steps at even levels; multistep solvers need more of them
         shift = transformer.config.flow_shift or flow_shift(pipeline.scheduler)
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -194,57 +210,6 @@ def flow_shift(scheduler: SchedulerMixin) -> float:
     return scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0
 
 
-def _check_adapter(transformer: MosaicTransformer3DModel, weights: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError for a LoRA adapter that is for no transformer of Wan's, or for one of other widths."""
-    factors = {name: each for name, each in weights.items() if name.startswith("transformer.")}
-    if not factors:
-        raise ValueError("none of its weights is for a transformer of Wan's")
-    layers = dict(transformer.named_modules())
-    for name, factor in factors.items():
-        place, _, part = name.removeprefix("transformer.").partition(".lora_")
-        if place not in layers or part not in ("A.weight", "B.weight"):
-            continue
-        shape = layers[place].weight.shape
-        if (factor.shape[1:] != shape[1:]) if part == "A.weight" else (factor.shape[0] != shape[0]):
-            raise ValueError(
-                f"its weight {name} has shape {tuple(factor.shape)}, and the layer that it adapts {tuple(shape)}: it "
-                "was trained for another model"
-            )
-
-
-def _load_adapters(pipeline: WanImageToVideoPipeline, adapters: tuple[str, ...]) -> None:
-    """Puts adapters beside the transformer's weights, each with weight 1.
-
-    Raises:
-        ValueError: one that cannot be loaded.
-    """
-    names = [f"loaded_{index}" for index in range(len(adapters))]
-    for name, adapter in zip(names, adapters, strict=True):
-        with _adapter_named(adapter):
-            pipeline.load_lora_weights(adapter, adapter_name=name, use_safetensors=True)
-    if names:  # each that is loaded silences those before it
-        pipeline.set_adapters(names)
-
-
-@contextmanager
-def _adapter_named(adapter: Path | str) -> Iterator[None]:
-    """Raises what goes wrong as a ValueError that names the adapter."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"the adapter {str(adapter)!r} cannot be loaded ({error}); give the folder or id of a LoRA adapter for "
-            "this transformer: loading={'lora': [...]}"
-        ) from error
-
-
-def fuse_adapters(transformer: MosaicTransformer3DModel) -> None:
-    """Makes active adapters part of the weights, in place: they then have their own names again, and are whole."""
-    if hasattr(transformer, "peft_config"):
-        transformer.fuse_lora()
-        transformer.unload_lora()
-
-
 def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.dtype, **kwargs: Any) -> Any:
     """A network of a pipeline, or with another `subfolder` among `kwargs` of elsewhere.
 
@@ -253,16 +218,8 @@ def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.
         torch.OutOfMemoryError: it is loaded to a GPU, as quantised ones are, that has no room for it.
     """
     told = {"subfolder": name, "use_safetensors": True, **kwargs}
-    try:
-        with _missing_unmentioned():
-            network, found = kind.from_pretrained(str(checkpoint), dtype=dtype, output_loading_info=True, **told)
-    except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of the component's
-        raise
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"the component {name!r} of {checkpoint} cannot be loaded ({error}); take another pipeline, or download "
-            "this component again"
-        ) from error
+    with component_named(name, checkpoint), _missing_unmentioned():
+        network, found = kind.from_pretrained(str(checkpoint), dtype=dtype, output_loading_info=True, **told)
     missing = sorted(key for key in found["missing_keys"] if "to_out_cameras" not in key)
     if missing:
         raise ValueError(
@@ -345,6 +302,10 @@ def wan_settings(plan: WanPlan, options: WanOptions, height: int, width: int) ->
     if steps is None:
         recorded = plan.transformer.config.denoising_steps
         steps = WAN_STEPS if recorded is None else recorded
+    guidance = options.guidance
+    if guidance is None:
+        recorded = plan.transformer.config.guidance
+        guidance = WAN_GUIDANCE if recorded is None else recorded
     focal = 0.5 * width / np.tan(np.deg2rad(options.field_of_view_deg) / 2)
     return {
         "height": height,
@@ -353,7 +314,7 @@ def wan_settings(plan: WanPlan, options: WanOptions, height: int, width: int) ->
         "control": asdict(Control()),
         "denoising_steps": steps,
         "max_patches": (height // unit) * (width // unit),
-        "guidance": options.guidance,
+        "guidance": guidance,
         "negative_prompt": options.negative_prompt,
     }
 
@@ -396,14 +357,17 @@ def _check_options(options: WanOptions) -> None:
     for name, value in places:
         if not isinstance(value, str | Path):
             raise ValueError(f"loading option {name} names a folder, a file or an id; got {value!r}")
-    for name in ("field_of_view_deg", "median_depth_m", "guidance"):
-        if not isinstance(getattr(options, name), Real):
-            raise ValueError(f"loading option {name} is a number; got {getattr(options, name)!r}")
+    numbers = {name: getattr(options, name) for name in ("field_of_view_deg", "median_depth_m", "guidance")}
+    if options.guidance is None:
+        del numbers["guidance"]
+    for name, value in numbers.items():
+        if not isinstance(value, Real):
+            raise ValueError(f"loading option {name} is a number; got {value!r}")
     if not 1.0 < options.field_of_view_deg < 179.0:
         raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
     if not 0.0 < options.median_depth_m < np.inf:
         raise ValueError(f"median_depth_m is a finite number of metres above 0; got {options.median_depth_m}")
-    if not 1.0 <= options.guidance < np.inf:
+    if options.guidance is not None and not 1.0 <= options.guidance < np.inf:
         raise ValueError(f"guidance is 1 (none) or more; got {options.guidance}")
     steps = options.denoising_steps
     if steps is not None and not (isinstance(steps, Integral) and steps >= 1):

@@ -11,11 +11,14 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mosaic_gym.model.room import room_for
+
 PROMPT_TOKENS = 512
 """What Wan's transformers were trained with; shorter prompts are padded with zeros."""
 
 Stream = tuple[Any, ...]
-"""Where one clip's decoding stands: its last frame `[3, H, W]`, then what every causal convolution keeps."""
+"""Where one clip's decoding stands: () before its first latent; behind it that latent `[c, h, w]` alone, from which all
+else follows; later its last frame `[3, H, W]`, then what every causal convolution keeps."""
 
 
 class WanCodec(nn.Module):
@@ -93,6 +96,7 @@ class WanCodec(nn.Module):
         moments = self.vae.encode(frames.transpose(1, 2).to(self.vae.dtype)).latent_dist
         return ((moments.mode().to(self.mean.dtype) - self.mean) / self.deviation).transpose(1, 2)
 
+    @room_for("decoding frames")
     def decode_next(
         self, latents: Float[Tensor, "b c h w"], streams: Sequence[Stream]
     ) -> tuple[Float[Tensor, "b f 3 H W"], list[Stream]]:
@@ -100,39 +104,57 @@ class WanCodec(nn.Module):
 
         Args:
             latents: `[b, c, h, w]`.
-            streams: for each clip what the last call returned for it; () for a clip that begins, whose first latent
-                is one frame. All clips begin, or none does.
+            streams: for each clip what `begin` or the last call returned for it; () for a clip that begins, whose first
+                latent is one frame. All clips begin, or none does.
         """
         frames: list[Tensor | None] = [None] * len(latents)
         after: list[Stream] = [()] * len(latents)
         for members in _alike(streams):
-            shown, kept = self._decode(latents[members], [streams[i] for i in members])
+            shown, cache = self._decode(latents[members], self._cache_of([streams[i] for i in members]))
             for row, i in enumerate(members):
-                frames[i], after[i] = shown[row], kept[row]
+                frames[i], after[i] = shown[row], (shown[row, -1].clone(), *_row(cache, row))
         return torch.stack(frames), after
 
     def begin(self, latents: Float[Tensor, "b c h w"]) -> list[Stream]:
-        """Clips that have shown their first latent, an image's."""
-        return self.decode_next(latents, [()] * len(latents))[1]
+        """Clips that have shown their first latent, an image's `[b, c, h, w]`.
 
+        Each keeps a copy of it and no more. What its convolutions keep is some thousand times as large (0.7 GiB of a
+        352x640 frame in Wan 2.2's), and where every step begins a clip, it would lie in every state for nothing.
+        """
+        return [(latent.clone(),) for latent in latents]
+
+    @room_for("decoding frames")
     def present(self, latent: Tensor, stream: Stream) -> Float[Tensor, "3 H W"]:
-        """The last frame `[3, H, W]` that was shown."""
+        """The last frame `[3, H, W]` that was shown; of a clip that has only begun it is decoded here."""
+        if len(stream) == 1:
+            return self._decode(stream[0][None], None)[0][0, -1]
         return stream[0]
 
-    def _decode(self, latents: Tensor, streams: Sequence[Stream]) -> tuple[Tensor, list[Stream]]:
+    def _cache_of(self, streams: Sequence[Stream]) -> list[Any] | None:
+        """What every causal convolution keeps of clips that stand alike; None of such as begin."""
+        if not streams[0]:
+            return None
+        if len(streams[0]) == 1:
+            return self._decode(torch.stack([first for (first,) in streams]), None)[1]
+        return [_joined(parts) for parts in zip(*(stream[1:] for stream in streams))]  # noqa: B905
+
+    def _decode(self, latents: Tensor, cache: list[Any] | None) -> tuple[Tensor, list[Any]]:
+        """The frames `[b, f, 3, H, W]` of one more latent of clips that stand alike, and their cache, changed in place.
+
+        Args:
+            cache: what every causal convolution keeps; None for clips that begin.
+        """
         vae = self.vae
         if hasattr(vae, "_hf_hook"):  # decode() would have moved an offloaded autoencoder to its device
             vae._hf_hook.pre_forward(vae)
-        beginning = not streams[0]
-        count = vae._cached_conv_counts["decoder"]
-        cache = [None] * count if beginning else [_joined(parts) for parts in zip(*(s[1:] for s in streams))]  # noqa: B905
+        told = {}
+        if cache is None:
+            cache, told = [None] * vae._cached_conv_counts["decoder"], {"first_chunk": True}
         scaled = (latents[:, :, None] * self.deviation + self.mean).to(vae.dtype)
-        told = {"first_chunk": True} if beginning else {}
         out = vae.decoder(vae.post_quant_conv(scaled), feat_cache=cache, feat_idx=[0], **told)
         if vae.config.patch_size is not None:
             out = unpatchify(out, patch_size=vae.config.patch_size)
-        frames = out.float().clamp(-1.0, 1.0).transpose(1, 2)  # [b, f, 3, H, W]
-        return frames, [(frames[row, -1].clone(), *_row(cache, row)) for row in range(len(latents))]
+        return out.float().clamp(-1.0, 1.0).transpose(1, 2), cache
 
 
 def _alike(streams: Sequence[Stream]) -> list[list[int]]:
@@ -168,16 +190,27 @@ class WanPrompts:
         """The text encoder, whose weights what is said depends on."""
         return self.pipeline.text_encoder
 
+    def tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of prompts.
+
+        Raises:
+            ValueError: a prompt longer than Wan reads.
+        """
+        told = [self.pipeline.tokenizer(prompt).input_ids for prompt in prompts]
+        for tokens in told:
+            if len(tokens) > PROMPT_TOKENS:
+                raise ValueError(f"a prompt has at most {PROMPT_TOKENS} tokens; this one has {len(tokens)}. Shorten it")
+        return told
+
+    @room_for("the text encoder")
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """`[b, 512, d]` of prompts; what is behind a prompt's end is zero.
 
         Raises:
             ValueError: a prompt longer than Wan reads; it is not cut.
+            MemoryError: the accelerator has no room for the text encoder.
         """
-        for prompt in prompts:
-            count = len(self.pipeline.tokenizer(prompt).input_ids)
-            if count > PROMPT_TOKENS:
-                raise ValueError(f"a prompt has at most {PROMPT_TOKENS} tokens; this one has {count}. Shorten it")
+        self.tokenize(prompts)
         device = self.pipeline._execution_device
         embeds, _ = self.pipeline.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=PROMPT_TOKENS, device=device

@@ -16,8 +16,8 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.atlas.drawing import FAR_M, NEAR_M
-from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
+from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.training.run import Run, budget_of, recipe_of
 
 MARGIN_M = 1.5

@@ -12,9 +12,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from mosaic_gym.data.episodes import EpisodeStore
-from mosaic_gym.model.checkpoints import round_to_half, save_part
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.depth import ConvDepth, relative_error
+from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.training.run import Run, budget_of, recipe_of
 
 

@@ -1,6 +1,6 @@
 """Recipe: a causal student of few denoising steps, from a Wan teacher that sees its whole clip and takes many.
 
-Two stages, as Causal Forcing and Self Forcing have them (arXiv 2602.02214, 2506.08009):
+Two stages, after Causal Forcing and Self Forcing (arXiv 2602.02214, 2506.08009):
 
 1. *Causal.* The student, which begins with the teacher's weights, learns to predict each frame from clean frames
    before it alone, by flow matching under teacher forcing. (Causal Forcing goes on to regress that model's own
@@ -9,6 +9,11 @@ Two stages, as Causal Forcing and Self Forcing have them (arXiv 2602.02214, 2506
    2311.18828) pulls them to where the teacher's score is higher than that of a critic, which learns all the while
    what the student makes. Gradients flow through one denoising step of every frame. The teacher is guided as Wan is
    when it is sampled, the critic and the student are not: what guidance does becomes the student's own.
+
+It is not Self Forcing to the letter. A roll-out is stepped as play steps it, by Euler from one noise to a frame, where
+Self Forcing adds fresh noise to the predicted frame at every level. A frame is predicted from one latent frame before
+it (`history`) and from memory, where Self Forcing keeps a window of frames. And an optimiser step has one clip, where
+published runs have dozens: gradients are noisier by as much, and learning rates that suit those may be too large.
 
 A student is to be begun from an image: history is never empty here, and a first frame made from the prompt alone has
 nothing before it.
@@ -30,8 +35,9 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +49,24 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, flow_shift, fuse_adapters
-from mosaic_gym.training.finetune import MIX, draw_sample, leaning, noised, open_teacher, remember_long_enough
-from mosaic_gym.training.run import Run, budget_of, recipe_of
+from mosaic_gym.model.wan import WanOptions, fuse_adapters
+from mosaic_gym.training.finetune import (
+    MIX,
+    draw_sample,
+    leaning,
+    noised,
+    open_teacher,
+    remember_long_enough,
+    shifted,
+)
+from mosaic_gym.training.run import Run, budget_of, check_processes, check_resumable, checkpoint_in, recipe_of
 from mosaic_gym.training.samples import MemoryMix, Remembered
 from mosaic_gym.worlds.mosaic import MosaicWorld
+
+STAGES = ("causal", "match")
+"""Folders of the two stages' runs."""
+SCORED = (0.02, 0.98)
+"""The least and the greatest noise level that a clip is scored at, as DMD and Self Forcing have them."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +125,11 @@ def begun(teacher: MosaicTransformer3DModel) -> MosaicTransformer3DModel:
 
 
 def student_of(teacher: MosaicTransformer3DModel, config: Config) -> MosaicTransformer3DModel:
-    """A student that begins as the teacher, and records the noise levels that it is trained at."""
+    """A student that begins as the teacher, and records the noise levels that it is trained at, and that it is guided
+    no more."""
     student = begun(teacher)
-    student.register_to_config(causal=True, flow_shift=config.shift, denoising_steps=config.denoising_steps)
+    levels = {"flow_shift": config.shift, "denoising_steps": config.denoising_steps}
+    student.register_to_config(causal=True, guidance=1.0, **levels)
     return student
 
 
@@ -189,7 +210,7 @@ def score_losses(
     The teacher's score is guided: the unprompted one, and `config.guidance` times what the prompt adds. Where the
     student does not learn, nothing moves it (None), and the teacher is not asked.
     """
-    sigma = leaning(generator, config.shift, clip)
+    sigma = leaning(generator, config.shift, clip).clamp(*SCORED)
     noisy, velocity = noised(clip.detach(), sigma, generator)
     where = sample.history, sample.history_cameras, sample.recalled, sample.cameras, sample.k, sample.size
     time, level = sigma * TIMESTEPS, sigma.view(-1, 1, 1, 1, 1)
@@ -209,22 +230,52 @@ def score_losses(
     return 0.5 * F.mse_loss(clip, wanted), critic_loss
 
 
-Given = tuple[MosaicWorld, EpisodeStore, dict[int, Remembered]]
-"""What samples are drawn from: the teacher's world, the recordings, and of each episode what is remembered."""
+@dataclass(frozen=True)
+class Given:
+    """What samples are drawn from: the teacher's world, and the recordings."""
+
+    world: MosaicWorld
+    store: EpisodeStore
+    config: Config
+
+    @cached_property
+    def episodes(self) -> dict[int, Remembered]:
+        """What is remembered of each episode; made when it is asked for, which takes long."""
+        return remember_long_enough(self.world, self.store, self.config)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a run on top of them tells `Run`."""
+        return {"parts": self.world.model.fingerprint, "recipe": recipe_of(self.config, self.store)}
+
+    def sample(self, seed: int) -> Sample:
+        """One of all, the same for a seed."""
+        return _sample(self.world, self.store, self.episodes, self.config, seed)
+
+
 Budget = tuple[float | None, int | None]
 """Minutes or optimiser steps."""
 
 
+def open_run(
+    folder: Path, networks: nn.Module, given: Given, budget: Budget, accelerator: Accelerator
+) -> Run:
+    """The run of a stage, whose clock starts when there is something to draw from."""
+    run = Run(folder, networks, given.config.learning_rate, *budget, accelerator, averaged=False, **given.asked)
+    if not run.finished:
+        _ = given.episodes
+    run.start_clock()
+    return run
+
+
 def learn_causally(
-    config: Config, student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
+    student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
 ) -> None:
     """Stage 1, in place."""
-    networks = nn.ModuleDict({"student": student})
-    asked = {"averaged": False, "parts": given[0].model.fingerprint, "recipe": recipe_of(config, given[1])}
-    run = Run(config.out / "causal", networks, config.learning_rate, *budget, accelerator, **asked)
-    kept = given[0].model.settings.history
+    config, kept = given.config, given.world.model.settings.history
+    run = open_run(config.out / STAGES[0], nn.ModuleDict({"student": student}), given, budget, accelerator)
     while not run.finished:
-        sample = _sample(*given, config, run.seed)
+        sample = given.sample(run.seed)
         with accelerator.autocast():
             loss = causal_loss(student, sample, config, run.generator(), kept)
         run.update(loss, {"causal": loss.detach()})
@@ -232,14 +283,13 @@ def learn_causally(
 
 
 def match_teacher(
-    config: Config, student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
+    student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
 ) -> None:
     """Stage 2, in place."""
-    model = given[0].model
+    config, model = given.config, given.world.model
     critic = begun(model.transformer)
     networks = nn.ModuleDict({"student": student, "critic": critic})
-    asked = {"averaged": False, "parts": model.fingerprint, "recipe": recipe_of(config, given[1])}
-    run = Run(config.out / "match", networks, config.learning_rate, *budget, accelerator, **asked)
+    run = open_run(config.out / STAGES[1], networks, given, budget, accelerator)
     kept = model.settings.history
     unwanted = None
     if config.guidance != 1.0:
@@ -247,7 +297,7 @@ def match_teacher(
     told: dict[str, Tensor] = {}
     while not run.finished:
         generator = run.generator()
-        sample = replace(_sample(*given, config, run.seed + 7919), unwanted=unwanted)  # others than the first stage's
+        sample = replace(given.sample(run.seed + 7919), unwanted=unwanted)  # others than the first stage's
         learns = run.step_index % config.every == 0
         with accelerator.autocast():
             clip = roll_out(student, sample, config, generator, kept, learns)
@@ -264,32 +314,35 @@ def train(config: Config) -> MosaicTransformer3DModel:
     """Trains the student, and writes it to `weights/transformer`.
 
     Raises:
-        ValueError: as `open_teacher`, and for a share or a guidance that is none, a causal teacher, or episodes shorter
-            than a clip.
+        ValueError: as `open_teacher`, and for a share or a guidance that is none, several processes, or a causal
+            teacher.
     """
     causal, match = _budgets(config)
     if not 1.0 <= config.guidance < math.inf:
         raise ValueError(f"guidance is 1 (none) or more; got {config.guidance}")
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
-    world, store = open_teacher(config, str(accelerator.device))
+    check_processes(accelerator, config.minutes, averaged=False, shared=False)
+    runs = [config.out / stage for stage in STAGES]
+    world, store = open_teacher(config, str(accelerator.device), *runs)
     teacher = world.model.transformer
     if teacher.config.causal:
         raise ValueError(f"{config.from_} is causal itself; a teacher sees its whole clip")
-    if config.shift is None:
-        config = replace(config, shift=flow_shift(world.model.scheduler))
+    config = shifted(config, world.model)
     teacher.requires_grad_(False)
-    given = world, store, remember_long_enough(world, store, config)
+    given = Given(world, store, config)
+    for folder in runs:  # the second stage's too, before the first is trained
+        check_resumable(folder, {"begin": None, **given.asked})
     student = student_of(teacher, config)
-    matching = any(match) and (config.out / "match" / "checkpoint" / "run.json").exists()
+    matching = any(match) and checkpoint_in(runs[1]) is not None
     if any(causal) and not matching:  # its checkpoint has what the first stage made of the student
-        learn_causally(config, student, given, causal, accelerator)
+        learn_causally(student, given, causal, accelerator)
         accelerator.free_memory()
     if any(match):
-        match_teacher(config, student, given, match, accelerator)
+        match_teacher(student, given, match, accelerator)
     folder = config.out / "weights" / "transformer"
     student.save_pretrained(folder)
-    loading = {"transformer": str(folder), "guidance": 1.0}
+    loading = {"transformer": str(folder)}
     print(f"the student is in {folder}; step it with gym.make(..., loading={loading})")
     return student
 

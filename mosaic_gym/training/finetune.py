@@ -1,12 +1,16 @@
 """Recipe: a pretrained Wan model learns where it is. One flat loop, over recorded episodes of any world.
 
 A sample is a clip of an episode: its first frame as an image, the frames behind it to be predicted, and a memory of
-what the episode saw before, recalled by the code that recalls in play. Trained are the camera projections, which
+what the episode saw before, recalled by the code that recalls in play. Clips are of all lengths, from the one latent
+frame that a step in play makes behind a still to those of `see_chunk`. Trained are the camera projections, which
 begin at zero, and LoRA adapters; or, with `--full`, every weight, as the paper does (AdamW, 1e-5, batch 64).
 
 Many GPUs: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml --num_processes GPUS -m mosaic_gym.cli
 train world --from ...`, each with a copy of the model; or `fsdp.yaml`, each with its share of the transformer's
 weights, gradients and moments, once it has loaded all of it.
+
+Before its first step every process encodes each recorded step and estimates its depth, once. What can be refused is
+refused before that, and before the pipeline is loaded if it shows in options, recordings or the run's folder.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +37,11 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
-from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.checkpoints import WorldModel, is_wan
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, fuse_adapters
-from mosaic_gym.training.run import Run, budget_of, exact_products, recipe_of
+from mosaic_gym.model.wan import WanOptions, flow_shift, fuse_adapters
+from mosaic_gym.training.run import Run, budget_of, check_processes, check_resumable, exact_products, recipe_of
 from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
@@ -49,6 +54,8 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
 ADAPTER = "default"
 """The name of the adapter that is trained, which is none of a loaded one's."""
+ENCODED_PX = 2_000_000
+"""Pixels of a recording that are encoded at once, a step counted as one frame: 8 steps at 352x640."""
 COUNTS = ("clip", "rank", "episodes", "every", "denoising_steps")
 """Of this recipe's config and of the distillation's: whole numbers, at least 1."""
 POSITIVE = ("learning_rate", "shift")
@@ -82,11 +89,12 @@ class Config:
     rank: int = 32
     """Of the LoRA adapters."""
     clip: int = 5
-    """Latent frames to be predicted, four video frames each; the paper's chunks have 20."""
+    """Latent frames to be predicted at most, four video frames each; the paper's chunks have 20. How many a sample has
+    is drawn evenly from 1, as a step in play has behind a still, to this."""
     empty_prompt: float = 0.1
     """Share of samples whose prompt is empty, for guidance."""
-    shift: float = 5.0
-    """Of the noise levels, as Wan's own schedule: above 1 leans towards noise."""
+    shift: float | None = None
+    """Of the noise levels: above 1 leans towards noise. None for the pipeline's own flow_shift."""
     mix: MemoryMix = field(default_factory=lambda: MIX)
     """How much of the past a sample remembers, and by which warps it is told."""
     episodes: int | None = None
@@ -104,19 +112,26 @@ def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return flat.clamp(-1, 1).view(*frames.shape[:-2], *size)
 
 
+@exact_products()
 @torch.no_grad()
 def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
     """One episode as keyframes of true latents and estimated depth, each encoded behind the frame before it."""
     episode = store.load(index)
-    frames = resized(episode["frames"][:], (world.height, world.width)).to(world.device)
+    recorded = episode["frames"]
     cameras = episode["world_from_camera"][:].clone().to(world.device)  # a plain tensor, not the file
+    together = max(1, ENCODED_PX // (world.height * world.width))
     keyframes = []
-    for step, four in enumerate(frames):
-        before = frames[step - 1, -1][None] if step else None
-        latent = world.model.codec.encode(four[None], before)
-        depth_m = world.model.depth.estimate(four[-1:], world.k[None])
-        true = torch.zeros(1, *world.patch_grid, device=world.device)
-        keyframes += world.lift(latent, depth_m, cameras[step : step + 1], true, [step])
+    for steps in torch.arange(len(recorded)).split(together):
+        first, last = int(steps[0]), int(steps[-1])
+        frames = resized(recorded[max(first - 1, 0) : last + 1], (world.height, world.width)).to(world.device)
+        latents = [] if first else [world.model.codec.encode(frames[:1])]
+        if len(frames) > 1:
+            latents.append(world.model.codec.encode(frames[1:], frames[:-1, -1]))
+        seen = frames[-len(steps) :, -1]
+        depth_m = world.model.depth.estimate(seen, world.k.expand(len(seen), 3, 3))
+        true = torch.zeros(len(steps), *world.patch_grid, device=world.device)
+        # Joined they are whole; a slice would keep alive what was encoded in front of it.
+        keyframes += world.lift(torch.cat(latents), depth_m, cameras[first : last + 1], true, steps.tolist())
     return Remembered(keyframes, store.captions(index))
 
 
@@ -128,6 +143,11 @@ def _check(config: Any) -> None:
     for name in POSITIVE:
         if (number := getattr(config, name)) is not None and not 0.0 < number < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} is a finite number above 0; got {number}")
+    if not is_wan(config.from_):
+        raise ValueError(
+            f"--from takes a Wan pipeline in diffusers' format, a folder or a hub id, and {config.from_!r} is none; a "
+            "world of this package is gone on from with `train world --begin`"
+        )
     if not 0.0 <= config.empty_prompt <= 1.0:
         raise ValueError(f"--empty-prompt is a share, 0 to 1; got {config.empty_prompt}")
     if config.loading.offload is not None:
@@ -150,53 +170,85 @@ def _check(config: Any) -> None:
         raise ValueError(f"samples of a pretrained model have no {', '.join(asked)}: leave that at 0")
 
 
-def open_teacher(config: Any, device: str) -> tuple[MosaicWorld, EpisodeStore]:
-    """The pretrained world, told the camera of the recordings, and the recordings.
+def open_teacher(config: Any, device: str, *runs: Path) -> tuple[MosaicWorld, EpisodeStore]:
+    """The pretrained world, told the camera of the recordings, and the recordings; these are looked at first.
+
+    Args:
+        runs: folders of the runs that are to follow, and will perhaps go on from what lies there.
 
     Raises:
         ValueError: numbers that train nothing, a mixture that this recipe does not make, a depth model without a
-            scale, or a way of loading in which nothing can be trained.
+            scale, a way of loading in which nothing can be trained, no Wan pipeline, no episode as long as a clip, or
+            a run of another recipe.
+        FileNotFoundError: nothing is recorded.
     """
     _check(config)
+    store = EpisodeStore(config.data, "train")
+    _long_enough(store, config)
+    told = {"begin": None, "recipe": recipe_of(config, store)}
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"no run can be kept in {config.out} ({error}); choose another folder with --out") from error
+    for folder in runs:
+        check_resumable(folder, told, unknown=("shift",) if config.shift is None else ())  # the pipeline says that
     size = (config.height, config.width)
     loading = {each.name: getattr(config.loading, each.name) for each in fields(WanOptions)}
     model = WorldModel.from_pretrained(config.from_, size, loading)
-    store = EpisodeStore(config.data, "train")
     recorded = tuple(store.load(0)["frames"].shape[2:4])
     scaled = rescale_intrinsics(torch.as_tensor(store.image_from_camera), recorded, size)
     model.settings = replace(model.settings, image_from_camera=tuple(tuple(map(float, row)) for row in scaled))
     return MosaicWorld(model, device=device), store
 
 
-def remember_long_enough(world: MosaicWorld, store: EpisodeStore, config: Any) -> dict[int, Remembered]:
-    """The recorded episodes that a clip fits into, remembered.
+def shifted(config: Any, model: WorldModel) -> Any:
+    """The config, its shift that of the pipeline's own noise levels where it names none."""
+    return replace(config, shift=float(flow_shift(model.scheduler))) if config.shift is None else config
+
+
+def _long_enough(store: EpisodeStore, config: Any) -> list[int]:
+    """The recorded episodes that a clip fits into.
 
     Raises:
         ValueError: there are none.
     """
     count = len(store) if config.episodes is None else min(config.episodes, len(store))
-    long_enough = [index for index in range(count) if len(store.load(index)) > config.clip]
-    if not long_enough:
+    found = [index for index in range(count) if len(store.load(index)) > config.clip]
+    if not found:
         raise ValueError(f"no episode under {config.data} is longer than a clip of {config.clip} steps; record longer")
-    bar = tqdm(long_enough, desc="lifting episodes", unit="episode")
+    return found
+
+
+def remember_long_enough(world: MosaicWorld, store: EpisodeStore, config: Any) -> dict[int, Remembered]:
+    """The recorded episodes that a clip fits into, remembered."""
+    bar = tqdm(_long_enough(store, config), desc="lifting episodes", unit="episode")
     return {index: remember(world, store, index) for index in bar}
 
 
 @exact_products()
 @torch.no_grad()
 def draw_sample(
-    world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Any, seed: int
+    world: MosaicWorld,
+    store: EpisodeStore,
+    episodes: dict[int, Remembered],
+    config: Any,
+    seed: int,
+    shortest: int | None = None,
 ) -> tuple[WorldState, Recall, Tensor, Tensor]:
-    """A state, what it recalls for a clip ahead, the clip `[1, t, c, h, w]` and its cameras `[1, t, 4, 4, 4]`."""
+    """A state, what it recalls for a clip ahead, the clip `[1, t, c, h, w]` and its cameras `[1, t, 4, 4, 4]`.
+
+    Args:
+        shortest: the least t that is drawn, evenly up to `config.clip`; None for that one alone.
+    """
     rng = np.random.default_rng(seed)
     index = int(rng.choice(list(episodes)))
     episode = episodes[index]
-    length = len(episode.keyframes)
-    step = int(rng.integers(1, length - config.clip + 1))
+    length = config.clip if shortest is None else int(rng.integers(shortest, config.clip + 1))
+    step = int(rng.integers(1, len(episode.keyframes) - length + 1))
     chosen = choose_past(episode.keyframes[:step], config.mix, rng)
     prompt = "" if rng.random() < config.empty_prompt else episode.captions[step]
     stored = store.load(index)
-    frames = resized(stored["frames"][step - 1 : step + config.clip], (world.height, world.width)).to(world.device)
+    frames = resized(stored["frames"][step - 1 : step + length], (world.height, world.width)).to(world.device)
     clip = torch.cat([frames[0, -1:], frames[1:].flatten(0, 1)])[None]
     latents = world.model.codec.encode_clip(clip)  # [1, 1 + t, c, h, w]
     still = episode.keyframes[step - 1].world_from_still
@@ -210,7 +262,7 @@ def draw_sample(
         seed=seed,
         step_index=step - 1,
     )
-    cameras = torch.stack([each.world_from_camera for each in episode.keyframes[step : step + config.clip]])[None]
+    cameras = torch.stack([each.world_from_camera for each in episode.keyframes[step : step + length]])[None]
     return state, recall_mixed(world, [state], cameras, None, config.mix, rng), latents[:, 1:], cameras
 
 
@@ -254,14 +306,18 @@ def train(config: Config) -> WorldModel:
     """Trains, and writes what was trained to `weights/`.
 
     Raises:
-        ValueError: as `open_teacher`, and for episodes shorter than a clip, a batch that the processes do not divide, a
-            causal model that they would share out, or adapters in float32 to frozen weights that are not.
+        ValueError: as `open_teacher`, and for a batch that the processes do not divide, processes that cannot train
+            together, a causal model that they would share out, or adapters in float32 to frozen weights that are not.
+        ModuleNotFoundError: adapters need peft.
     """
     budget = budget_of(config, steps=2000)
+    if not config.full:
+        import_module("peft")  # before the pipeline is loaded
     torch.manual_seed(0)
     # A clip uses every weight once; kept in another precision meanwhile, those that are shared out would be whole.
     once_used = AutocastKwargs(cache_enabled=False)
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[once_used])
+    check_processes(accelerator, budget[0], averaged=False, shared=True)
     each = config.batch // accelerator.num_processes
     if each * accelerator.num_processes != config.batch or not each:
         raise ValueError(f"batch {config.batch} is not shared out evenly among {accelerator.num_processes} processes")
@@ -270,19 +326,21 @@ def train(config: Config) -> WorldModel:
             f"precision no (float32) does not go with frozen weights in {config.loading.dtype}: load them in float32 "
             "(--loading.dtype float32), or train with --precision bf16"
         )
-    world, store = open_teacher(config, str(accelerator.device))
+    world, store = open_teacher(config, str(accelerator.device), config.out)
     model = world.model
+    config = shifted(config, model)
     if model.transformer.config.causal and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
             "a causal model reads clean tokens outside its forward, where FSDP has not gathered its weights: train "
             "copies (mosaic_gym/training/multi_gpu.yaml), or a model that is not causal (without loading.causal)"
         )
     prepare(config, model)
-    episodes = remember_long_enough(world, store, config)
     rate = config.learning_rate or (1e-5 if config.full else 1e-4)
     # The fingerprint is that of the weights as they were loaded: it was taken then.
     asked = {"averaged": False, "shared": True, "parts": model.fingerprint, "recipe": recipe_of(config, store)}
     run = Run(config.out, model.transformer, rate, *budget, accelerator, **asked)
+    episodes = {} if run.finished else remember_long_enough(world, store, config)
+    run.start_clock()
     k = world.k[None]
     copied = isinstance(run.model, DistributedDataParallel)
     while not run.finished:
@@ -290,7 +348,7 @@ def train(config: Config) -> WorldModel:
         losses = []
         for index in range(each):
             # 1. A clip, what came before it, and what memory gives for it.
-            sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index)
+            sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index, shortest=1)
             state, recalled, latents, cameras = sample
             # 2. Noise.
             sigma = leaning(generator, config.shift, latents)
@@ -329,7 +387,7 @@ def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -
     if config.full:
         with torch.device("meta"):
             told = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
-            whole = MosaicTransformer3DModel(**told)
+            whole = MosaicTransformer3DModel.from_config(told)
         whole.load_state_dict(trained, assign=True)
         whole.save_pretrained(folder / "transformer")
         loading = {"transformer": str(folder / "transformer")}

@@ -12,9 +12,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -75,12 +75,84 @@ PARTS = ("codec", "depth", "outcome", "atlas", "begin")
 """Fields of a recipe's config that name folders; what lies in those is told apart by itself."""
 FREE = ("out", "data", "minutes", "steps", "workers", "compiled", *PARTS)
 """Fields of a recipe's config in which a run may differ from the one that it goes on from."""
+FREE_WITHIN = {"compile": False}
+"""The same of fields of a field, such as `loading`, with what each of them counts as: compiling changes roundings."""
 
 
 def recipe_of(config: Any, *recordings: EpisodeStore) -> dict[str, str]:
     """What a run is of, besides its budget: a recipe's choices, and what was recorded."""
-    chosen = {each.name: str(getattr(config, each.name)) for each in fields(config) if each.name not in FREE}
+    chosen = {each.name: _told(getattr(config, each.name)) for each in fields(config) if each.name not in FREE}
     return {**chosen, "data": " ".join(each.fingerprint for each in recordings)}
+
+
+def _told(choice: Any) -> str:
+    if not is_dataclass(choice):
+        return str(choice)
+    free = {each.name: FREE_WITHIN[each.name] for each in fields(choice) if each.name in FREE_WITHIN}
+    return str(replace(choice, **free))
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """Where the newest whole checkpoint of a run lies; None if it has none."""
+    for place in (folder / "checkpoint.new", folder / "checkpoint"):  # the first was cut off before it got its name
+        if (place / "run.json").exists():
+            return place
+    return None
+
+
+def check_resumable(folder: Path, given: dict[str, Any], unknown: Collection[str] = ()) -> None:
+    """Holds a run against the one that a folder holds, if any; nothing but its run.json is read.
+
+    Args:
+        given: `begin`, `parts` and `recipe` of the run that is to go on, as `Run` takes them. One that is left out, as
+            before weights are loaded `parts` has to be, is not asked about.
+        unknown: choices of the recipe that are not known yet, and are not asked about either.
+
+    Raises:
+        ValueError: the folder holds a run that began from other weights, was trained against other parts or is of
+            another recipe.
+    """
+    kept = checkpoint_in(folder)
+    if kept is None:
+        return
+    told = json.loads((kept / "run.json").read_text())
+    if "begin" in given and told.get("begin") != given["begin"]:
+        raise ValueError(
+            f"{folder} holds a run that began from {told.get('begin') or 'nothing'}, not from "
+            f"{given['begin'] or 'nothing'}; go on from the same, or choose another folder with --out"
+        )
+    if "parts" in given and told.get("parts") != given["parts"]:
+        raise ValueError(
+            f"{folder} holds a run that was trained against other weights (codec, depth estimator, heads and atlas, or "
+            "a pretrained pipeline); go on with the same, or choose another folder with --out"
+        )
+    was, asked = told.get("recipe"), given.get("recipe")
+    if was is None or asked is None:
+        return
+    differs = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
+    found = [
+        "of another recording" if name == "data" else f"with {name}={was.get(name)}, not {asked.get(name)}"
+        for name in differs
+        if name not in unknown
+    ]
+    if found:
+        raise ValueError(
+            f"{folder} holds a run {', '.join(found)}; ask for the same, or choose another folder with --out"
+        )
+
+
+def check_processes(accelerator: Accelerator, minutes: float | None, averaged: bool, shared: bool) -> None:
+    """Raises ValueError for processes that cannot train together; the arguments are `Run`'s."""
+    if accelerator.num_processes > 1:
+        if not shared:
+            raise ValueError("this recipe trains in one process; start it without accelerate launch")
+        if minutes is not None:
+            raise ValueError("processes that train together read different clocks: give --steps, not --minutes")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if averaged or not shared:
+            raise ValueError("this recipe does not share weights out; start it without accelerate's FSDP")
+        if not accelerator.is_fsdp2:
+            raise ValueError("this is FSDP's first version; ask for the second (mosaic_gym/training/fsdp.yaml)")
 
 
 class Run:
@@ -126,21 +198,14 @@ class Run:
         shared: bool = False,
     ):
         _check_budget(minutes, steps)
-        if accelerator.num_processes > 1:
-            if not shared:
-                raise ValueError("this recipe trains in one process; start it without accelerate launch")
-            if minutes is not None:
-                raise ValueError("processes that train together read different clocks: give --steps, not --minutes")
+        check_processes(accelerator, minutes, averaged, shared)
         if accelerator.distributed_type == DistributedType.FSDP:
-            if averaged or not shared:
-                raise ValueError("this recipe does not share weights out; start it without accelerate's FSDP")
-            if not accelerator.is_fsdp2:
-                raise ValueError("this is FSDP's first version; ask for the second (mosaic_gym/training/fsdp.yaml)")
             # As on one device: autocast rounds products, and nothing else. Of timesteps bf16 keeps every fourth.
             accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.folder, self.minutes, self.steps = Path(folder), minutes, steps
         self.given = {"begin": None if begin is None else str(begin), "parts": parts, "recipe": recipe}
         self.folder.mkdir(parents=True, exist_ok=True)
+        check_resumable(self.folder, self.given)
         self.learning_rate, self.ema_decay, self.clip_norm = learning_rate, ema_decay, clip_norm
         self.accelerator = accelerator
         if accelerator.device.type == "cuda":
@@ -154,15 +219,16 @@ class Run:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.step_index, self.earlier_s = 0, 0.0
         self.checkpoint_s = 60.0 * checkpoint_minutes
-        fresh = self.folder / "checkpoint.new"
+        accelerator.wait_for_everyone()  # until all have read what is to be moved
+        newest = checkpoint_in(self.folder)
         # Whole, and cut off just before it took the old one's place.
-        if accelerator.is_main_process and (fresh / "run.json").exists():
+        if accelerator.is_main_process and newest is not None and newest.name == "checkpoint.new":
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-            fresh.rename(self.folder / "checkpoint")
+            newest.rename(self.folder / "checkpoint")
         accelerator.wait_for_everyone()
-        if (self.folder / "checkpoint" / "run.json").exists():
+        if checkpoint_in(self.folder) is not None:
             self._resume()
-        self.started = self.saved_at = time.monotonic()
+        self.start_clock()
         self.writer = None
         if accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
@@ -173,6 +239,10 @@ class Run:
         self.bar = tqdm(total=total, unit=unit, disable=not accelerator.is_main_process, mininterval=2.0)
         if self.finished:
             self.bar.write(f"{self.folder} holds a run that is finished: nothing is trained. --out begins another")
+
+    def start_clock(self) -> None:
+        """Counts minutes from now on: what a recipe made ready since it opened the run is no training."""
+        self.started = self.saved_at = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
@@ -305,27 +375,6 @@ class Run:
     def _resume(self) -> None:
         kept = self.folder / "checkpoint"
         told = json.loads((kept / "run.json").read_text())
-        begin = self.given["begin"]
-        if told.get("begin") != begin:
-            raise ValueError(
-                f"{self.folder} holds a run that began from {told.get('begin') or 'nothing'}, not from "
-                f"{begin or 'nothing'}; go on from the same, or choose another folder with --out"
-            )
-        if told.get("parts") != self.given["parts"]:
-            raise ValueError(
-                f"{self.folder} holds a run that was trained against other weights (codec, depth estimator, heads and "
-                "atlas, or a pretrained pipeline); go on with the same, or choose another folder with --out"
-            )
-        was, asked = told.get("recipe"), self.given["recipe"]
-        if was is not None and asked is not None and was != asked:
-            differs = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
-            found = [
-                "of another recording" if name == "data" else f"with {name}={was.get(name)}, not {asked.get(name)}"
-                for name in differs
-            ]
-            raise ValueError(
-                f"{self.folder} holds a run {', '.join(found)}; ask for the same, or choose another folder with --out"
-            )
         self.step_index, self.earlier_s = told["step"], told["elapsed_s"]
         source = self.accelerator.unwrap_model(self.model)
         weights = load_file(kept / "model.safetensors")

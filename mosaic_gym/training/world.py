@@ -23,11 +23,12 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.atlas import Atlas
-from mosaic_gym.model.checkpoints import WorldModel, WorldSettings, fingerprint_of, round_to_half
+from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.outcome import OutcomeHeads
+from mosaic_gym.model.parts import fingerprint_of, round_to_half
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.training.batches import MOST_DREAMT, batches, dream_ahead

@@ -90,10 +90,12 @@ class Beginning:
         nothing = recall([()], cameras[0], self.k, self.model.codec, self._latent_shape, 0, 0, self._patch)
         empty = torch.zeros(1, 0, *self._latent_shape, device=self.device)
         text = self.model.text_encoder.encode([prompt])
-        latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
+        with room_for("the transformer"):
+            latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
         (stream,) = self.model.codec.begin(latents[:, 0])
         return frames_to_uint8(self.model.codec.present(latents[0, 0], stream)).cpu().numpy()
 
+    @room_for("encoding what is seen")
     @torch.no_grad()
     def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
         """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would.
@@ -106,10 +108,11 @@ class Beginning:
         before = self.model.codec.present(state.history[-1], state.stream)[None]
         seen = self._float(frames)
         latents = self.model.codec.encode(seen, before)[None]  # [1, 1, c, h, w]
-        _, streams = self.model.codec.decode_next(latents[0], [state.stream])
+        streams = [state.stream]
+        if not self.model.codec.restarts:  # else what is seen begins a clip of its own
+            _, streams = self.model.codec.decode_next(latents[0], streams)
         keyframe, _ = self._lift_true(state, frames, latents[0], cameras[0], state.step_index + 1)
-        carried = self._carried_on(latents, seen[None], cameras, streams)
-        future = self._moved_on(state, poses, *(each[0] for each in carried))
+        (future,) = self._carried_on([state], [poses], latents, seen[None], cameras, streams)
         return replace(future, memory=state.memory.remember(keyframe))
 
     @torch.no_grad()
@@ -199,6 +202,7 @@ class Beginning:
         """Frames uint8 `[4, H, W, 3]` as `[1, 4, 3, H, W]` in [-1, 1]."""
         return frames_to_float(torch.tensor(frames, device=self.device))[None]
 
+    @room_for("the depth estimator")
     @torch.no_grad()
     def _estimate(self, frames: np.ndarray) -> Tensor:
         """Depth `[H, W]` of the last of four frames, metres."""

@@ -15,7 +15,7 @@ import numpy as np
 import vizdoom
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, yaw_of
-from mosaic_gym.worlds.doom_engine import UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
+from mosaic_gym.worlds.doom_engine import SCENARIOS, UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
 _DEAF_TICS = 16  # the engine ignores input in the first 14 tics of some scenarios
@@ -69,6 +69,9 @@ class DoomWorld:
         control: the kinematics that actions mean.
         timeout_tics: video frames after which the game ends an episode by itself (`terminated`);
             None keeps the scenario's own limit, 0 sets none.
+
+    Raises:
+        ValueError: an unknown scenario, or a size that no screen has.
     """
 
     forkable = False
@@ -81,6 +84,8 @@ class DoomWorld:
         control: Control = Control(),
         timeout_tics: int | None = None,
     ):
+        if not isinstance(scenario, str):
+            raise ValueError(f"scenario is a name, one of {', '.join(SCENARIOS)}; got {scenario!r}")
         crop = choose_crop(height, width)
         self.scenario = scenario
         self.control = control
@@ -127,7 +132,17 @@ class DoomWorld:
         return begun
 
     def step(self, states: Sequence[DoomState], actions: np.ndarray) -> tuple[list[DoomState], list[View]]:
-        """Moves the body by an action `[1, 3]`; there is one body, so one state and one action."""
+        """Moves the body by an action; there is one body, so one state and one action.
+
+        Args:
+            states: the latest, alone.
+            actions: `[1, 3]` (forward, strafe right, turn right), each in [-1, 1].
+
+        Raises:
+            ValueError: another number of states or actions, or one that is NaN or out of range; nothing has moved then.
+            StaleStateError: a state that is not the latest. RuntimeError: the episode has ended, or the world is
+                closed.
+        """
         if len(states) != 1 or np.shape(actions) != (1, 3):
             raise ValueError(
                 f"the engine has one body: step takes one state and actions of shape (1, 3); "
@@ -144,6 +159,14 @@ class DoomWorld:
 
         The pose's velocities are ignored: what counts is to stand there, tic by tic. Backwards along
         a path that was walked freely and ended at rest, the body stays within 2 mm.
+
+        Args:
+            state: the latest.
+            poses: four, in order, metres.
+
+        Raises:
+            ValueError: another number of poses. StaleStateError: a state that is not the latest. RuntimeError: the
+                episode has ended, or the world is closed.
         """
         state = self._check_present(state)
         if len(poses) != FRAMES_PER_STEP:

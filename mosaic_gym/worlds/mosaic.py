@@ -2,7 +2,7 @@
 
 Open this file first. `MosaicWorld.see_chunk` is the method in one reading: picture the map, recall, denoise,
 decode, estimate depth, remember. `step` puts control in front of it. How memory is read and written is told in
-`remembering.py`, how an episode begins in `beginning.py`.
+`remembering.py`, how an episode begins in `beginning.py`, what comes out of a step in `showing.py`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
-from mosaic_gym.memory.mosaic import MosaicMemory, Recall
-from mosaic_gym.memory.whereabouts import is_known
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, is_finite
+from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.codec import frames_to_uint8
-from mosaic_gym.model.room import room_for
+from mosaic_gym.model.room import check_device, room_for
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.beginning import Beginning
 from mosaic_gym.worlds.protocol import View
 from mosaic_gym.worlds.remembering import Remembering
+from mosaic_gym.worlds.showing import Showing
 from mosaic_gym.worlds.state import Glimpse, Keeping, WorldState
 
 
-class MosaicWorld(Beginning, Remembering, Keeping):
+class MosaicWorld(Beginning, Remembering, Showing, Keeping):
     """The World protocol over a `WorldModel`; batched over states, one network call for all.
 
     Args:
@@ -64,15 +63,13 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         collision: bool = True,
         temperature: float = 1.0,
     ):
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} was asked for and this torch sees no CUDA device; use device='cpu'")
+        self.device = check_device(device)
         settings = model.settings
         with room_for("the networks' weights"):
             self.model = model.to(device)
         for part in (model.depth, model.detail):
             if isinstance(part, torch.nn.Module):  # small convolutions are a tenth faster so
                 part.to(memory_format=torch.channels_last)
-        self.device = torch.device(device)
         self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
         if capacity is not None and capacity < 0:
             raise ValueError(f"capacity is 0, for no memory, or more; got {capacity}")
@@ -82,9 +79,9 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         self.network = network
         self.atlas = model.atlas if atlas else None
         self.collision = collision
+        if not is_finite(temperature) or temperature < 0.0:
+            raise ValueError(f"temperature is a finite number, 0 or more; got {temperature!r}")
         self.temperature = float(temperature)
-        if not 0.0 <= self.temperature < np.inf:
-            raise ValueError(f"temperature is 0 or more; got {temperature}")
         self.control = Control(**settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
@@ -109,6 +106,7 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         loading: Mapping[str, Any] | None = None,
     ) -> MosaicWorld:
         """Loads a checkpoint as `WorldModel.from_pretrained` does; `memory=False` is the world that forgets."""
+        check_device(device)  # before gigabytes are read
         model = WorldModel.from_pretrained(checkpoint, size, loading)
         capacity = None if memory else 0
         return cls(model, device, denoising_steps, capacity, collision=collision, temperature=temperature)
@@ -189,27 +187,14 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         for view, here, ahead in self._in_turn(recalled, cameras, poses):
             latents = self.denoised(futures, view, here)  # [b, t, c, h, w]
             latents, frames, streams = self._decode(futures, latents, view)  # [b, t, 4, 3, H, W]
-            carried = self._carried_on(latents, frames, here, streams)
-            futures = [self._moved_on(*each) for each in zip(futures, ahead, *carried, strict=True)]
+            futures = self._carried_on(futures, ahead, latents, frames, here, streams)
             made.append((latents, frames))
-        if len(made) > 1:
-            latents, frames = (torch.cat(each, dim=1) for each in zip(*made, strict=True))
+        latents, frames = (torch.cat(each, dim=1) for each in zip(*made, strict=True))
         depth_m = self._estimate_depth(frames, recalled)
         memories = self._remember(states, latents, depth_m, cameras, recalled)
-        rewards, ends = self._outcomes(states, frames)
-
-        # Together, for an accelerator is waited for each time.
-        pictures, depths_m = frames_to_uint8(frames).cpu().numpy(), depth_m.float().cpu().numpy()
-        coverage = recalled.coverage.view(cameras.shape[:2]).tolist()
-        shown = []
-        for i in range(len(states)):
-            futures[i] = replace(futures[i], memory=memories[i][-1])
-            views = []
-            for k, memory in enumerate(memories[i]):
-                view = self._view(memory, poses[i][4 * k : 4 * k + 4], pictures[i, k], depths_m[i, k], coverage[i][k])
-                views.append(replace(view, reward=rewards[i][k], terminated=ends[i][k]))
-            shown.append(views)
-        return futures, shown
+        outcomes = self._outcomes(states, frames)
+        futures = [replace(future, memory=kept[-1]) for future, kept in zip(futures, memories, strict=True)]
+        return futures, self._shown(memories, poses, frames, depth_m, recalled.coverage, outcomes)
 
     def _in_turn(
         self, recalled: Recall, cameras: Tensor, poses: Sequence[Sequence[Pose]]
@@ -247,11 +232,6 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
         coverage = recalled.coverage.tolist()
         return futures, [Glimpse(latents[i, 0], coverage[i]) for i in range(len(states))]
-
-    @torch.no_grad()
-    def look(self, state: WorldState) -> np.ndarray:
-        """The present frame of a state, uint8 `[H, W, 3]`."""
-        return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
 
     @room_for("the transformer")
     @torch.no_grad()
@@ -324,29 +304,25 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         touched = self.model.detail(flat, *told).clamp(-1.0, 1.0)
         return self.model.codec.encode(touched).view_as(latents), touched.view_as(frames), streams
 
+    @room_for("encoding the last frame")
     def _carried_on(
-        self, latents: Tensor, frames: Tensor, cameras: Tensor, streams: list[tuple[Any, ...]]
-    ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
-        """What the next step is predicted from: latents `[b, t, c, h, w]`, their cameras, and the clips.
+        self,
+        states: Sequence[WorldState],
+        poses: Sequence[Sequence[Pose]],
+        latents: Tensor,
+        frames: Tensor,
+        cameras: Tensor,
+        streams: list[tuple[Any, ...]],
+    ) -> list[WorldState]:
+        """The states behind new latents `[b, t, c, h, w]`, as the next step is to be predicted from.
 
         A model that was trained to continue an image is given one: the last frame begins a clip of its own.
         """
-        if not self.model.codec.restarts:
-            return latents, cameras, streams
-        images = self.model.codec.encode(frames[:, -1])
-        still = cameras[:, -1:, -1:].expand(-1, -1, FRAMES_PER_STEP, -1, -1)
-        return images[:, None], still, self.model.codec.begin(images)
-
-    def _outcomes(self, states: Sequence[WorldState], frames: Tensor) -> tuple[list[list[float]], list[list[bool]]]:
-        """The game's own rewards and ends, as the heads believe, drawn from (seed, step); none without heads."""
-        b, t = frames.shape[:2]
-        if self.model.outcome is None:
-            return [[0.0] * t] * b, [[False] * t] * b
-        seeds = [state.seed for state in states for _ in range(t)]
-        steps = [state.step_index + k for state in states for k in range(t)]
-        last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
-        rewards, ends = self.model.outcome.draw(last, seeds, steps, self.temperature)
-        return [rewards[i * t : i * t + t] for i in range(b)], [ends[i * t : i * t + t] for i in range(b)]
+        if self.model.codec.restarts:
+            images = self.model.codec.encode(frames[:, -1])
+            latents, streams = images[:, None], self.model.codec.begin(images)
+            cameras = cameras[:, -1:, -1:].expand(-1, -1, FRAMES_PER_STEP, -1, -1)
+        return [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
 
     def _moved_on(
         self, state: WorldState, poses: Sequence[Pose], latents: Tensor, cameras: Tensor, stream: tuple[Any, ...]
@@ -387,17 +363,3 @@ class MosaicWorld(Beginning, Remembering, Keeping):
         stacked = np.array([[pose.world_from_camera for pose in each] for each in poses])
         cameras = torch.tensor(stacked, dtype=torch.float32, device=self.device)
         return cameras.unflatten(1, (-1, FRAMES_PER_STEP))
-
-    def _view(
-        self, memory: MosaicMemory, poses: Sequence[Pose], frames: np.ndarray, depth_m: np.ndarray, coverage: float
-    ) -> View:
-        return View(
-            # Copied: a view that is kept holds no others of its batch.
-            frames=frames.copy(),
-            depth_m=depth_m.copy(),
-            world_from_camera=np.array([pose.world_from_camera for pose in poses]),
-            image_from_camera=self.image_from_camera,
-            coverage=float(coverage),
-            on_map=self.atlas is not None and is_known(memory.keyframes),
-            keyframes=len(memory),
-        )

@@ -31,8 +31,8 @@ class View:
         image_from_camera: float64 `[3, 3]`, K in pixels of the frames.
         coverage: share of the view's pixels that memory could recall, 0 to 1 (1 in a true world). What a
             learned world dreamt where it knew its place on the map is drawn anew, not recalled, and does not count.
-        on_map: whether the place is recognised on a map that the world knows by heart, so that what memory leaves
-            open is drawn from it.
+        on_map: whether the place is recognised on a map that the world knows by heart, and not beyond its edge, so
+            that what memory leaves open is drawn from it.
         keyframes: keyframes held in memory (0 in a true world).
         labels: names of the objects in sight (true worlds only), sorted.
         reward: the world's own reward of this step (a learned world's is predicted; 0 without heads for it).
@@ -105,11 +105,16 @@ class World(Protocol):
         ...
 
     def step(self, states: Sequence[State], actions: np.ndarray) -> tuple[list[State], list[View]]:
-        """Advances every state by its action `[b, 3]`; the given states stay as they were."""
+        """Advances every state by its action `[b, 3]`; the given states, and all views, stay as they were.
+
+        What a step leaves as it was, the new state holds in the very same array or tensor, so that forks grow with
+        what diverged only.
+        """
         ...
 
     def pack(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A state as tensors by name and what JSON can say; RuntimeError in a world that is not forkable."""
+        """A state as contiguous torch tensors by name and what JSON can say; RuntimeError in a world that is not
+        forkable. (Tuples come back from JSON as lists, and keys as text.)"""
         ...
 
     def unpack(self, tensors: Mapping[str, Any], about: dict[str, Any]) -> State:

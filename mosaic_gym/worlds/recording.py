@@ -59,7 +59,10 @@ def _work(config: RecordConfig, seeds: list[int], finished: Callable[[int], None
 
 
 def _check_folder(config: RecordConfig) -> None:
-    """Raises ValueError if the folder holds episodes that do not go with those asked for."""
+    """Raises ValueError if the folder holds episodes that do not go with those asked for.
+
+    Seeds are not among it (each has an episode of its own), nor are workers (whoever records one, it is the same).
+    """
     asked = {"scenario": config.scenario, "size": (config.height, config.width)}
     for split in SPLITS:
         try:
@@ -69,6 +72,15 @@ def _check_folder(config: RecordConfig) -> None:
         there = {"scenario": store.told(0)["scenario"], "size": tuple(store.load(0)["frames"].shape[2:4])}
         if there != asked:
             raise ValueError(f"{config.out} holds episodes of {there}, not of {asked}: give another --out")
+        for index, folder in enumerate(store.folders):
+            episode, most = store.load(index), config.steps_per_episode
+            steps = len(episode)
+            # An episode that the game ended is shorter, and would have ended there whatever was asked for.
+            if steps > most or (steps < most and not episode["terminated"][-1]):
+                raise ValueError(
+                    f"{config.out} holds episodes of another length: {folder.name} has {steps} steps, and "
+                    f"--steps-per-episode asks for {most}. Give --steps-per-episode as it was, or another --out"
+                )
 
 
 def record(config: RecordConfig) -> None:
@@ -76,7 +88,7 @@ def record(config: RecordConfig) -> None:
 
     Raises:
         ValueError: a count below 1, an unknown scenario, a size that no screen has, or a folder that holds episodes of
-            another scenario or size. RuntimeError: a worker died; run the command again to go on.
+            another scenario, size or length. RuntimeError: a worker died; run the command again to go on.
     """
     if min(config.episodes, config.steps_per_episode, config.workers) < 1:
         raise ValueError("episodes, steps-per-episode and workers are at least 1")

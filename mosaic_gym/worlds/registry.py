@@ -31,6 +31,9 @@ def make_world(name: str, **kwargs: Any) -> World:
         name: a key of `WORLDS`.
         kwargs: what that world is built from: `scenario`, `height`, `width` and `control` for
             `doom`; what `MosaicWorld.from_pretrained` takes for `mosaic`.
+
+    Raises:
+        ValueError: an unknown name (the known ones are listed). And whatever that world raises for its arguments.
     """
     if name not in WORLDS:
         raise ValueError(f"unknown world {name!r}; the known ones are {', '.join(sorted(WORLDS))}")

@@ -56,6 +56,7 @@ class Remembering:
             return keyframes
         return [keyframe for keyframe in keyframes if not keyframe.is_by_heart]
 
+    @room_for("the atlas")
     @torch.no_grad()
     def pictures(self, states: Sequence[WorldState], cameras: Tensor) -> list[Tensor | None]:
         """The states' next views from cameras `[b, t, 4, 4, 4]`, as the atlas knows the map by heart: `b * t` of them.
@@ -73,6 +74,7 @@ class Remembering:
         views = iter(shown.unflatten(0, (-1, FRAMES_PER_STEP)))
         return [None if each is None else next(views) for each in known for _ in range(t)]
 
+    @room_for("what stands in the way")
     def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
         """Places (x, z) `[n, 2]`, metres, that each state's body cannot pass.
 
@@ -102,6 +104,7 @@ class Remembering:
         depth_m = self.model.depth.estimate(last, self.k.expand(len(last), 3, 3))
         return align_scale(depth_m, recalled.depth_m, self.model.depth.metric).unflatten(0, frames.shape[:2])
 
+    @room_for("what memory keeps")
     def _remember(
         self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
     ) -> list[list[MosaicMemory]]:
@@ -126,6 +129,7 @@ class Remembering:
             remembered.append(memories)
         return remembered
 
+    @room_for("what memory keeps")
     def lift(
         self,
         latents: Tensor,

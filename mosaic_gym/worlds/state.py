@@ -31,7 +31,8 @@ class WorldState:
         prompt: the text, and `text` `[l, d]` what the encoder made of it.
         seed: noise of step i is drawn from (seed, i); there is no hidden generator.
         step_index: steps made since the start.
-        stream: where the decoding of the present clip stands; () for a codec whose latents stand alone.
+        stream: where the decoding of the present clip stands; () for a codec whose latents stand alone, and one latent
+            where every step begins a clip of its own.
     """
 
     pose: Pose

@@ -89,6 +89,20 @@ def test_maps_are_not_mixed(root, tmp_path):
         [store.told(index) for index in range(len(store))]
 
 
+def test_lengths_are_not_mixed(root, tmp_path):
+    before = sorted(root.rglob("*"))
+    for steps in (20, 31):
+        with pytest.raises(ValueError, match=f"has 30 steps, and --steps-per-episode asks for {steps}. Give"):
+            record(config(root, episodes=12, steps_per_episode=steps))
+    assert sorted(root.rglob("*")) == before
+    record(config(tmp_path, episodes=1, steps_per_episode=3))
+    EpisodeStore(tmp_path, "train").load(0)["terminated"][-1] = True  # as if the game had ended it
+    with pytest.raises(ValueError, match="has 3 steps, and --steps-per-episode asks for 2"):
+        record(config(tmp_path, episodes=2, steps_per_episode=2))
+    record(config(tmp_path, episodes=2, steps_per_episode=4, workers=2))
+    assert sorted(map(len, map(EpisodeStore(tmp_path, "train").load, range(2)))) == [3, 4]
+
+
 def test_a_recording_cannot_run_anything(root, tmp_path):
     shutil.copytree(root, tmp_path / "given")
     folder, strange = next(iter(sorted((tmp_path / "given" / "train").iterdir()))), tmp_path / "strange"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,3 +78,24 @@ class CountingWorld:
             reward=state.step_index / 10,
             terminated=state.step_index >= self.last_step,
         )
+
+
+class UnequalWorld(CountingWorld):
+    """Ends an episode after 1, 2, 3 or 4 steps, by its seed: members that began side by side end apart.
+
+    The seed is also the label of every view, so that infos tell the episodes of a member apart.
+    """
+
+    def _view(self, state: CountingState, poses: list[Pose]) -> View:
+        seed = state.start.seed
+        view = super()._view(state, poses)
+        return replace(view, labels=(f"seed {seed}",), terminated=state.step_index > seed % 4)
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two observations, infos or what a step returns are equal, down to the arrays in them."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) or (isinstance(one, np.ndarray) and one.dtype == object):
+        return len(one) == len(other) and all(map(same, one, other))
+    return np.array_equal(one, other)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
@@ -13,6 +14,7 @@ from mosaic_gym import ACTIONS, pose_at
 from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, make_real
 from mosaic_gym.envs.tasks import EngineTask
 from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.model import checkpoints
 
 from .counting_world import CountingWorld
 
@@ -186,6 +188,8 @@ PITCHED = np.array([[1, 0, 0, 0], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 0], [0, 0, 0,
         ({"pose": "home"}, "no array of numbers"),
         ({"pose": SCALED}, "a rotation"),
         ({"pose": PITCHED}, "level"),
+        ({"pose": pose_at(0.0, 0.0, 10_001.0, 0.0).world_from_camera}, "at most 10000 m from the origin .*10001.0"),
+        ({"pose": pose_at(-1e9, 0.0, 0.0, 0.0).world_from_camera}, "at most 10000 m from the origin"),
         ({"prompt": 3}, "is text"),
         ({"memory": "nowhere.safetensors"}, "is no file"),
         ({"memory": __file__}, "damaged"),
@@ -200,6 +204,12 @@ def test_a_wrong_reset_option_changes_nothing(options, named):
         env.reset(seed=2, options=options)
     assert env.state is state and env.np_random.bit_generator.state == generator
     assert env.step(0)[4]["step_index"] == 2
+
+
+def test_a_pose_at_the_worlds_limit_is_seen_in_the_space():
+    env = make_counting(observation="dict")
+    observation, _ = env.reset(options={"pose": pose_at(-10_000.0, 0.0, 10_000.0, 0.0).world_from_camera})
+    assert observation in env.observation_space and observation["pose"][2, 3] == 10_000.0
 
 
 def test_an_option_the_environment_cannot_honour_is_refused():
@@ -351,11 +361,17 @@ def test_wrong_arguments_name_the_known_ones(make, kwargs, named):
         make(**kwargs)
 
 
-def test_wrong_arguments_of_the_dream_name_the_fix():
-    for denoising_steps in (0, 101, 2.0):
+def test_wrong_arguments_of_the_dream_name_the_fix_before_weights_are_read(monkeypatch):
+    def read(kind, folder, name):
+        raise AssertionError(f"the weights of {name} were read")
+
+    monkeypatch.setattr(checkpoints, "load_part", read)
+    for kind in (torch.cuda, torch.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    for denoising_steps in (0, 101, 2.0, "4", True):
         with pytest.raises(ValueError, match="from 1 to 100"):
             make_dream(denoising_steps=denoising_steps)
-    with pytest.raises(ValueError, match=r"trained at resolution \[64, 64\]; got 96"):
+    with pytest.raises(ValueError, match=r"trained at resolution \[64, 64\]; got \[96, 96\]"):
         make_dream(resolution=96)
     with pytest.raises(ValueError, match="doom-tiny"):
         make_dream(checkpoint="doom-huge")
@@ -367,13 +383,36 @@ def test_wrong_arguments_of_the_dream_name_the_fix():
         ({"least_coverage": "0.2"}, "least_coverage is a share above 0 and up to 1, or None; got 0.2"),
         ({"patience": "3"}, "patience is a whole number of steps from 1; got '3'"),
         ({"patience": 2.5}, "patience is a whole number of steps from 1; got 2.5"),
+        ({"temperature": "hot"}, "temperature is a finite number, 0 or more; got 'hot'"),
+        ({"temperature": None}, "temperature is a finite number, 0 or more; got None"),
+        ({"temperature": -1}, "temperature is a finite number, 0 or more; got -1"),
+        ({"temperature": np.nan}, "temperature is a finite number, 0 or more; got nan"),
+        ({"device": "banana"}, "device is a name such as 'cpu'.*; got 'banana'"),
+        ({"device": None}, "device is a name such as 'cpu'.*; got None"),
+        ({"device": "cuda"}, "sees no CUDA device; use device='cpu'"),
+        ({"device": "mps"}, "sees no MPS device; use device='cpu'"),
+        ({"loading": 3}, "loading is a dict of options for a Wan pipeline, or None; got 3"),
     ):
         with pytest.raises(ValueError, match=named):
             make_dream(**wrong)
+
+
+def test_a_dream_without_memory_takes_none():
     with pytest.raises(ValueError, match="cannot honour the option 'memory'"):
         make_dream(memory=False).reset(options={"memory": "somewhere"})
+
+
+def test_a_prompt_that_is_too_long_is_refused_when_the_dream_is_made():
+    with pytest.raises(ValueError, match="at most 96 bytes; this one has 97"):
+        make_dream(prompt="x" * 97)
+    with pytest.raises(ValueError, match="at most 96 bytes; this one has 97"):
+        gym.make_vec("MosaicWorld-v0", num_envs=2, prompt="x" * 97)
+    make_dream(prompt="x" * 96).close()
 
 
 def test_an_unknown_scenario_names_the_known_ones():
     with pytest.raises(ValueError, match="my_way_home"):
         make_real(scenario="my_way_out")
+    for scenario in (3, None):
+        with pytest.raises(ValueError, match=f"scenario is a name, one of my_way_home.*; got {scenario}"):
+            make_real(scenario=scenario)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecMonitor, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecTransposeImage
 
 from mosaic_gym import ACTIONS
 from mosaic_gym.envs.episode import Rules
@@ -13,7 +13,7 @@ from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.sb3 import MosaicVecEnv, make_sb3
 from mosaic_gym.envs.vector_env import make_dreams
 
-from .counting_world import CountingWorld
+from .counting_world import CountingWorld, UnequalWorld, same
 
 FORWARD = list(ACTIONS).index("forward")
 
@@ -35,6 +35,25 @@ def test_an_end_keeps_its_observation_and_begins_anew(last_step, cut):
     assert observation[:, 0, 0, 0].tolist() == [3, 3, 3]
 
 
+def test_members_end_apart_and_none_touches_another():
+    # The judge is Stable-Baselines3's own vector, of as many environments, each with a world of its own.
+    faces = {"rules": Rules(max_steps=3), "observation": "dict"}
+    ours = MosaicVecEnv(Members(UnequalWorld(), 4, **faces))
+    theirs = DummyVecEnv([lambda: WorldEnv(UnequalWorld(), **faces)] * 4)
+    rng, ends = np.random.default_rng(0), set()
+    for seed in (5, None):  # of the second reset every member draws its own
+        if seed is not None:
+            ours.seed(seed), theirs.seed(seed)
+        assert same(ours.reset(), theirs.reset()) and same(ours.reset_infos, theirs.reset_infos)
+        for step in range(20):
+            actions = rng.integers(0, len(ACTIONS), 4)
+            told = ours.step(actions)
+            assert same(told, theirs.step(actions)), f"step {step}"
+            assert same(ours.reset_infos, theirs.reset_infos), f"step {step}"
+            ends.add(int(told[2].sum()))
+    assert ends >= {0, 1, 2}, "one at a time, and several together"
+
+
 def test_dict_observations_are_stacked_by_key():
     env = counting(observation="dict")
     observation = env.reset()
@@ -50,12 +69,48 @@ def test_attributes_and_methods_of_members():
     assert env.get_attr("steps") == [1, 1, 1] and env.get_attr("steps", indices=[2]) == [1]
     assert [info["step_index"] for info in env.env_method("info", indices=[0, 1])] == [1, 1]
     assert env.env_is_wrapped(VecMonitor) == [False] * 3
+    assert env.get_attr("render_mode") == [None] * 3 and env.get_attr("world", 0) == [env.members.world]
     env.set_attr("rules", Rules(max_steps=9))
-    assert env.members.rules.max_steps == 9
+    assert env.members.rules.max_steps == 9 and env.get_attr("rules", [1]) == [env.members.rules]
+    assert env.get_attr("info", [1])[0]() == env.env_method("info", indices=[1])[0]
+    told = [env.has_attr(name) for name in ("steps", "task", "render_mode", "fork", "episodes", "keep", "action_masks")]
+    assert told == [True] * 4 + [False] * 3 and counting().has_attr("steps")
+    with pytest.raises(ResetNeeded, match=r"members \[0\] have not begun"):
+        counting().get_attr("steps")
+    with pytest.raises(AttributeError, match="no attribute 'episodes'; they have action_space, ended, forks, goal"):
+        env.get_attr("episodes")
+
+
+def test_what_members_share_is_checked_when_it_is_set():
+    env = counting()
+    env.reset()
+    before = list(env.members.episodes)
+    for name, value, kind, said in (
+        ("task", "goal", ValueError, "GoalTask shows its goal in the observation: use observation='dict'"),
+        ("task", "fly", ValueError, "unknown task 'fly'"),
+        ("task", 5, TypeError, "a task is one of"),
+        ("rules", 5, TypeError, "Rules; got 5"),
+        ("prompt", "a cave", AttributeError, "no attribute 'prompt' to set"),
+        ("steps", 0, AttributeError, "no attribute 'steps' to set; they have rules, task"),
+        ("observation_space", None, AttributeError, "no attribute 'observation_space' to set"),
+    ):
+        with pytest.raises(kind, match=said):
+            env.set_attr(name, value)
     with pytest.raises(ValueError, match="set for all of them only"):
         env.set_attr("rules", Rules(), indices=[0])
-    with pytest.raises(AttributeError):
-        env.set_attr("no_such", 1)
+    assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+    env.step(np.full(3, FORWARD))
+
+
+def test_another_task_is_for_episodes_to_come():
+    env = counting(observation="dict", task="goal")
+    env.reset()
+    env.set_attr("task", "explore")
+    with pytest.raises(ResetNeeded, match="reset them first"):
+        env.step(np.full(3, FORWARD))
+    env.set_options({"goal": np.full((40, 64, 3), 9, np.uint8)})  # which the task before drew itself
+    assert (env.reset()["goal"] == 9).all()
+    assert "is_success" not in env.step(np.full(3, FORWARD))[3][0]
 
 
 def test_every_member_keeps_and_restores_its_own(tmp_path):
@@ -105,7 +160,22 @@ def test_a_bad_action_moves_nothing():
         env.step_async(np.zeros(2, int))
     with pytest.raises(RuntimeError, match="call step_async"):
         env.step_wait()
+    env.step_async(np.full(3, FORWARD))
+    for bad in (np.zeros(2, int), 5, None, [0, 1, 99]):
+        with pytest.raises(ValueError, match="action"):
+            env.step_async(bad)
+        with pytest.raises(RuntimeError, match="call step_async"):  # nor are those before it taken
+            env.step_wait()
     assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+
+
+def test_a_reset_forgets_the_actions_that_were_pending():
+    env = counting()
+    env.reset()
+    env.step_async(np.full(3, FORWARD))
+    env.reset()
+    with pytest.raises(RuntimeError, match="call step_async"):
+        env.step_wait()
 
 
 def test_videos_are_played_as_fast_as_a_single_worlds():

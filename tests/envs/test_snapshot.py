@@ -1,5 +1,6 @@
 """Snapshots of environments: back, forked, on disk, refused."""
 
+import json
 import subprocess
 import sys
 import time
@@ -9,11 +10,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mosaic_gym import ACTIONS
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv, make_real
-from mosaic_gym.envs.tasks import ExploreTask
+from mosaic_gym.envs.tasks import ExploreTask, GoalTask, ReturnTask
 from mosaic_gym.envs.vector_env import WorldVectorEnv
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
@@ -38,7 +41,10 @@ def walk(env) -> list[tuple]:
     return told
 
 
-@pytest.mark.parametrize("task", ["explore", "goal", "return"])
+SHORT = {"far_m": 1.5, "steps": (3, 4)}  # walks
+
+
+@pytest.mark.parametrize("task", ["explore", GoalTask(**SHORT), ReturnTask(**SHORT)], ids=["explore", "goal", "return"])
 def test_restore_and_load_go_on_bit_for_bit(task, tmp_path):
     env = tiny_env(observation="dict", task=task)
     env.reset(seed=3)
@@ -104,6 +110,35 @@ def test_snapshots_of_others_are_refused_and_nothing_changes(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         env.fork(0)
     assert env.episode is present
+
+
+def test_a_file_that_says_too_little_is_damaged(tmp_path):
+    env, path = WorldEnv(CountingWorld()), tmp_path / "here.safetensors"
+    env.reset(seed=0)
+    env.save(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()["about"]
+    tensors, present = load_file(path), env.episode
+
+    def rewritten(change):
+        told = json.loads(about)
+        save_file(tensors, path, metadata={"about": change(told) or json.dumps(told)})
+        return path
+
+    for change in (
+        lambda told: told["members"][0].pop("generator") and None,
+        lambda told: told["members"][0]["state"].pop("seed") and None,
+        lambda told: told.pop("members") and None,
+        lambda told: told.update(members=[5]),
+        lambda told: "[1]",
+        lambda told: "{",
+    ):
+        with pytest.raises(ValueError, match="here.safetensors is damaged .*; save the snapshot again"):
+            env.load(rewritten(change))
+    with pytest.raises(ValueError, match="not a snapshot of format mosaic-snapshots-4; save it again"):
+        env.load(rewritten(lambda told: told.update(format="mosaic-snapshot-3")))
+    assert env.episode is present
+    env.load(rewritten(lambda told: None))
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics, RecordVideo
 
 from mosaic_gym import ACTIONS, make_world
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.envs.tasks import ExploreTask
+from mosaic_gym.envs.tasks import ExploreTask, FixedScenes, Judgement
 from mosaic_gym.envs.vector_env import WorldVectorEnv
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
 
-from .counting_world import CountingWorld
+from .counting_world import CountingWorld, UnequalWorld, same
 
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode))
 FORWARD = list(ACTIONS).index("forward")
@@ -38,6 +38,8 @@ def test_members_are_seeded_one_by_one():
     env = counting()
     observation, _ = env.reset(seed=5)
     assert observation[:, 0, 0, 1].tolist() == [5, 6, 7]
+    observation, _ = env.reset(seed=np.array([9, 4, 3]))
+    assert observation[:, 0, 0, 1].tolist() == [9, 4, 3]
     observation, _ = env.reset(seed=[9, None, 3])
     assert observation[:, 0, 0, 1].tolist()[::2] == [9, 3]
     alone = WorldEnv(CountingWorld())
@@ -67,6 +69,72 @@ def test_what_becomes_of_a_member_whose_episode_ended(mode):
         assert steps == [1, 2, 3]
         with pytest.raises(ResetNeeded, match="member 0 has ended"):
             env.step([FORWARD] * 3)
+
+
+class SecondStep(ExploreTask):
+    """Asks for a second step."""
+
+    def judge(self, progress, view):
+        return Judgement(progress, 1.0, False, success=bool(view.depth_m[0, 0] == 2))
+
+
+@MODES
+def test_members_end_apart_and_none_touches_another(mode):
+    # The judge is Gymnasium's own vector, of as many environments, each with a world of its own.
+    faces = {"rules": Rules(max_steps=3), "task": SecondStep(), "observation": "dict"}
+    ours = WorldVectorEnv(Members(UnequalWorld(), 4, **faces), mode)
+    theirs = SyncVectorEnv([lambda: WorldEnv(UnequalWorld(), **faces)] * 4, autoreset_mode=mode)
+    assert same(ours.reset(seed=5), theirs.reset(seed=5))
+    rng, over, ends = np.random.default_rng(0), np.zeros(4, bool), set()
+    for step in range(40):
+        mask = over if mode is AutoresetMode.DISABLED else over & (np.cumsum(over) == 1) & (over.sum() > 1)
+        if mask.any():  # of those that are over, or the first of several: the others begin anew by themselves
+            resets = [env.reset(options={"reset_mask": mask.copy()}) for env in (ours, theirs)]
+            assert same(*resets), f"before step {step}"
+        actions = rng.integers(0, len(ACTIONS), 4)
+        if mode is AutoresetMode.NEXT_STEP:
+            actions[over & ~mask] = -1
+        told = ours.step(actions)
+        assert same(told, theirs.step(actions)), f"step {step}"
+        over = told[2] | told[3]
+        ends.add(int(over.sum()))
+    assert ends >= {0, 1, 2}, "one at a time, and several together"
+
+
+@pytest.mark.parametrize(("action_space", "none"), [("discrete", -1), ("continuous", np.nan)])
+def test_the_action_of_a_member_that_begins_anew_is_not_looked_at(action_space, none):
+    env = WorldVectorEnv(Members(UnequalWorld(), 2, action_space=action_space))
+    env.reset(seed=[0, 3])  # of one step, and of four
+    act = np.zeros((2, *env.single_action_space.shape), env.single_action_space.dtype)
+    assert env.step(act)[2].tolist() == [True, False]
+    act[1] = none
+    before = list(env.members.episodes)
+    with pytest.raises(ValueError, match="action"):
+        env.step(act)
+    assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
+    act[1], act[0] = 0, none
+    assert indices(env.step(act)[0]) == [0, 2]
+    env.restore([env.snapshot()[1]] * 2)  # of which neither is over
+    with pytest.raises(ValueError, match="action"):
+        env.step(act)
+
+
+@pytest.mark.parametrize(
+    ("task", "asks"),
+    [("explore", False), ("engine", False), ("goal", True), (FixedScenes("explore", 2), False), (SecondStep(), True)],
+)
+def test_only_of_tasks_that_can_succeed_it_is_told_whether_they_did(task, asks):
+    # Stable-Baselines3 would count a success rate of 0 for others.
+    env = counting(task=task, observation="dict")
+    _, infos = env.reset(seed=0)
+    assert ("is_success" in infos) == (task == "goal"), "whose place is not reached yet; of others nothing is known"
+    for step in (1, 2):
+        *_, infos = env.step([FORWARD] * 3)
+        assert ("is_success" in infos) == ("_is_success" in infos) == asks
+        if asks:
+            assert infos["_is_success"].all() and infos["is_success"].dtype == bool
+        if isinstance(task, SecondStep):
+            assert infos["is_success"].tolist() == [step == 2] * 3
 
 
 def test_same_step_keeps_the_end():
@@ -183,17 +251,34 @@ def test_wrong_numbers_are_named_before_anything_moves():
     env = counting()
     env.reset(seed=0)
     before = list(env.members.episodes)
-    for actions, said in (([FORWARD] * 2, "3 members take 3 actions; got 2"), ([0, 1, 99], "integer from 0 to 8")):
+    for actions, said in (
+        ([FORWARD] * 2, "3 members take 3 actions; got 2"),
+        ([0, 1, 99], "integer from 0 to 8"),
+        (5, "3 members take 3 actions, one each; got 5"),
+        (None, "3 members take 3 actions, one each; got None"),
+        (np.array(5), r"3 members take 3 actions, one each; got array\(5\)"),
+    ):
         with pytest.raises(ValueError, match=said):
             env.step(actions)
     with pytest.raises(ValueError, match="3 members take 3 seeds; got 2"):
         env.reset(seed=[1, 2])
+    for seed in (1.5, -1, True, {}, [0, 1.5, 2], [0, "1", 2]):
+        with pytest.raises(ValueError, match="a seed is a whole number from 0, or None; got"):
+            env.reset(seed=seed)
+    with pytest.raises(ValueError, match="a seed is a whole number from 0, or None; got 'a'"):
+        env.reset(seed=["a", 1, 2], options={"reset_mask": np.array([False, True, True])})
+    with pytest.raises(TypeError, match="options are a dict"):
+        env.reset(options=["image"])
+    for n in ("3", True, 2.5, None):
+        with pytest.raises(ValueError, match=f"fork makes at least 1; got {n!r}"):
+            env.fork(n)
     with pytest.raises(ValueError, match="3 members take 3 snapshots; got 1"):
         env.restore(env.snapshot()[:1])
     with pytest.raises(TypeError, match="a list of 3 snapshots; got Snapshot"):
         env.restore(env.snapshot()[0])
-    with pytest.raises(ValueError, match="at least 1 member"):
-        counting(count=0)
+    for count in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"at least 1 member; got {count}"):
+            counting(count=count)
     assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
 
 
@@ -219,12 +304,43 @@ def test_lost_in_the_unknown_is_cut_off():
         assert not any(env.step(FORWARD)[3] for _ in range(5))
 
 
+class Flickering(CountingWorld):
+    """Covers much or little of its views, step by step."""
+
+    covered = (0.9, 0.1, 0.9, 0.1, 0.1, 0.9)
+
+    def step(self, states, actions):
+        states, views = super().step(states, actions)
+        covered = [self.covered[state.step_index % len(self.covered)] for state in states]
+        return states, [replace(view, coverage=share) for view, share in zip(views, covered, strict=True)]
+
+
+def test_patience_is_of_steps_on_end():
+    env = WorldEnv(Flickering(), rules=Rules(least_coverage=0.5, patience=2))
+    env.reset(seed=0)
+    assert [env.step(FORWARD)[3] for _ in range(4)] == [False, False, False, True], "covered in between, counted anew"
+
+
 class OnItsMap(CountingWorld):
     """Knows by heart what it does not remember."""
 
     def step(self, states, actions):
         states, views = super().step(states, actions)
         return states, [replace(view, on_map=True) for view in views]
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"least_coverage": True}, "least_coverage is a share .*; got True"),
+        ({"least_coverage": "0.5"}, "least_coverage is a share"),
+        ({"max_steps": True}, "a whole number from 1, or None; got True"),
+        ({"patience": True}, "patience is a whole number of steps from 1; got True"),
+    ],
+)
+def test_rules_are_numbers(rules, said):
+    with pytest.raises(ValueError, match=said):
+        Rules(**rules)
 
 
 def test_gymnasiums_wrappers_work(tmp_path):
@@ -325,8 +441,8 @@ def test_the_engine_cannot_be_many_members():
     world.close()
 
 
-@MODES
-def test_the_registered_dream_is_one_batched_environment(mode):
+def test_the_registered_dream_is_one_batched_environment():
+    mode = AutoresetMode.SAME_STEP
     env = gym.make_vec("MosaicWorld-v0", num_envs=2, observation="dict", autoreset_mode=mode, max_episode_steps=2)
     assert isinstance(env, WorldVectorEnv) and env.metadata["autoreset_mode"] is mode
     observation, _ = env.reset(seed=1)

@@ -13,9 +13,11 @@ from mosaic_gym.evaluation import atlas, collision, demo, depth, revisit, speed,
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
+from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.worlds.protocol import Start
-from tests.tiny import tiny_model
+from tests.tiny import save_depth, tiny_model
+from tests.tiny_wan import save_pipeline
 
 
 class TenthTooFar(torch.nn.Module):
@@ -154,6 +156,21 @@ def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cpu --shape tiny"):
             wan.evaluate(wan.Config())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_are_timed_in_the_precisions_that_play_has_them_in(dtype, tmp_path):
+    save_pipeline(tmp_path / "wan")
+    loading = {"dtype": dtype, "depth": str(save_depth(tmp_path / "depth")), "causal": True}
+    played = WorldModel.from_pretrained(tmp_path / "wan", (64, 96), loading)
+    timed = wan.build(replace(TINY_WAN, dtype=dtype), (64, 96)).model
+    for ours, theirs in ((timed.transformer, played.transformer), (timed.codec, played.codec)):
+        one, other = ({name: each.dtype for name, each in module.state_dict().items()} for module in (ours, theirs))
+        assert one == other
+        buffers = ({name: each.dtype for name, each in module.named_buffers()} for module in (ours, theirs))
+        assert next(buffers) == next(buffers)
+    kinds = {each.dtype for each in timed.transformer.parameters()}
+    assert kinds == {torch.float32, getattr(torch, dtype)}
 
 
 def test_stages_are_timed_without_those_within_them():

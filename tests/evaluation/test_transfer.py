@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mosaic_gym import Planner, Start
 from mosaic_gym.envs.sb3 import make_sb3
-from mosaic_gym.envs.tasks import EngineTask, GoalTask, Judgement
+from mosaic_gym.envs.tasks import EngineTask, GoalTask, Judgement, Reach
 from mosaic_gym.evaluation.metrics import agreement
 from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
@@ -131,20 +131,21 @@ def test_recordings_without_a_walk_are_refused():
 
 def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(benchmark, "EPISODE_STEPS", 6)
+    monkeypatch.setattr(benchmark, "EPISODE_STEPS", 3)
     monkeypatch.setattr(benchmark, "PLAN_STEPS", 2)
-    monkeypatch.setattr(benchmark, "MEMBERS", 4)
+    monkeypatch.setattr(benchmark, "MEMBERS", 2)
+    monkeypatch.setattr(Reach.__init__, "__defaults__", (0.4, 0.8, (2, 4)))  # walks to a goal, and home
     monkeypatch.setattr(benchmark, "BLIND", {"turning": "turn_right"})
     monkeypatch.setattr(benchmark, "DOZING", (0.5,))
     height, width = 48, 64
     data = tmp_path / "data"
-    record(RecordConfig(out=data, episodes=12, steps_per_episode=40, height=height, width=width, workers=1))
+    record(RecordConfig(out=data, episodes=10, steps_per_episode=40, height=height, width=width, workers=1))
     model = tiny_model(size=(height, width))
     torch.nn.init.constant_(model.depth.head[1].bias, 1.5)  # random depths would hem a body in
     model.save_pretrained(tmp_path / "tiny")
     config = Config(
-        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=64, engine_steps=32, episodes=2,
-        rank_episodes=2, plan_episodes=2, policies=3, places=12, scenes=6, rollout=8,
+        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=24, engine_steps=24, episodes=2,
+        rank_episodes=2, plan_episodes=2, policies=3, places=4, scenes=2, rollout=4,
     )  # fmt: skip
     found = evaluate(config)
     assert set(found["arms"]) == {"random", "ahead", "scripted", "dream", "engine"}
@@ -185,8 +186,8 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
         evaluate(dataclasses.replace(config, plan_episodes=1))
     with pytest.raises(ValueError, match="rank-episodes is at least 2, or 0"):
         evaluate(dataclasses.replace(config, rank_episodes=1))
-    with pytest.raises(ValueError, match=r"found with seed=0, steps=64; .*--out"):
-        evaluate(dataclasses.replace(config, seed=1, steps=65))
+    with pytest.raises(ValueError, match=r"found with seed=0, steps=24; .*--out"):
+        evaluate(dataclasses.replace(config, seed=1, steps=25))
     dataclasses.replace(model, atlas=None).save_pretrained(tmp_path / "mapless")
     with pytest.raises(ValueError, match=r"mapless has no atlas.*train atlas"):
         evaluate(dataclasses.replace(config, checkpoint=str(tmp_path / "mapless")))

@@ -1,8 +1,18 @@
 """Cameras: half-integer centres, non-square pixels, and grids whose height differs from their width."""
 
+import numpy as np
+import pytest
 import torch
 
-from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, rescale_intrinsics, transform, unproject
+from mosaic_gym.geometry.camera import (
+    cell_centres,
+    check_intrinsics,
+    invert_pose,
+    project,
+    rescale_intrinsics,
+    transform,
+    unproject,
+)
 from mosaic_gym.geometry.control import yaw_matrix
 
 K = torch.tensor([[40.0, 0.0, 30.0], [0.0, 50.0, 22.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -40,3 +50,28 @@ def test_inverting_a_pose_undoes_it():
     there = pose(1.0, -2.0, 0.7)
     points = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(transform(invert_pose(there), transform(there, points)), points)
+
+
+def test_intrinsics_are_told_as_plain_rows():
+    assert check_intrinsics(K.numpy()) == ((40.0, 0.0, 30.0), (0.0, 50.0, 22.0), (0.0, 0.0, 1.0))
+    assert check_intrinsics([[40, 0, 30], [0, 50, 22], [0, 0, 1]]) == ((40, 0, 30), (0, 50, 22), (0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5,
+        "K",
+        None,
+        [1, 2, 3],
+        np.eye(4),
+        [["40", 0, 30], [0, 50, 22], [0, 0, 1]],
+        [[np.nan, 0, 30], [0, 50, 22], [0, 0, 1]],
+        [[40, 1, 30], [0, 50, 22], [0, 0, 1]],
+        [[40, 0, 30], [0, -50, 22], [0, 0, 1]],
+        [[40, 0, 30], [0, 50, 22], [0, 0, 2]],
+    ],
+)
+def test_intrinsics_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="image_from_camera is K in pixels.*; got"):
+        check_intrinsics(wrong)

@@ -39,6 +39,19 @@ def test_the_four_poses_are_in_order_and_the_given_one_is_untouched():
     assert np.array_equal(pose.world_from_camera, kept)
 
 
+@pytest.mark.parametrize("name", ["thrust_forward_m", "thrust_strafe_m", "turn_rad", "friction", "radius_m"])
+@pytest.mark.parametrize("value", ["x", None, True, -0.1, np.nan, np.inf])
+def test_a_body_is_made_of_finite_numbers_from_0(name, value):
+    with pytest.raises(ValueError, match=f"{name} is a finite number, 0 or more; got {value!r}"):
+        Control(**{name: value})
+
+
+def test_a_body_that_would_never_rest_is_refused():
+    with pytest.raises(ValueError, match="friction .* below 1; got 1.0"):
+        Control(friction=1.0)
+    assert Control(friction=0, radius_m=np.float32(0.25)).reach_m(pose_at(0, 0, 0, 0)) > 0.25
+
+
 @pytest.mark.parametrize("action", [[0, 0], [np.nan, 0, 0], [0, np.inf, 0], [0, 0, 1.1]])
 def test_bad_actions_are_refused(action):
     with pytest.raises(ValueError, match="shape|finite"):

@@ -11,8 +11,9 @@ import torch
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.memory import members, mosaic
+from mosaic_gym.memory.files import save_described
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
-from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory, recall
 from mosaic_gym.memory.recall import select
 from mosaic_gym.model.codec import LinearCodec
 from tests.tiny import lifted
@@ -125,6 +126,8 @@ def test_edits_that_are_no_edits_are_named():
         with pytest.raises(ValueError, match=r"mask of keyframe 0 is bool of shape \(4, 8\); got"):
             memory.edited({0: mask}, None)
     assert len(memory.spliced(memory, torch.eye(4, dtype=torch.float64))) == 2
+    with pytest.raises(ValueError, match="removes patches, and keep_original=True leaves them"):
+        memory.edited({0: chosen}, None, keep_original=True)
 
 
 def test_a_spliced_scene_stands_where_it_was_put():
@@ -223,6 +226,22 @@ def test_keyframes_that_were_lifted_together_do_not_keep_one_another_alive():
         for name in TENSOR_FIELDS:
             value = getattr(keyframe, name)
             assert value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes, name
+
+
+def test_a_keyframe_that_edits_left_empty_goes_before_one_that_shows_something():
+    walls = tuple(wall(3.0, pose(x=x), step=step) for step, x in enumerate((0.0, 0.01, 10.0)))
+    emptied = MosaicMemory(walls, capacity=3).edited({1: torch.ones(GRID, dtype=torch.bool)}, None)
+    assert [keyframe.step for keyframe in emptied.remember(wall(3.0, pose(x=20.0), step=3)).keyframes] == [0, 2, 3]
+
+
+def test_a_file_that_lacks_part_of_a_memory_is_called_damaged(tmp_path):
+    tensors, told = MosaicMemory((wall(3.0, pose()),)).tensors()
+    save_described({"0.latent": tensors["0.latent"]}, tmp_path / "part", {"format": FORMAT, **told})
+    del told["steps"]
+    save_described(tensors, tmp_path / "stepless", {"format": FORMAT, **told})
+    for name in ("part", "stepless"):
+        with pytest.raises(ValueError, match="the memory is damaged"):
+            MosaicMemory.load(tmp_path / name)
 
 
 def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():

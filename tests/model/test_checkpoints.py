@@ -2,15 +2,18 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mosaic_gym import Start
 from mosaic_gym.geometry.control import ACTIONS
-from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model import checkpoints
+from mosaic_gym.model.checkpoints import WEIGHTS, WorldModel
+from mosaic_gym.model.room import check_device
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
 
@@ -66,7 +69,7 @@ def test_what_does_not_fit_together_is_named(tmp_path):
     path = tmp_path / "world.json"
     told = json.loads(path.read_text())
     unfit = {"control": {"thrust": 1.0}}
-    for wrong, said in ((unfit, "says of control what does not fit"), ({"height": 96}, "(96, 48)")):
+    for wrong, said in ((unfit, "says what does not fit: control"), ({"height": 96}, "(96, 48)")):
         path.write_text(json.dumps({**told, **wrong}))
         with pytest.raises(ValueError, match=re.escape(said)):
             WorldModel.from_pretrained(tmp_path)
@@ -74,6 +77,106 @@ def test_what_does_not_fit_together_is_named(tmp_path):
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
     with pytest.raises(ValueError, match="the part 'scheduler' in .* is damaged"):
         WorldModel.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Nothing is read but what is small."""
+
+    def read(kind, folder, name):
+        raise AssertionError(f"the weights of {name} were read")
+
+    monkeypatch.setattr(checkpoints, "load_part", read)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"capacity": -3}, "capacity is a whole number, 0 or more; got -3"),
+        ({"capacity": "x"}, "capacity is a whole number, 0 or more; got 'x'"),
+        ({"height": 0}, "height is a whole number, 1 or more; got 0"),
+        ({"width": 64.0}, "width is a whole number, 1 or more; got 64.0"),
+        ({"denoising_steps": True}, "denoising_steps is a whole number, 1 or more; got True"),
+        ({"history": 0}, "history is a whole number, 1 or more; got 0"),
+        ({"max_sources": -1}, "max_sources is a whole number, 0 or more; got -1"),
+        ({"max_patches": None}, "max_patches is a whole number, 0 or more; got None"),
+        ({"guidance": None}, "guidance is a finite number, 1 (none) or more; got None"),
+        ({"guidance": 0.5}, "guidance is a finite number, 1 (none) or more; got 0.5"),
+        ({"guidance": np.nan}, "guidance is a finite number, 1 (none) or more; got nan"),
+        ({"negative_prompt": 3}, "negative_prompt is text; got 3"),
+        ({"scenario": ["my_way_home"]}, "scenario is text; got ['my_way_home']"),
+        ({"image_from_camera": 5}, "image_from_camera is K in pixels"),
+        ({"control": [0.5]}, "control is a dict of the fields of Control; got [0.5]"),
+        ({"control": {"friction": "x"}}, "control is a dict of the fields of Control (friction is a finite number"),
+        ({"control": {"thrust": 1.0}}, "control is a dict of the fields of Control ("),
+    ],
+)
+def test_settings_of_another_type_or_range_are_named(wrong, said, tmp_path, no_weights):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        replace(tiny_model().settings, **wrong)
+    told = json.loads((WEIGHTS / "doom-tiny" / "world.json").read_text())
+    (tmp_path / "world.json").write_text(json.dumps({**told, **wrong}))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'world.json'} says what does not fit: {said}")):
+        WorldModel.from_pretrained(tmp_path)
+
+
+def test_settings_of_numpys_numbers_are_saved_and_told_apart():
+    model = tiny_model()
+    k = np.array(model.settings.image_from_camera)
+    same = replace(model.settings, height=np.int64(32), capacity=np.int32(16), image_from_camera=k)
+    assert replace(model, settings=same).fingerprint == model.fingerprint
+
+
+def test_start_images_that_are_none_are_named_before_weights_are_read(tmp_path, no_weights):
+    tiny_model().save_pretrained(tmp_path)
+    path = tmp_path / "starts.safetensors"
+    images = load_file(path)["images"]
+    for wrong, prompts, said in (
+        (images.float(), ["a"] * 3, "are uint8 [n, H, W, 3]; got torch.float32"),
+        (images[0], ["a"] * 32, "are uint8 [n, H, W, 3]; got torch.uint8 of shape (32, 48, 3)"),
+        (images, ["a"], "holds 3 start images and 1 prompts"),
+        (images, "abc", "are a list of texts; got 'abc'"),
+        (images, [1, 2, 3], "are a list of texts; got [1, 2, 3]"),
+        (images[:, :16].contiguous(), ["a"] * 3, "says frames of (32, 48)"),
+    ):
+        save_file({"images": wrong}, path, metadata={"prompts": json.dumps(prompts)})
+        with pytest.raises(ValueError, match=re.escape(said)):
+            WorldModel.from_pretrained(tmp_path)
+
+
+def test_another_size_is_refused_before_weights_are_read(no_weights):
+    with pytest.raises(ValueError, match=r"'doom-tiny' was trained at resolution \[64, 64\]; got \[96, 64\]"):
+        WorldModel.from_pretrained("doom-tiny", (96, 64))
+    for place in ("doom-tiny", "nobody/nothing"):
+        with pytest.raises(ValueError, match="loading is a dict of options for a Wan pipeline, or None; got 3"):
+            WorldModel.from_pretrained(place, loading=3)
+
+
+@pytest.mark.parametrize("device", ["banana", "", "meta", None, 0, True])
+def test_a_device_that_is_none_is_named(device):
+    with pytest.raises(ValueError, match=re.escape(f"such as 'cpu', 'cuda' or 'cuda:1'; got {device!r}")):
+        check_device(device)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    for kind in (torch.cuda, torch.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    for device in ("cuda", "cuda:0", "mps", torch.device("mps")):
+        kind = torch.device(device).type.upper()
+        with pytest.raises(ValueError, match=f"this torch sees no {kind} device; use device='cpu'"):
+            check_device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="'cuda:2' was asked for and this torch sees 2 CUDA device.s., counted from 0"):
+        check_device("cuda:2")
+    assert check_device("cuda:1") == torch.device("cuda:1") and check_device(torch.device("cpu")).type == "cpu"
+
+
+def test_a_checkpoints_fingerprint_is_of_its_settings_and_networks_alone():
+    model = tiny_model()
+    order = "transformer", "detail", "codec", "text_encoder", "atlas", "depth", "outcome"
+    told = json.dumps(asdict(model.settings), sort_keys=True)
+    assert model.fingerprint == checkpoints.fingerprint_of([getattr(model, name) for name in order], told)
 
 
 def test_a_path_that_is_not_there_is_no_hub_id(tmp_path, monkeypatch):

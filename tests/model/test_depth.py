@@ -1,7 +1,9 @@
 """The estimators behind one call, and the scale that memory gives them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -21,8 +23,10 @@ from transformers import (
     pipeline,
 )
 
+from mosaic_gym import ACTIONS, Start
 from mosaic_gym.model.depth import ConvDepth, HuggingFaceDepth, align_scale
-from tests.tiny import save_depth
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from tests.tiny import save_depth, tiny_model
 
 K = torch.tensor([[[32.0, 0.0, 24.0], [0.0, 25.6, 16.0], [0.0, 0.0, 1.0]]])
 
@@ -161,3 +165,37 @@ def test_scale_follows_what_memory_knows_and_only_there():
     assert torch.equal(aligned[1], estimate[1])
     assert torch.allclose(aligned[2], estimate[2] * 1.5)
     assert torch.allclose(align_scale(estimate, known, metric=False)[2], known[2])
+
+
+def test_any_world_steps_with_a_hugging_face_depth_model(tmp_path):
+    model = replace(tiny_model(), depth=HuggingFaceDepth(save_depth(tmp_path)))
+    world = MosaicWorld(model)
+    state, begun = world.start(Start(0))
+    (state,), (view,) = world.step([state], np.array([ACTIONS["forward"]]))
+    frame = torch.from_numpy(begun.frames[-1]).permute(2, 0, 1)[None] / 127.5 - 1
+    said = model.depth.estimate(frame.float(), world.k[None])[0].numpy()
+    np.testing.assert_allclose(begun.depth_m, said, rtol=1e-4)
+    assert view.depth_m.shape == (32, 48) and len(state.memory) == 2
+
+
+def test_a_world_moves_its_hugging_face_depth_model(tmp_path):
+    model = replace(tiny_model(), depth=HuggingFaceDepth(save_depth(tmp_path)))
+    model.to("meta")
+    assert {weights.device.type for weights in model.depth.model.parameters()} == {"meta"}
+
+
+def test_how_a_hugging_face_depth_model_is_read_counts_in_a_worlds_fingerprint(tmp_path):
+    folder, model = save_depth(tmp_path), tiny_model()
+    depths = [HuggingFaceDepth(folder, *how) for how in ((), (True, 3.0), (True, 2.5))]
+    taken = [replace(model, depth=depth).fingerprint for depth in (model.depth, *depths)]
+    assert len(set(taken)) == 4
+    assert replace(model, depth=HuggingFaceDepth(folder)).fingerprint == taken[1]
+
+
+def test_a_world_with_a_hugging_face_depth_model_says_how_it_is_saved(tmp_path):
+    model = replace(tiny_model(), depth=HuggingFaceDepth(save_depth(tmp_path / "depth")))
+    with pytest.raises(ValueError, match="holds a ConvDepth.*HuggingFaceDepth.*set model.depth again after loading"):
+        model.save_pretrained(tmp_path / "world")
+    assert not (tmp_path / "world").exists()
+    replace(model, depth=ConvDepth(widths=(8, 8, 16))).save_pretrained(tmp_path / "world")
+    assert (tmp_path / "world" / "world.json").exists()

@@ -49,7 +49,7 @@ def test_a_dreamt_end_ends_the_episode_and_pays_the_engine_task():
 
 
 def test_a_negative_temperature_is_refused():
-    with pytest.raises(ValueError, match="temperature is 0 or more; got -1"):
+    with pytest.raises(ValueError, match="temperature is a finite number, 0 or more; got -1"):
         MosaicWorld(tiny_model(), temperature=-1)
 
 

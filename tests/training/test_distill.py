@@ -1,6 +1,7 @@
 """Distillation on a tiny Wan of the real classes: every gradient goes where it should, and the student is a world."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,20 @@ def test_the_teacher_is_guided_and_the_critic_is_not(scene):
         hook.remove()
 
 
+def test_clips_are_scored_neither_as_noise_nor_as_nothing_but_themselves(scene):
+    asked, teacher, pair, sample = scene
+    said = []
+    networks = teacher, pair.critic
+    hooks = [each.register_forward_pre_hook(lambda _, call: said.append(float(call[1]))) for each in networks]
+    for shift, level in ((1e9, 980.0), (1e-9, 20.0)):
+        said.clear()
+        told, generator = replace(asked, shift=shift), torch.Generator().manual_seed(1)
+        distill.score_losses(teacher, pair.critic, sample.latents, sample, told, generator, learns=True)
+        assert said == pytest.approx([level, level])
+    for hook in hooks:
+        hook.remove()
+
+
 def test_blocks_run_again_for_their_gradients_which_are_the_same(scene):
     asked, _, pair, sample = scene
     found = []
@@ -181,6 +196,7 @@ def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path
     for name in ("causal", "match"):
         assert json.loads((tmp_path / name / "checkpoint" / "run.json").read_text())["parts"] == teacher
     weights = tmp_path / "weights" / "transformer"
+    assert json.loads((weights / "config.json").read_text())["guidance"] == 1.0, "its guidance is in its weights"
     begun = load_file(given[1] / "transformer" / "diffusion_pytorch_model.safetensors")
     learnt = load_file(weights / "diffusion_pytorch_model.safetensors")
     assert not torch.equal(begun["proj_out.weight"], learnt["proj_out.weight"])
@@ -188,9 +204,10 @@ def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path
     assert [{name.split(".")[0] for name in each} for each in trained] == [{"student"}, {"student", "critic"}]
     moments = load_file(tmp_path / "causal" / "checkpoint" / "optimizer.safetensors")
     assert len({name.split(".")[0] for name in moments}) <= len(trained[0]), "the critic has none yet"
-    loading = {"dtype": "float32", "depth": str(given[2]), "guidance": 1.0, "transformer": str(weights)}
+    loading = {"dtype": "float32", "depth": str(given[2]), "transformer": str(weights)}
     world = MosaicWorld(WorldModel.from_pretrained(given[1], SIZE, loading))
     assert world.model.transformer.config.causal and not world.model.codec.restarts
+    assert world.model.settings.guidance == 1.0, "its teacher's is in its weights"
     state, _ = world.start(Start(0))
     for _ in range(2):
         (state,), (view,) = world.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
@@ -277,6 +294,19 @@ def test_products_in_half_precision_leave_every_block_its_gradients(given, tmp_p
             # Further than rounding begins it, and than weight decay alone would take it.
             moved = (student[key] - begun[key].bfloat16().float()).abs()
             assert student[key].dtype == torch.float32 and (moved > 1e-7).float().mean() > 0.9
+
+
+def test_no_stage_is_begun_before_a_run_that_neither_can_go_on_from(given, tmp_path, monkeypatch):
+    asked = config(given, tmp_path, steps=2, episodes=1)
+    distill.train(asked)
+    place = tmp_path / "match" / "checkpoint" / "run.json"
+    told = json.loads(place.read_text())
+    monkeypatch.setattr(finetune, "remember", lambda *_: pytest.fail("encoded"))
+    distill.train(asked)  # both are finished
+    place.write_text(json.dumps({**told, "parts": "another's"}))
+    shutil.rmtree(tmp_path / "causal")
+    with pytest.raises(ValueError, match="match holds a run that was trained against other weights"):
+        distill.train(asked)
 
 
 def test_what_cannot_be_distilled_is_named(given, tmp_path):

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import torch
 from accelerate import DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from diffusers import WanImageToVideoPipeline
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
 from safetensors.torch import load_file, save_file
 
 from mosaic_gym import Start
@@ -206,6 +208,154 @@ def test_what_no_recipe_trains_is_refused_before_anything_is_loaded(recipe, give
         recipe.train(replace(usual, empty_prompt=1.5))
 
 
+@pytest.mark.parametrize("recipe", [finetune, distill])
+def test_what_shows_without_weights_is_told_before_any_are_loaded(recipe, given, tmp_path, monkeypatch):
+    usual = recipe.Config(str(given[1]), data=given[0], steps=1, clip=2, loading=WanOptions(dtype="float32"))
+    usual = replace(usual, out=tmp_path / "run", precision="no")
+    monkeypatch.setattr(recipe.Run, "__init__", lambda *_, **__: pytest.fail("a run is opened"))
+    monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(finetune, "remember", lambda *_: pytest.fail("encoded"))
+    (tmp_path / "none").mkdir()
+    for other in ("doom-tiny", str(tmp_path / "none")):
+        with pytest.raises(ValueError, match=f"--from takes a Wan pipeline .*{other}' is none.*`train world --begin`"):
+            recipe.train(replace(usual, from_=other))
+    with pytest.raises(FileNotFoundError, match="no train episodes under"):
+        recipe.train(replace(usual, data=tmp_path / "none"))
+    with pytest.raises(ValueError, match="longer than a clip of 9 steps"):
+        recipe.train(replace(usual, clip=9))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="no run can be kept in .*file.*--out"):
+        recipe.train(replace(usual, out=tmp_path / "file"))
+    for stage in ("",) if recipe is finetune else distill.STAGES:
+        kept = {**finetune.recipe_of(usual, EpisodeStore(given[0], "train")), "shift": "3.0", "clip": "4"}
+        place = tmp_path / "run" / stage / "checkpoint"
+        place.mkdir(parents=True)
+        (place / "run.json").write_text(json.dumps({"begin": None, "parts": "unknown yet", "recipe": kept}))
+        with pytest.raises(ValueError, match="holds a run with clip=4, not 2; ask for the same"):
+            recipe.train(usual)
+        with pytest.raises(ValueError, match="clip=4, not 2, with shift=3.0, not 5.0"):
+            recipe.train(replace(usual, shift=5.0))
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_what_a_run_cannot_go_on_from_is_told_before_anything_is_encoded(given, tmp_path, monkeypatch):
+    finetune.train(config(given, tmp_path / "run", steps=1))
+    path = tmp_path / "run" / "checkpoint" / "run.json"
+    told = json.loads(path.read_text())
+    assert told["recipe"]["shift"] == "5.0", "the pipeline's own"
+    monkeypatch.setattr(finetune, "remember", lambda *_: pytest.fail("encoded"))
+    shutil.rmtree(tmp_path / "run" / "weights")
+    asked = config(given, tmp_path / "run", steps=1)
+    compiled = replace(asked, loading=replace(asked.loading, compile=True))
+    finetune.train(compiled)  # finished, and free to be compiled
+    assert (tmp_path / "run" / "weights" / "cameras.safetensors").is_file()
+    path.write_text(json.dumps({**told, "parts": "another's"}))
+    with pytest.raises(ValueError, match="trained against other weights"):
+        finetune.train(replace(asked, steps=2))
+
+
+def test_what_is_encoded_before_training_takes_none_of_its_minutes(given, tmp_path, monkeypatch):
+    begun, remember, update = [], finetune.remember_long_enough, Run.update
+
+    def slow(*arguments):
+        remembered = remember(*arguments)
+        begun.append(time.monotonic())
+        return remembered
+
+    def listen(run, *arguments):
+        assert run.started >= begun[0]
+        update(run, *arguments)
+
+    monkeypatch.setattr(finetune, "remember_long_enough", slow)
+    monkeypatch.setattr(Run, "update", listen)
+    finetune.train(config(given, tmp_path, steps=None, minutes=0.01, episodes=1))
+    assert len(begun) == 1
+
+
+def test_clips_are_of_every_length_from_the_one_that_a_step_makes(given, tmp_path, monkeypatch):
+    lengths, draw = [], finetune.draw_sample
+
+    def listen(*arguments, **told):
+        sample = draw(*arguments, **told)
+        state, recalled, latents, cameras = sample
+        assert latents.shape[1] == cameras.shape[1] == len(recalled.warped) and len(state.history) == 1
+        lengths.append(latents.shape[1])
+        return sample
+
+    monkeypatch.setattr(finetune, "draw_sample", listen)
+    finetune.train(config(given, tmp_path, steps=3, batch=8, clip=3))
+    assert set(lengths) == {1, 2, 3}
+
+
+def test_noise_leans_as_the_pipeline_says_or_as_it_is_told(given, tmp_path, monkeypatch):
+    data, _, depth = given
+    other = save_pipeline(tmp_path / "wan")
+    scheduler = UniPCMultistepScheduler.from_pretrained(other / "scheduler", flow_shift=3.0)
+    scheduler.save_pretrained(other / "scheduler")
+    shifts, leaning = [], finetune.leaning
+    monkeypatch.setattr(finetune, "leaning", lambda *told: (shifts.append(told[1]), leaning(*told))[1])
+    asked = config((data, other, depth), tmp_path / "own", steps=1, batch=1, episodes=1)
+    finetune.train(asked)
+    finetune.train(replace(asked, shift=7.0, out=tmp_path / "told"))
+    assert shifts == [3.0, 7.0]
+
+
+def test_steps_are_encoded_together_as_they_would_be_alone(given, monkeypatch):
+    data, pipeline, depth = given
+    loading = {"dtype": "float32", "depth": str(depth), "guidance": 1.0}
+    world = MosaicWorld(WorldModel.from_pretrained(pipeline, SIZE, loading))
+    store, encode, calls, found = EpisodeStore(data, "train"), world.model.codec.vae.encode, [], []
+
+    def listen(clip):
+        assert torch.get_float32_matmul_precision() == "highest", "however coarsely the run multiplies"
+        calls.append(len(clip))
+        return encode(clip)
+
+    monkeypatch.setattr(world.model.codec.vae, "encode", listen)
+    torch.set_float32_matmul_precision("high")  # as a run on an accelerator does, which is opened before
+    try:
+        for together in (1, 4, 100):
+            monkeypatch.setattr(finetune, "ENCODED_PX", together * SIZE[0] * SIZE[1])
+            found.append(finetune.remember(world, store, 0))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert calls == [*[1] * 6, *(1, 3), 2, *(1, 5)]
+    alone, *others = (each.keyframes for each in found)
+    for keyframes in others:
+        assert [each.step for each in keyframes] == [each.step for each in alone] == list(range(6))
+        for one, each in zip(alone, keyframes, strict=True):
+            for name in ("latent", "depth_m", "points_m", "world_from_camera", "generation"):
+                torch.testing.assert_close(getattr(each, name), getattr(one, name), atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_that_is_trained_on_is_written_with_all_that_its_folder_says(given, tmp_path):
+    data, pipeline, depth = given
+    distill.train(
+        distill.Config(
+            str(pipeline), data=data, out=tmp_path / "student", height=SIZE[0], width=SIZE[1], steps=1, clip=2,
+            episodes=1, precision="no", causal_share=1.0, loading=WanOptions(dtype="float32", depth=str(depth)),
+        )
+    )  # fmt: skip
+    student = tmp_path / "student" / "weights" / "transformer"
+    loading = WanOptions(dtype="float32", depth=str(depth), guidance=1.0, transformer=str(student))
+    finetune.train(config(given, tmp_path / "on", full=True, steps=1, episodes=1, loading=loading))
+    one, other = (
+        json.loads((folder / "config.json").read_text())
+        for folder in (student, tmp_path / "on" / "weights" / "transformer")
+    )
+    assert one["guidance"] == 1.0 and one["causal"]
+    assert {name: value for name, value in other.items() if name[0] != "_"} == {
+        name: value for name, value in one.items() if name[0] != "_"
+    }
+
+
+def test_quantised_weights_are_asked_of_a_bitsandbytes_that_accelerate_leaves_unhooked():
+    told = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (asked,) = told["project"]["optional-dependencies"]["quantisation"]
+    name, version = asked.split(">=")
+    assert name == "bitsandbytes" and tuple(map(int, version.split("."))) >= (0, 48)
+
+
 def test_adapters_are_trained_on_quantised_weights(given, tmp_path, monkeypatch):
     def loaded(*_):
         raise _Loaded
@@ -271,7 +421,7 @@ def test_a_run_of_other_shapes_or_of_another_pipeline_is_not_gone_on_with(given,
 
 
 def test_a_causal_model_is_not_shared_out(given, tmp_path, monkeypatch):
-    shares = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP, device="cpu")
+    shares = SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP, is_fsdp2=True, device="cpu")
     monkeypatch.setattr(finetune, "Accelerator", lambda **_: shares)
     asked = config(given, tmp_path)
     with pytest.raises(ValueError, match="multi_gpu.yaml"):

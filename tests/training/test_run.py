@@ -1,8 +1,12 @@
 """Recipes end to end at tiny size: resuming equals not having stopped, and budgets end where they say."""
 
 import itertools
+import json
 import shutil
+import sys
+import time
 from dataclasses import fields, replace
+from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +18,17 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
+from mosaic_gym.cli import COMMANDS, main
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.evaluation.revisit import collect
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
+from mosaic_gym.model.wan import WanOptions
 from mosaic_gym.training import atlas, codec, depth, distill, finetune, outcome, world
 from mosaic_gym.training.batches import WINDOW, Batch, _Drawer, batches, draw_batch
-from mosaic_gym.training.run import Run, budget_of
+from mosaic_gym.training.run import Run, budget_of, check_resumable, checkpoint_in, recipe_of
 from mosaic_gym.training.samples import remember_all
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -319,3 +325,71 @@ def test_a_budget_is_minutes_or_steps(tmp_path):
     for minutes, steps in ((1.0, 10), (None, None)):
         with pytest.raises(ValueError, match="exactly one budget"):
             Run(tmp_path, nn.Linear(1, 1), 1e-3, minutes, steps, Accelerator())
+
+
+def test_minutes_are_counted_from_where_a_recipe_says(tmp_path):
+    run = Run(tmp_path, nn.Linear(1, 1), 1e-3, 0.1 / 60, None, Accelerator())
+    time.sleep(0.15)
+    assert run.finished
+    run.start_clock()
+    assert not run.finished
+
+
+def test_a_kept_run_is_held_against_what_is_known_of_the_next(tmp_path):
+    check_resumable(tmp_path / "nowhere", {"begin": None, "parts": "a", "recipe": {}})
+    given = {"begin": Path("there"), "parts": "a", "recipe": {"rank": "4", "shift": "5.0"}}
+    run = Run(tmp_path, nn.Linear(1, 1), 1e-3, None, 10, Accelerator(), **given)
+    run.close()
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.new")  # as cut off before it took the old one's place
+    assert checkpoint_in(tmp_path) == tmp_path / "checkpoint.new"
+    told = {"begin": "there", "recipe": {"rank": "4", "shift": "None"}}
+    with pytest.raises(ValueError, match="with shift=5.0, not None; ask for the same"):
+        check_resumable(tmp_path, told)
+    check_resumable(tmp_path, told, unknown=("shift",))
+    for other, said in (
+        ({"recipe": {"rank": "8", "shift": "None"}}, "with rank=4, not 8; ask"),
+        ({"begin": None}, "began from there, not from nothing"),
+        ({"parts": "b"}, "trained against other weights"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_resumable(tmp_path, told | other, unknown=("shift",))
+    assert Run(tmp_path, nn.Linear(1, 1), 1e-3, None, 10, Accelerator(), **given).step_index == 0
+    assert checkpoint_in(tmp_path) == tmp_path / "checkpoint"
+    assert json.loads((tmp_path / "checkpoint" / "run.json").read_text())["parts"] == "a"
+
+
+def test_compiling_is_no_other_recipe():
+    told = [
+        recipe_of(finetune.Config("x", loading=WanOptions(**changes)))
+        for changes in ({}, {"compile": True}, {"dtype": "float32"})
+    ]
+    assert told[0] == told[1] != told[2]
+
+
+WAN = (finetune.__name__, distill.__name__)
+LOGGED = [name for name in COMMANDS if name.startswith("train ") and name != "train codec"]
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_a_log_that_cannot_be_written_is_told_before_anything_is_read(name, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as Python itself marks a module that cannot be found
+    monkeypatch.setattr(import_module(COMMANDS[name].module), "train", lambda config: pytest.fail("begun"))
+    asked = [*name.removesuffix(" --from").split(), *(["--from", "x"] if COMMANDS[name].module in WAN else [])]
+    assert main(asked) == 1
+    expected = f"mosaic-gym: error: `{name}` needs tensorboard: pip install 'mosaic-gym[train]'\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("recipe", [finetune, distill])
+def test_what_makes_room_where_samples_are_run_one_at_a_time(recipe, monkeypatch, capsys):
+    name = "train world" if recipe is finetune else "train student"
+    short = torch.OutOfMemoryError("Tried to allocate 3 GiB")
+    named = MemoryError("no room for what memory recalls. What makes some: fewer members at once")
+    named.__cause__ = short
+    for error in (short, named):
+        monkeypatch.setattr(recipe, "train", lambda config, error=error: (_ for _ in ()).throw(error))
+        assert main([*name.split(), "--from", "x"]) == 1
+        said = capsys.readouterr().err
+        assert "shorter --clip, or a smaller --height and --width" in said and "Tried to allocate 3 GiB" in said
+        assert "smaller batch" not in said and "members" not in said
+        assert ("without --full" in said) == (recipe is finetune)

@@ -132,6 +132,15 @@ def test_what_the_map_does_not_know_begins_where_it_is_likest(world):
     assert not without.on_map
 
 
+def test_whoever_walks_off_the_edge_of_the_map_is_no_longer_on_it(world):
+    side_m = world.atlas.config.side_m
+    state = recognised_state(world, 1)
+    far = state.pose.world_from_camera.copy()
+    far[0, 3] += 1.5 * side_m
+    _, views = world.see([state] * 2, [[state.pose] * 4, [dataclasses.replace(state.pose, world_from_camera=far)] * 4])
+    assert [view.on_map for view in views] == [True, False]
+
+
 def test_one_whose_place_is_known_does_not_change_another(world):
     states = [recognised_state(world, 1), recognised_state(world, 2, torch.zeros(4))]
     cameras = torch.cat([asked(world, state, turns=2) for state in states])

@@ -13,9 +13,10 @@ from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.memory.mosaic import recall
-from mosaic_gym.model.checkpoints import WorldModel, resolve, round_to_half
+from mosaic_gym.model.checkpoints import WorldModel, resolve
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.detail import DetailNet
+from mosaic_gym.model.parts import round_to_half
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start, World
 from tests.tiny import SIZE, pickled_only, tiny_model

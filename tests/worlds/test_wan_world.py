@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan, WanPipeline
 from gymnasium.error import ResetNeeded
 
 import mosaic_gym  # noqa: F401, registers the ids
@@ -16,7 +17,7 @@ from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import save_depth, tiny_model
-from tests.tiny_wan import SIZE, save_pipeline
+from tests.tiny_wan import CHANNELS, SIZE, save_pipeline, tiny_pipeline
 
 FORWARD, TURN = (np.array([ACTIONS[name]]) for name in ("forward", "turn_right"))
 
@@ -212,6 +213,152 @@ def test_two_minutes_do_not_outgrow_the_capacity(kwargs):
         streams.append(sum(part.numel() for part in state.stream if isinstance(part, torch.Tensor)))
         assert np.isfinite(views[-1].depth_m).all()
     assert sizes == [6] * 10 and len(set(streams)) == 1
+
+
+def held(tensors):
+    """Bytes of what tensors keep alive, which may be more than they show."""
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+def test_a_state_holds_no_more_than_some_latents(world):
+    """What decoding goes on from is a thousand times as large, and follows from the last latent."""
+    states = [world.start(Start(seed))[0] for seed in (1, 2)]
+    a_latent = states[0].history.nbytes
+    poses = [world.control.advance(state.pose, FORWARD[0]) for state in states]
+    for state in (
+        *states,
+        *world.step(states, np.concatenate([FORWARD, TURN]))[0],
+        *world.see_chunk(states, [[*path, *world.control.advance(path[-1], TURN[0])] for path in poses])[0],
+        world.observe(states[0], np.zeros((FRAMES_PER_STEP, *SIZE, 3), dtype=np.uint8), poses[0]),
+    ):
+        assert held(part for part in state.stream if isinstance(part, torch.Tensor)) <= a_latent
+        kept = {name: value for name, value in world.pack(state)[0].items() if name != "text"}
+        assert held(kept.values()) < 6 * a_latent * (1 + len(state.memory)), {n: v.nbytes for n, v in kept.items()}
+
+
+def test_what_decoding_goes_on_from_follows_from_the_last_latent_bit_for_bit(world):
+    codec = world.model.codec
+    state, _ = world.start(Start(1))
+    (state,), _ = world.step([state], FORWARD)
+    with torch.no_grad():
+        shown, clip = codec.decode_next(state.history, [()])
+        assert np.array_equal(world.look(state), ((shown[0, -1] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    (one,), (view,) = world.step([state], TURN)
+    (other,), (same,) = world.step([replace(state, stream=clip[0])], TURN)
+    assert len(clip[0]) > 8 and np.array_equal(view.frames, same.frames) and torch.equal(one.history, other.history)
+
+
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nMore of it.")
+
+
+@pytest.mark.parametrize(
+    ("part", "component"),
+    [
+        ("transformer", "the transformer"),
+        ("text encoder", "the text encoder"),
+        ("encoder", "encoding the first frame"),
+        ("decoder", "decoding frames"),
+        ("depth", "the depth estimator"),
+        ("lift", "what memory keeps"),
+        ("recall", "what memory recalls"),
+    ],
+)
+def test_whatever_finds_no_room_is_named(world, monkeypatch, part, component):
+    """In an episode that begins from a prompt alone, from an image, and in a memory; and in what comes after."""
+    model, image = world.model, np.zeros((*SIZE, 3), dtype=np.uint8)
+    four, rest = np.zeros((FRAMES_PER_STEP, *SIZE, 3), dtype=np.uint8), np.zeros((1, 3))
+    state, _ = world.start(Start(1))
+    path = world.control.advance(state.pose, FORWARD[0])
+    acts = {
+        "prompt alone": lambda: world.start(Start(1, prompt="red")),
+        "image": lambda: world.start(Start(1, image=image)),
+        "memory": lambda: world.start(Start(1, memory=state.memory)),
+        "step": lambda: world.step([state], rest),
+        "observe": lambda: world.observe(state, four, path),
+        "prompted": lambda: world.prompted(state, "hall"),
+        "look": lambda: world.look(state),
+    }
+    place = {
+        "transformer": (model.transformer, "forward"),
+        "text encoder": (model.pipeline.text_encoder, "forward"),
+        "encoder": (model.codec.vae, "encode"),
+        "decoder": (model.codec.vae.decoder, "forward"),
+        "depth": (model.depth, "estimate"),
+        "lift": ("mosaic_gym.worlds.remembering.lift",),
+        "recall": ("mosaic_gym.worlds.remembering.recall",),
+    }[part]
+    needs = {
+        "transformer": {"prompt alone", "memory", "step"},
+        "text encoder": {"prompt alone", "image", "memory", "prompted"},
+        "encoder": {"prompt alone", "image"},
+        "decoder": {"prompt alone", "memory", "step", "observe", "look"},
+        "depth": {"prompt alone", "image", "memory", "step", "observe"},
+        "lift": {"prompt alone", "image", "memory", "step", "observe"},
+        "recall": {"memory", "step", "observe"},
+    }[part]
+    monkeypatch.setattr(*place, full)
+    for name in needs:
+        with pytest.raises(MemoryError, match=rf"no room for {component}\. .*Tried to allocate 3.00 GiB.\)$"):
+            acts[name]()
+    for name in set(acts) - needs - ({"memory", "step", "observe"} if part == "encoder" else set()):
+        acts[name]()
+    if part == "encoder":
+        for name, said in (("step", "encoding the last frame"), ("observe", "encoding what is seen")):
+            with pytest.raises(MemoryError, match=f"no room for {said}"):
+                acts[name]()
+
+
+def test_guidance_with_equal_prompts_costs_one_look(world, monkeypatch):
+    looks = []
+    monkeypatch.setattr(world.model.transformer, "forward", counted(world.model.transformer.forward, looks))
+    for prompt, each in (("", 1), ("red", 2)):  # the negative prompt is empty
+        state, _ = world.start(Start(1, image=np.zeros((*SIZE, 3), dtype=np.uint8), prompt=prompt))
+        looks.clear()
+        world.step([state], FORWARD)
+        assert len(looks) == each * world.denoising_steps
+
+
+def counted(method, calls):
+    def call(*args, **kwargs):
+        calls.append(1)
+        return method(*args, **kwargs)
+
+    return call
+
+
+def save_text_to_video(folder):
+    """A pipeline as Wan 2.1's text-to-video models are: stride 8, no residual autoencoder, one timestep for all."""
+    pipeline = tiny_pipeline()
+    torch.manual_seed(4)
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=CHANNELS, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1 * i for i in range(CHANNELS)], latents_std=[1.0 + 0.1 * i for i in range(CHANNELS)],
+    )  # fmt: skip
+    parts = {name: getattr(pipeline, name) for name in ("tokenizer", "text_encoder", "transformer", "scheduler")}
+    WanPipeline(vae=vae.eval(), **parts).save_pretrained(folder)
+    return folder
+
+
+def test_a_text_to_video_pipeline_is_a_world_too(kwargs, tmp_path):
+    told = {**kwargs, "checkpoint": str(save_text_to_video(tmp_path))}
+    with pytest.warns(UserWarning, match="one timestep for all tokens"):
+        world = MosaicWorld.from_pretrained(**told, size=SIZE)
+    codec, grid = world.model.codec, (CHANNELS, SIZE[0] // 8, SIZE[1] // 8)
+    assert codec.stride == 8 and codec.vae.config.patch_size is None and codec.restarts
+    states, views = zip(*(world.start(Start(seed, prompt="red")) for seed in (1, 2)), strict=True)
+    for _ in range(2):
+        before = states
+        states, views = world.step(states, np.concatenate([FORWARD, TURN]))
+    for was, state, view in zip(before, states, views, strict=True):
+        assert state.history.shape == (1, *grid) and view.frames.shape == (FRAMES_PER_STEP, *SIZE, 3)
+        assert len(state.memory) == 3 and view.coverage > 0.3 and np.isfinite(view.depth_m).all()
+        # What was shown is what diffusers makes of the last frame's latent and of the new one.
+        made = torch.stack([was.history[-1], state.memory.keyframes[-1].latent], dim=1)[None]
+        with torch.no_grad():
+            clip = codec.vae.decode(made * codec.deviation + codec.mean).sample[0, :, 1:].permute(1, 2, 3, 0)
+        assert np.abs(((clip.numpy() + 1) * 127.5).round() - view.frames).max() <= 1
+    assert not np.array_equal(views[0].frames, views[1].frames)
 
 
 def test_a_state_is_kept_with_its_clip(world):

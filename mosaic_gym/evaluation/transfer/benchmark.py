@@ -116,7 +116,7 @@ def walk(env: VecEnv, choose: Choose, seeds: range, label: str) -> list[dict[str
                 seen, rewards, dones, infos = env.step(choose(seen))
                 totals += rewards
                 for i in np.flatnonzero(dones):
-                    success = float(infos[i]["is_success"])
+                    success = float(infos[i].get("is_success", False))
                     ends[i] = ends[i] or {"return": float(totals[i]), "success": success}
             told += ends
             bar.update(len(ends))

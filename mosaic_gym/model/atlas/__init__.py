@@ -83,6 +83,11 @@ class Atlas(Drawing, Finding, ModelMixin, ConfigMixin):
             nn.Linear(384, 3 * cells * cells + 2 * headings),
         )  # fmt: skip
 
+    def holds(self, places: Float[Tensor, "n d"]) -> bool:
+        """Whether places (x, z, ...), metres, all lie in the square that the map does."""
+        inside = (places[:, :2] - places.new_tensor(self.config.corner_m)) / self.config.side_m
+        return bool(((inside >= 0) & (inside <= 1)).all())
+
     def check_map(self, size: tuple[int, int], places: Float[Tensor, "n 3"]) -> None:
         """Raises ValueError if frames of another size, or places off the map, are to be learnt or recognised."""
         mine = (self.config.height, self.config.width)
@@ -90,8 +95,7 @@ class Atlas(Drawing, Finding, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"the atlas draws frames of {mine}, recorded are {tuple(size)}; train one: mosaic-gym train atlas"
             )
-        inside = (places[:, :2] - places.new_tensor(self.config.corner_m)) / self.config.side_m
-        if not bool(((inside >= 0) & (inside <= 1)).all()):
+        if not self.holds(places):
             raise ValueError(
                 "the recorded walk leaves the atlas's map; train one of it: mosaic-gym train atlas --data ..."
             )

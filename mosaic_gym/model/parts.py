@@ -1,0 +1,106 @@
+"""The networks of a checkpoint, each in a folder of its own: saved, loaded and told apart."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mosaic_gym.model.transformer import MosaicTransformer3DModel
+
+
+def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
+    """Tells weights apart: a hash of `told` and of the networks' weights, of very large ones a sample.
+
+    What is no network counts by its `model`, if it has one.
+    """
+    digest = hashlib.sha256(told.encode())
+    for network in networks:
+        if not isinstance(network, torch.nn.Module):
+            network = getattr(network, "model", None)
+        if isinstance(network, torch.nn.Module):
+            for name, value in sorted(network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(_sampled(value))
+    return digest.hexdigest()
+
+
+def _sampled(value: Tensor) -> bytes:
+    """A tensor's bytes; of one with more than a million numbers, those of some thousands spread over it."""
+    flat = value.detach().flatten()
+    if len(flat) > 1_000_000:
+        flat = flat[:: len(flat) // 4096]
+    return flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+@torch.no_grad()
+def round_to_half(network: torch.nn.Module) -> None:
+    """Rounds weights, in place, to what float16 can hold: saved, they then take half the room and lose nothing."""
+    for value in network.state_dict().values():
+        value.copy_(value.half() + 0.0)  # the least negative ones become a zero; a fingerprint would tell -0 from 0
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Saves a network as diffusers does, in float16 if that is exact."""
+    if isinstance(part, torch.nn.Module):
+        values = part.state_dict().values()
+        if all(value.dtype == torch.float32 and torch.equal(value.half().float(), value) for value in values):
+            part = copy.deepcopy(part).half()
+    part.save_pretrained(folder)
+
+
+def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of a checkpoint's folder.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
+    try:
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"the part 'scheduler' in {folder} is damaged ({error}); copy the folder again") from error
+
+
+def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
+    """The network `name` of a checkpoint's folder, in float32.
+
+    Raises:
+        ValueError: it is missing, damaged, not finite, or of another version.
+    """
+    path = folder / name / "diffusion_pytorch_model.safetensors"
+    if not path.is_file() or not (folder / name / "config.json").is_file():
+        raise ValueError(f"checkpoint {folder} lacks its part {name!r}; copy the whole folder again")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            present = set(file.keys())
+        # Without fast initialisation the few buffers that are computed, not saved, would stay empty.
+        lean = kind is MosaicTransformer3DModel
+        network = kind.from_pretrained(
+            folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
+        )
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"the weights of {name!r} in {folder} are damaged, cut short or of another shape than config.json says; "
+            "copy the folder again"
+        ) from error
+    missing = set(network.state_dict()) - present
+    if missing:
+        raise ValueError(
+            f"the weights of {name!r} in {folder} lack {sorted(missing)[:3]}; they belong to another version"
+        )
+    # What is mapped from a file begins at any byte, and some CPUs' kernels round differently by where numbers begin.
+    for weights in (*network.parameters(), *network.buffers()):
+        weights.data = weights.data.clone()
+    broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"the weights of {name!r} in {folder} are no numbers in {broken[:3]}; copy the folder again")
+    return network
