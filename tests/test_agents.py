@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
     [
         (["agents/scripted.py", "--steps", "4"], "explorer:"),
         (["agents/scripted.py", "--real", "--steps", "4"], "explorer:"),
-        (["agents/planner.py", "--episodes", "1", "--steps", "1"], "memory place: home"),
+        (["agents/planner.py", "--memory=place", "--episodes", "1", "--steps", "1"], "memory place: home"),
         (["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"], "memory off: home"),
         (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the engine"),
         (["examples/01_step_a_world.py"], "an image (64, 64, 3) uint8; 9 actions: noop, forward"),
