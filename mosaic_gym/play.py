@@ -132,8 +132,9 @@ class Stage:
     def line(self) -> str:
         """What the strip under the picture says."""
         speed = f"{1 / self._step_s:.0f} steps/s" if self.steps else "ready"
+        drawn = "   the rest by heart" if self.dream.unwrapped.view.on_map else ""
         return (
-            f"step {self._info['step_index']}   recalled {self._info['coverage']:.0%}   "
+            f"step {self._info['step_index']}   recalled {self._info['coverage']:.0%}{drawn}   "
             f"keyframes {self._info['memory_keyframes']}   {speed}"
         )
 
