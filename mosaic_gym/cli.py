@@ -134,6 +134,11 @@ def no_room(error: BaseException | None) -> bool:
     return type(error).__name__ == "OutOfMemoryError"  # by name, for what takes no network imports none
 
 
+def crowded(name: str, error: BaseException) -> int:
+    """Says what makes room for a command; the exit code."""
+    return fail(f"the accelerator has no room for this: {COMMANDS[name].room} ({error})", code=1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 1 for what the user can put right, 2 for an unknown command.
 
@@ -162,12 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"`{name}` needs {error.name}: pip install '{PROGRAM}[{extra}]'", code=1)
     except (ValueError, FileNotFoundError, MemoryError) as error:
         if name.startswith("train ") and no_room(error.__cause__):  # said with what makes some in play
-            return fail(f"the accelerator has no room for this: {COMMANDS[name].room} ({error.__cause__})", code=1)
+            return crowded(name, error.__cause__)
         return fail(error, code=1)
     except RuntimeError as error:
         if not no_room(error):
             raise
-        return fail(f"the accelerator has no room for this: {COMMANDS[name].room} ({error})", code=1)
+        return crowded(name, error)
     return 0
 
 

@@ -1,15 +1,12 @@
 """Agents and examples run as their first lines say, on small budgets."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mosaic_gym.cli import parse, split
-
-ROOT = Path(__file__).parent.parent
+from tests.programs import ROOT, run
 
 
 @pytest.mark.parametrize(
@@ -26,10 +23,7 @@ ROOT = Path(__file__).parent.parent
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_it_runs(words, said, tmp_path):
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    assert said in done.stdout
+    assert said in run(tmp_path, *words)
 
 
 def test_the_commands_of_the_shell_example_take_their_options():

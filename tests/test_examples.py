@@ -2,23 +2,11 @@
 
 import re
 import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 
 from mosaic_gym import ACTIONS
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(folder: Path, *words: str) -> str:
-    """What a program prints."""
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.programs import ROOT, run
 
 
 def test_the_walk_comes_home_and_only_memory_knows_it(tmp_path):

@@ -22,8 +22,8 @@ from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
 from mosaic_gym.envs.tasks import EngineTask, Task, judging, make_task
 from mosaic_gym.envs.window import Window
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, is_finite
-from mosaic_gym.worlds.protocol import State, View, World
+from mosaic_gym.geometry.control import FRAMES_PER_STEP
+from mosaic_gym.worlds.protocol import State, View, World, check_temperature
 from mosaic_gym.worlds.registry import make_world
 
 FRAMES_PER_SECOND = 35.0
@@ -280,14 +280,8 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
     steps = asked["denoising_steps"]
     if steps is not None and (type(steps) is not int or steps not in DENOISING_STEPS):
         raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {steps!r}")
-    temperature = asked["temperature"]
-    if not is_finite(temperature) or temperature < 0.0:
-        raise ValueError(f"temperature is a finite number, 0 or more; got {temperature!r}")
+    check_temperature(asked["temperature"])
     size = _check_resolution(asked["resolution"])
-    # Imports torch: mistakes in words and numbers are told without it.
-    from mosaic_gym.model.room import check_device
-
-    check_device(asked["device"])
     of_world = ("checkpoint", "device", "denoising_steps", "memory", "collision", "temperature", "loading")
     world = make_world("mosaic", size=size, **{name: asked[name] for name in of_world})
     if asked["prompt"] is not None:

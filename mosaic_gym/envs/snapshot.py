@@ -180,7 +180,7 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
     check_forkable(world)
     try:
         return _read(world, path, count)
-    except (AttributeError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); save the snapshot again") from error
 
 

@@ -46,9 +46,14 @@ class Keyframe:
     place: Tensor
 
     @cached_property
+    def place_told(self) -> tuple[float, ...]:
+        """`place` as plain numbers: fetched once, for an accelerator is waited for each time."""
+        return tuple(self.place.tolist())
+
+    @property
     def trust(self) -> float:
         """How much its place on the map is to be trusted; above 0 if it was recognised, or supposed."""
-        return float(self.place[3])
+        return self.place_told[3]
 
     @property
     def is_by_heart(self) -> bool:

@@ -298,23 +298,21 @@ def wan_settings(plan: WanPlan, options: WanOptions, height: int, width: int) ->
             f"resolution {height}x{width} is not made of tokens of {unit}x{unit} pixels (autoencoder stride "
             f"{unit // patch}, patches of {patch}): take multiples of {unit}"
         )
-    steps = options.denoising_steps
-    if steps is None:
-        recorded = plan.transformer.config.denoising_steps
-        steps = WAN_STEPS if recorded is None else recorded
-    guidance = options.guidance
-    if guidance is None:
-        recorded = plan.transformer.config.guidance
-        guidance = WAN_GUIDANCE if recorded is None else recorded
+
+    def asked(name: str, usual: float) -> float:
+        """What the options ask for, else what the transformer records, else what is usual."""
+        told = getattr(options, name), getattr(plan.transformer.config, name), usual
+        return next(each for each in told if each is not None)
+
     focal = 0.5 * width / np.tan(np.deg2rad(options.field_of_view_deg) / 2)
     return {
         "height": height,
         "width": width,
         "image_from_camera": ((focal, 0.0, width / 2), (0.0, focal, height / 2), (0.0, 0.0, 1.0)),
         "control": asdict(Control()),
-        "denoising_steps": steps,
+        "denoising_steps": asked("denoising_steps", WAN_STEPS),
         "max_patches": (height // unit) * (width // unit),
-        "guidance": guidance,
+        "guidance": asked("guidance", WAN_GUIDANCE),
         "negative_prompt": options.negative_prompt,
     }
 

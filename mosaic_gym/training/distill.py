@@ -367,7 +367,7 @@ def _budgets(config: Config) -> tuple[Budget, Budget]:
 def _sample(
     world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Config, seed: int
 ) -> Sample:
-    state, recalled, latents, cameras = draw_sample(world, store, episodes, config, seed)
+    state, recalled, latents, cameras = draw_sample(world, store, episodes, config, seed, shortest=config.clip)
     size = (world.height, world.width)
     history, history_cameras = state.history[None], state.history_cameras[None]
     return Sample(history, history_cameras, recalled, latents, cameras, world.k[None], size, state.text[None])

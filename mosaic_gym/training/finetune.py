@@ -233,17 +233,17 @@ def draw_sample(
     episodes: dict[int, Remembered],
     config: Any,
     seed: int,
-    shortest: int | None = None,
+    shortest: int,
 ) -> tuple[WorldState, Recall, Tensor, Tensor]:
     """A state, what it recalls for a clip ahead, the clip `[1, t, c, h, w]` and its cameras `[1, t, 4, 4, 4]`.
 
     Args:
-        shortest: the least t that is drawn, evenly up to `config.clip`; None for that one alone.
+        shortest: the least t; how many it is, is drawn evenly from there to `config.clip`.
     """
     rng = np.random.default_rng(seed)
     index = int(rng.choice(list(episodes)))
     episode = episodes[index]
-    length = config.clip if shortest is None else int(rng.integers(shortest, config.clip + 1))
+    length = int(rng.integers(shortest, config.clip + 1))
     step = int(rng.integers(1, len(episode.keyframes) - length + 1))
     chosen = choose_past(episode.keyframes[:step], config.mix, rng)
     prompt = "" if rng.random() < config.empty_prompt else episode.captions[step]

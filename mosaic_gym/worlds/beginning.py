@@ -90,8 +90,7 @@ class Beginning:
         nothing = recall([()], cameras[0], self.k, self.model.codec, self._latent_shape, 0, 0, self._patch)
         empty = torch.zeros(1, 0, *self._latent_shape, device=self.device)
         text = self.model.text_encoder.encode([prompt])
-        with room_for("the transformer"):
-            latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
+        latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
         (stream,) = self.model.codec.begin(latents[:, 0])
         return frames_to_uint8(self.model.codec.present(latents[0, 0], stream)).cpu().numpy()
 

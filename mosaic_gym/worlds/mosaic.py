@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, is_finite
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
 from mosaic_gym.memory.mosaic import Recall
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.room import check_device, room_for
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.beginning import Beginning
-from mosaic_gym.worlds.protocol import View
+from mosaic_gym.worlds.protocol import View, check_temperature
 from mosaic_gym.worlds.remembering import Remembering
 from mosaic_gym.worlds.showing import Showing
 from mosaic_gym.worlds.state import Glimpse, Keeping, WorldState
@@ -79,9 +79,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         self.network = network
         self.atlas = model.atlas if atlas else None
         self.collision = collision
-        if not is_finite(temperature) or temperature < 0.0:
-            raise ValueError(f"temperature is a finite number, 0 or more; got {temperature!r}")
-        self.temperature = float(temperature)
+        self.temperature = check_temperature(temperature)
         self.control = Control(**settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
@@ -189,7 +187,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             latents, frames, streams = self._decode(futures, latents, view)  # [b, t, 4, 3, H, W]
             futures = self._carried_on(futures, ahead, latents, frames, here, streams)
             made.append((latents, frames))
-        latents, frames = (torch.cat(each, dim=1) for each in zip(*made, strict=True))
+        latents, frames = made[0] if len(made) == 1 else (torch.cat(each, dim=1) for each in zip(*made, strict=True))
         depth_m = self._estimate_depth(frames, recalled)
         memories = self._remember(states, latents, depth_m, cameras, recalled)
         outcomes = self._outcomes(states, frames)
@@ -233,7 +231,6 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         coverage = recalled.coverage.tolist()
         return futures, [Glimpse(latents[i, 0], coverage[i]) for i in range(len(states))]
 
-    @room_for("the transformer")
     @torch.no_grad()
     def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
         """The latents `[b, t, c, h, w]` of the states' next views from cameras `[b, t, 4, 4, 4]`."""
@@ -249,6 +246,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             [(state.seed, state.step_index + k) for state in states for k in range(t)],
         )
 
+    @room_for("the transformer")
     def _sample(
         self,
         history: Tensor,

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mosaic_gym.geometry.control import Control, Pose
+from mosaic_gym.geometry.control import Control, Pose, is_finite
 
 
 class StaleStateError(RuntimeError):
@@ -124,6 +124,13 @@ class World(Protocol):
     def close(self) -> None:
         """Lets go of what the world holds outside Python; safe to call twice."""
         ...
+
+
+def check_temperature(temperature: float) -> float:
+    """The temperature of a world's draws as Python's number; ValueError if it is none, or negative."""
+    if not is_finite(temperature) or temperature < 0.0:
+        raise ValueError(f"temperature is a finite number, 0 or more; got {temperature!r}")
+    return float(temperature)
 
 
 def check_fingerprint(what: str, theirs: str, mine: str) -> None:

@@ -75,4 +75,4 @@ class Showing:
         """Whether the place of a memory's newest keyframe is known, and the map reaches there."""
         if self.atlas is None or not is_known(memory.keyframes):
             return False
-        return self.atlas.holds(memory.keyframes[-1].place[None])
+        return self.atlas.holds(torch.tensor([memory.keyframes[-1].place_told]))

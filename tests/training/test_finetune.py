@@ -171,7 +171,7 @@ def test_memory_is_told_by_both_warps_or_one(given):
     episodes = {0: finetune.remember(world, store, 0)}
     seen = set()
     for seed in range(60):
-        _, recalled, latents, cameras = finetune.draw_sample(world, store, episodes, config(given, Path("x")), seed)
+        _, recalled, latents, cameras = finetune.draw_sample(world, store, episodes, config(given, Path("x")), seed, 2)
         assert latents.shape[:2] == (1, 2) and cameras.shape == (1, 2, 4, 4, 4)
         seen.add((bool(recalled.patch_exists.any()), bool(recalled.covered[:, :-1].any())))
     assert seen >= {(True, True), (True, False), (False, True), (False, False)}
