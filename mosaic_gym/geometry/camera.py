@@ -11,13 +11,17 @@ Legend of shape comments in the whole package: `b` batch, `t` latent frames, `f`
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mosaic_gym.geometry.control import is_finite, is_rigid
+
+NEAREST_M = 0.05
+"""What is not farther in front of a camera than this, in metres, it does not see."""
 
 
 def rescale_intrinsics(
@@ -29,8 +33,15 @@ def rescale_intrinsics(
         image_from_camera: `[..., 3, 3]`, K in cells of the old grid.
         old, new: (height, width) of both grids.
     """
-    scale = image_from_camera.new_tensor([new[1] / old[1], new[0] / old[0], 1.0])
-    return image_from_camera * scale[:, None]
+    scale = new[1] / old[1], new[0] / old[0], 1.0
+    return image_from_camera * _column(scale, image_from_camera.dtype, image_from_camera.device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # or who asks first decides whether gradients may pass, for all
+def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[n, 1]`, sent once: an accelerator is waited for each time."""
+    return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
 
 
 def check_intrinsics(image_from_camera: Any) -> tuple[tuple[float, ...], ...]:
@@ -58,12 +69,8 @@ def check_intrinsics(image_from_camera: Any) -> tuple[tuple[float, ...], ...]:
 def invert_pose(b_from_a: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 4 4"]:
     """a_from_b `[..., 4, 4]` of a rigid transform, exactly orthogonal where the input is."""
     rotation = b_from_a[..., :3, :3].transpose(-1, -2)
-    translation = -(rotation @ b_from_a[..., :3, 3:])
-    inverse = torch.zeros_like(b_from_a)
-    inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3:] = translation
-    inverse[..., 3, 3] = 1.0
-    return inverse
+    top = torch.cat([rotation, -(rotation @ b_from_a[..., :3, 3:])], -1)
+    return torch.cat([top, b_from_a[..., 3:, :]], -2)  # 0 0 0 1, as of every rigid transform
 
 
 def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
@@ -85,11 +92,44 @@ def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
 
 
 def cell_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
-    """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5)."""
-    v = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
-    u = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5). Shared: not to be written into."""
+    return _cell_centres(height, width, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _cell_centres(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    v = torch.arange(height, dtype=dtype, device=device) + 0.5
+    u = torch.arange(width, dtype=dtype, device=device) + 0.5
     grid_v, grid_u = torch.meshgrid(v, u, indexing="ij")
     return torch.stack([grid_u, grid_v], dim=-1)
+
+
+def land(
+    points_m: Float[Tensor, "... 3 n"], b_from_a: Float[Tensor, "... 4 4"], image_from_camera: Float[Tensor, "... 3 3"]
+) -> tuple[Float[Tensor, "... 2 n"], Float[Tensor, "... n"]]:
+    """Where points `[..., 3, n]` of camera a land in camera b, as `project` says: uv `[..., 2, n]` in cells and z in
+    metres. Coordinates come first, and it is few operations: it is done for every point of memory at every step."""
+    image_from_a = image_from_camera @ b_from_a[..., :3, :]  # [..., 3, 4]
+    landed = image_from_a[..., :3] @ points_m + image_from_a[..., 3:]
+    z_m = landed[..., 2:, :]
+    return landed[..., :2, :] / z_m.clamp_min(1e-6), z_m.squeeze(-2)
+
+
+def in_view(uv: Float[Tensor, "... 2 n"], z_m: Float[Tensor, "... n"], grid: tuple[int, int]) -> Bool[Tensor, "... n"]:
+    """Which points are on the image of a camera, and in front of it by more than `NEAREST_M`.
+
+    Args:
+        uv: `[..., 2, n]`, in cells; z_m: `[..., n]`, metres.
+        grid: (height, width) of the image, cells.
+    """
+    u, v = ((uv >= 0) & (uv < extent(*grid, uv))).unbind(-2)
+    return u & v & (z_m > NEAREST_M)
+
+
+def extent(height: int, width: int, like: Tensor) -> Float[Tensor, "2 1"]:
+    """`[2, 1]`: (width, height) of an image, beside uv `[..., 2, n]`. Shared: not to be written into."""
+    return _column((width, height), like.dtype, like.device)
 
 
 def unproject(

@@ -282,7 +282,7 @@ def recall(
         [keyframes[index] for index in row if index >= 0] for keyframes, row in zip(memories, sources, strict=True)
     ]
     warped = for_all(warp, world_from_camera, chosen)
-    reliance = 1.0 / (1.0 + warped.cost / EVEN_COST)
+    reliance = (1.0 + warped.cost / EVEN_COST).reciprocal()
     by_heart = _behind(warped, pictures, supposed)
     stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
     latent = expected = codec.from_stills(stills)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import invert_pose
+from mosaic_gym.geometry.camera import in_view, invert_pose, land
 from mosaic_gym.memory.keyframe import Keyframe, gathered, padded
 from mosaic_gym.memory.warp import LAST_RESORT, OCCLUDES, source_cost
 
@@ -71,8 +71,8 @@ def select(
         afar: whether a keyframe may serve a member as a source by what it saw from afar, where nothing nearer does;
             None: all may. One whose view is known by heart does without. Patches compete wherever they were seen from.
     """
-    height, width = grid
-    (b, f), k, n = world_from_camera.shape[:2], max(map(len, memories)), height * width
+    (height, width), f = grid, world_from_camera.shape[1]
+    b, k, n = len(memories), max(map(len, memories)), height * width
     if k == 0:
         return _nothing(world_from_camera, max_sources, max_patches)
     everything = gathered(padded(memories), n)
@@ -81,47 +81,51 @@ def select(
     # 1. Where every patch lands in every queried camera, and how deep it lay in its own.
     camera_from_world = invert_pose(world_from_camera)
     flat = points.transpose(1, 2).reshape(b, 1, 3, k * n)
-    x, y, z = (camera_from_world[..., :3, :3] @ flat + camera_from_world[..., :3, 3:]).unbind(2)  # [b, f, k * n] each
-    safe = z.clamp_min(1e-6)
-    u = x / safe * image_from_camera[0, 0] + image_from_camera[0, 2]
-    v = y / safe * image_from_camera[1, 1] + image_from_camera[1, 2]
+    uv, z = land(flat, camera_from_world, image_from_camera)  # [b, f, 2, k * n], [b, f, k * n]
     source_m = ((points - world_from_source[..., :3, 3:]) * world_from_source[..., :3, 2:3]).sum(2)  # [b, k, n]
-    inside = (u > 0) & (v > 0) & (u < width) & (v < height) & (z > 0.05) & alive.view(b, 1, k * n)
-    cell = torch.where(inside, v.floor().long() * width + u.floor().long(), n)
+    inside = in_view(uv, z, grid) & alive.view(b, 1, k * n)
+    column, row = uv.where(inside[:, :, None], 0.0).long().unbind(2)
+    cell = torch.where(inside, row * width + column, n)
 
     # 2. The nearest surface in every cell; what lies behind it is occluded.
     nearest = z.new_full((b, f, n + 1), torch.inf)
-    nearest.scatter_reduce_(2, cell, z.where(inside, torch.inf), "amin")
+    nearest.scatter_reduce_(2, cell, z, "amin")
     visible = inside & (z <= nearest.gather(2, cell) * OCCLUDES)
 
     # 3. What each patch would cost there, gathered as the best of each keyframe for each cell.
     target_from_source = camera_from_world[:, :, None] @ world_from_source[:, None]  # [b, f, k, 4, 4]
     ages = generation[:, None]
     cost = source_cost(z.view(b, f, k, n), source_m[:, None], ages, target_from_source).flatten(2)
-    off_centre = (u - u.floor() - 0.5).abs() + (v - v.floor() - 0.5).abs()
-    cost = torch.where(visible, cost + 0.1 * off_centre, torch.inf)
-    row_of = torch.arange(k, device=z.device).repeat_interleave(n) * (n + 1)
-    table = z.new_full((b, f, k * (n + 1)), torch.inf)
-    table.scatter_reduce_(2, cell + row_of, cost, "amin")
-    table = table.view(b, f, k, n + 1)[..., :n]
-    serves = torch.tensor([True] * b if afar is None else list(afar), device=z.device).view(b, 1, 1, 1)
-    table = torch.where(serves, saturated(table), table.clamp_max(UNCOVERED_COST))
+    aside, above = (uv.frac() - 0.5).abs().unbind(2)
+    cost = torch.where(visible, cost + 0.1 * (aside + above), torch.inf)
+    table = z.new_full((b, f, k, n + 1), torch.inf)
+    table = table.scatter_reduce_(3, cell.view(b, f, k, n), cost.view(b, f, k, n), "amin")[..., :n]
+    if afar is None or all(afar):
+        table = saturated(table)
+    else:
+        serves = torch.tensor(afar, device=z.device).view(b, 1, 1, 1)
+        table = torch.where(serves, saturated(table), table.clamp_max(UNCOVERED_COST))
 
-    # 4. Sources, greedily: each next keyframe is the one that lowers the view's total cost the most.
+    # 4. Sources, greedily: each next keyframe is the one that lowers the view's total cost the most. What the next can
+    # add never grows, so those that add next to nothing come last.
     per_keyframe = table.transpose(1, 2).reshape(b, k, f * n)
     current = z.new_full((b, 1, f * n), UNCOVERED_COST)
-    sources = []
-    for _ in range(min(max_sources, k)):
-        most, best = (current - per_keyframe).clamp_min(0.0).sum(-1).max(1)
-        adds = most > 1e-3 * f * n
-        sources.append(torch.where(adds, best, -1))
-        served = per_keyframe.gather(1, best[:, None, None].expand(-1, 1, f * n))
-        current = torch.where(adds[:, None, None], torch.minimum(current, served), current)
+    gains, found = [], []
+    for index in range(min(max_sources, k)):
+        if index:
+            served = per_keyframe.gather(1, found[-1][:, None, None].expand(-1, 1, f * n))
+            current = torch.minimum(current, served)
+        gain, best = (current - per_keyframe).clamp_min(0.0).sum(-1).max(1)
+        gains.append(gain)
+        found.append(best)
+    sources = torch.zeros(b, 0, dtype=torch.long, device=z.device)
+    if found:
+        sources = torch.stack(found, 1).where(torch.stack(gains, 1) > 1e-3 * f * n, -1)
 
     # 5. Patches: the cheapest of each cell of the last camera, cheapest cells first within the budget.
     last_cost, last_cell = cost[:, -1], cell[:, -1]
     cheapest = z.new_full((b, n + 1), torch.inf).scatter_reduce_(1, last_cell, last_cost, "amin")
-    wins = last_cost.isfinite() & (last_cost == cheapest.gather(1, last_cell))
+    wins = (last_cost < torch.inf) & (last_cost == cheapest.gather(1, last_cell))
     index = torch.arange(k * n, device=z.device).expand(b, -1)
     first = torch.full((b, n + 1), k * n, device=z.device)
     first = first.scatter_reduce_(1, last_cell, index.where(wins, k * n), "amin")[:, :n]
@@ -129,9 +133,9 @@ def select(
     chosen = first.gather(1, order)
     exists = chosen < k * n
     chosen = chosen.where(exists, 0)
-    landing = torch.stack([u[:, -1].gather(1, chosen), v[:, -1].gather(1, chosen)], 2)
+    landing = uv[:, -1].gather(2, chosen[:, None].expand(-1, 2, -1)).transpose(1, 2)
     return Selection(
-        sources=_filled(torch.stack(sources, 1) if sources else index[:, :0], max_sources, -1),
+        sources=_filled(sources, max_sources, -1),
         patches=_filled(torch.stack([chosen // n, chosen % n], 2), max_patches, 0),
         patch_exists=_filled(exists, max_patches, False),
         patch_uv=_filled(landing.where(exists[..., None], 0.0), max_patches, 0.0),

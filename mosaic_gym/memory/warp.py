@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import cell_centres, invert_pose
+from mosaic_gym.geometry.camera import cell_centres, extent, in_view, invert_pose, land
 
 DEPTH_TOLERANCE = 0.12
 """Two depths that differ by less than this share are the same surface."""
@@ -82,10 +82,9 @@ def splat_depth(
     b, s, height, width = depth_m.shape
     f = target_from_source.shape[1]
     points = _rays(image_from_camera, height, width)[:, None] * depth_m.flatten(2)[:, :, None]  # [b, s, 3, n]
-    u, v, z = _land(points[:, None], target_from_source, image_from_camera[:, None, None])  # [b, f, s, n] each
-    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (z > 0.05)
-    inside &= alive.flatten(2)[:, None]
-    column, row = u.where(inside, 0.0).long(), v.where(inside, 0.0).long()
+    uv, z = land(points[:, None], target_from_source, image_from_camera[:, None, None])  # [b, f, s, 2, n], [.., n]
+    inside = in_view(uv, z, (height, width)) & alive.flatten(2)[:, None]
+    column, row = uv.where(inside[..., None, :], 0.0).long().unbind(-2)
     cells = torch.where(inside, row * width + column, height * width)  # the last cell is a bin
     buffer = depth_m.new_full((b * f * s, height * width + 1), torch.inf)
     buffer.scatter_reduce_(1, cells.flatten(0, 2), z.flatten(0, 2), "amin")
@@ -104,10 +103,10 @@ def choose_surface(
     Args:
         splatted_m, cost: `[b, f, s, H, W]`, each source's surface there and how badly it serves.
     """
-    splatted_m = torch.where(in_question(splatted_m.isfinite(), cost), splatted_m, torch.inf)
+    splatted_m = torch.where(in_question(splatted_m < torch.inf, cost), splatted_m, torch.inf)
     nearest = splatted_m.amin(2, keepdim=True)
-    shown = splatted_m <= nearest * OCCLUDES
-    cost = torch.where(shown & splatted_m.isfinite(), cost, torch.inf)
+    shown = (splatted_m <= nearest * OCCLUDES) & (splatted_m < torch.inf)
+    cost = torch.where(shown, cost, torch.inf)
     # Source by source: there are four, and a reduction over so short an axis costs ten times as much.
     chosen, least = splatted_m[:, :, 0], cost[:, :, 0]
     for s in range(1, splatted_m.shape[2]):
@@ -162,27 +161,18 @@ def _close_wide_gaps(depth_m: Tensor, baseline_m: Tensor) -> Tensor:
 
 def same_surface(one_m: Tensor, other_m: Tensor) -> Tensor:
     """Whether two depths, in metres, agree closely enough to be one surface."""
-    return (one_m - other_m).abs() <= DEPTH_TOLERANCE * other_m + DEPTH_SLACK_M
+    return (one_m - other_m).abs().sub(other_m, alpha=DEPTH_TOLERANCE) <= DEPTH_SLACK_M
 
 
 def _rays(image_from_camera: Tensor, height: int, width: int) -> Tensor:
     """`[b, 3, n]`: what lies on a cell's ray at a depth of one, by K `[b, 3, 3]` on the grid's own cells.
 
-    Coordinates come first here and in `_land`: a tensor whose last axis is two or three numbers long is ten times as
+    Coordinates come first here and in `land`: a tensor whose last axis is two or three numbers long is ten times as
     slow to work on.
     """
-    u, v = cell_centres(height, width, image_from_camera).flatten(0, 1).unbind(-1)
-    across = (u - image_from_camera[:, 0, 2, None]) / image_from_camera[:, 0, 0, None]
-    down = (v - image_from_camera[:, 1, 2, None]) / image_from_camera[:, 1, 1, None]
-    return torch.stack([across, down, torch.ones_like(across)], dim=1)
-
-
-def _land(points: Tensor, b_from_a: Tensor, image_from_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where points `[..., 3, n]` of camera a land in camera b: u, v in cells and z in metres, `[..., n]` each."""
-    image_from_a = image_from_camera @ b_from_a[..., :3, :]  # [..., 3, 4]
-    u, v, z = (image_from_a[..., :3] @ points + image_from_a[..., 3:]).unbind(-2)
-    safe = z.clamp_min(1e-6)
-    return u / safe, v / safe, z
+    uv = cell_centres(height, width, image_from_camera).flatten(0, 1).T
+    focal = image_from_camera.diagonal(dim1=-2, dim2=-1)[:, :2, None]
+    return F.pad((uv - image_from_camera[:, :2, 2:]) / focal, (0, 0, 0, 1), value=1.0)
 
 
 def warp_stills(
@@ -217,53 +207,50 @@ def warp_stills(
     # Roughly: a source's depth is taken from this cell of it, not from the one that landed here.
     first_cost = source_cost(splatted_m, depth_m[:, None], ages, target_from_source)
     target_m = choose_surface(splatted_m, first_cost)
-    filled = target_m.isfinite()
+    filled = target_m < torch.inf
     start_m = torch.where(filled, target_m, 1.0)
 
     def for_every_target(layers: Tensor) -> Tensor:
         return layers[:, None].expand(b, f, *layers.shape[1:]).reshape(b * f * s, -1, height, width)
 
     # Inverse depth is linear across a plane's image, so bilinear sampling of it is exact on planes.
-    inverse_m = for_every_target(1.0 / depth_m)
+    inverse_m = for_every_target(depth_m.reciprocal())
     nearest_m = for_every_target(torch.where(alive, depth_m, 0.0))
 
-    rays = _rays(image_from_camera, height, width)
+    rays, centres = _rays(image_from_camera, height, width), cell_centres(height, width, depth_m).flatten(0, 1).T
+    per_cell = 2.0 / extent(height, width, depth_m)  # grid_sample counts from -1 to 1
 
-    def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         points = rays[:, None] * surface_m.flatten(2)[:, :, None]  # [b, f, 3, n]
-        u, v, z = _land(points[:, :, None], source_from_target, image_from_camera[:, None, None])
-        grid = torch.stack([u * (2.0 / width) - 1.0, v * (2.0 / height) - 1.0], dim=-1)
-        grid = grid.view(b * f * s, height, width, 2)
-        inside = (u > 0) & (u < width) & (v > 0) & (v < height) & (z > 0.05)
+        uv, z = land(points[:, :, None], source_from_target, image_from_camera[:, None, None])
+        inside = in_view(uv, z, (height, width)).view(b, f, s, height, width)
+        grid = (uv * per_cell - 1.0).transpose(-1, -2).reshape(b * f * s, height, width, 2)
         seen_m = F.grid_sample(nearest_m, grid, mode="nearest", padding_mode="border", align_corners=False)
-        agrees = inside.view(b, f, s, height, width)
         z = z.view(b, f, s, height, width)
-        agrees = agrees & same_surface(seen_m.view(b, f, s, height, width), z)
-        return grid, z, agrees, u, v
+        return grid, z, inside & same_surface(seen_m.view(b, f, s, height, width), z), uv
 
     # 1. Splatted depths belong to points up to half a cell away. Asking the sources what they hold along
     # this cell's own ray, once, takes that error away.
-    grid, z, agrees, _, _ = look_up(start_m)
+    grid, z, agrees, _ = look_up(start_m)
     held = F.grid_sample(inverse_m, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    held_m = 1.0 / held.view(b, f, s, height, width)
+    held_m = held.view(b, f, s, height, width).reciprocal()
     correction = torch.where(agrees, held_m - z, 0.0).clamp(-1.0, 1.0)
     weight = in_question(agrees, first_cost).float()
     refined_m = start_m + (correction * weight).sum(2) / weight.sum(2).clamp_min(1.0)
     surface_m = refined_m.clamp_min(0.05)
 
     # 2. The values, at fractional coordinates; cubic, for a view is resampled again and again, and linear blurs.
-    grid, z, agrees, u, v = look_up(surface_m)
+    grid, z, agrees, uv = look_up(surface_m)
     sampled = F.grid_sample(for_every_target(stills), grid, mode="bicubic", padding_mode="border", align_corners=False)
     sampled = sampled.view(b, f, s, c, height, width)
     ages = F.grid_sample(for_every_target(generation), grid, padding_mode="border", align_corners=False)
     ages = ages.view(b, f, s, height, width)
-    here_u, here_v = cell_centres(height, width, u).flatten(0, 1).unbind(-1)
-    moved_px = torch.hypot(u - here_u, v - here_v).view(b, f, s, height, width)
+    moved_px = torch.hypot(*(uv - centres).unbind(-2)).view(b, f, s, height, width)
     cost = source_cost(surface_m[:, :, None], z, ages, target_from_source)
     cost = torch.where(agrees & filled[:, :, None], cost, torch.inf)
     best = cost.amin(2, keepdim=True)
-    covered = best.isfinite()
-    weight = torch.where(cost.isfinite(), torch.exp(-sharpness * (cost - best.nan_to_num(posinf=0.0))), 0.0)
+    covered = best < torch.inf
+    weight = torch.exp(-sharpness * (cost - best.nan_to_num(posinf=0.0)))  # 0 where a cost is infinite
     weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-6)
     return Warped(
         stills=(sampled * weight[:, :, :, None]).sum(2),
@@ -284,14 +271,14 @@ def source_cost(target_m: Tensor, source_m: Tensor, generation: Tensor, target_f
     the depth estimate is by how much the source is misplaced), and of a toll for every generation between
     the source and a true frame.
     """
-    trailing = [1] * (target_m.dim() - 3)
     surface_m = target_m.clamp(0.05, 1e3)
-    log_scale = torch.log(source_m.clamp_min(0.05) / surface_m)
-    scale = torch.where(log_scale > 0, 2.0 * log_scale, -log_scale)
-    cosine = target_from_source[..., 2, 2].clamp(-1.0, 1.0)
-    angle = (1.0 - cosine).view(*cosine.shape, *trailing)
-    baseline_m = target_from_source[..., :3, 3].norm(dim=-1).view(*cosine.shape, *trailing)
-    return scale + 0.5 * angle + PARALLAX_COST * baseline_m / surface_m + 0.3 * generation
+    magnified = torch.log(source_m.clamp_min(0.05) / surface_m)
+    cost = torch.maximum(2.0 * magnified, -magnified)
+    pairs = *target_from_source.shape[:3], *[1] * (target_m.dim() - 3)
+    turned = (1.0 - target_from_source[..., 2, 2]).view(pairs)
+    baseline_m = target_from_source[..., :3, 3].norm(dim=-1).view(pairs)
+    cost = torch.addcdiv(cost, baseline_m, surface_m, value=PARALLAX_COST)
+    return cost.add(turned, alpha=0.5).add(generation, alpha=0.3)
 
 
 def fill_holes(

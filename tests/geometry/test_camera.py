@@ -7,7 +7,10 @@ import torch
 from mosaic_gym.geometry.camera import (
     cell_centres,
     check_intrinsics,
+    extent,
+    in_view,
     invert_pose,
+    land,
     project,
     rescale_intrinsics,
     transform,
@@ -75,3 +78,31 @@ def test_intrinsics_are_told_as_plain_rows():
 def test_intrinsics_that_are_none_are_refused(wrong):
     with pytest.raises(ValueError, match="image_from_camera is K in pixels.*; got"):
         check_intrinsics(wrong)
+
+
+def test_landing_is_projecting_what_was_carried_with_coordinates_first():
+    poses = torch.stack([pose(0.3, -0.2, 0.4), pose(-1.0, 0.5, 2.0)])
+    points = torch.randn(2, 3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    uv, z_m = land(points, poses, K)
+    expected, depth_m = project(transform(poses, points.mT), K)
+    ahead = depth_m > 1e-3
+    assert ahead.any() and not ahead.all()
+    assert torch.allclose(uv.mT[ahead], expected[ahead]) and torch.allclose(z_m, depth_m)
+
+
+def test_what_is_in_view_is_on_the_image_and_in_front():
+    u = torch.tensor([0.0, 63.9, 64.0, -0.1, 5.0, 5.0, 5.0, 5.0, torch.nan])
+    v = torch.tensor([0.0, 47.9, 5.0, 5.0, 48.0, -0.1, 5.0, 5.0, 5.0])
+    z_m = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.05, -1.0, 1.0])
+    seen = in_view(torch.stack([u, v]), z_m, (48, 64))
+    assert seen.tolist() == [True, True] + [False] * 7
+
+
+def test_shared_constants_let_gradients_pass_whoever_asked_for_them_first():
+    with torch.inference_mode():
+        assert not cell_centres(7, 11, torch.zeros(1)).is_inference()
+        assert not extent(7, 11, torch.zeros(1)).is_inference()
+    slope = torch.ones(1, requires_grad=True)
+    (slope * cell_centres(7, 11, slope)).sum().backward()
+    assert slope.grad.item() == 11 * 7 * (5.5 + 3.5)
+    assert cell_centres(7, 11, slope.double()).dtype == torch.float64

@@ -181,8 +181,9 @@ def test_members_are_chosen_for_together_as_they_are_alone():
 def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkeypatch):
     """As on an accelerator, where all members are chosen for and warped in one go."""
     codec = LinearCodec(CHANNELS, 8)
-    shared = wall(3.0, pose(0.1), 1)
-    memories = [[shared, wall(2.5, pose(0.2), 2)], [], [shared], [wall(4.0, pose(yaw_rad=0.3), i) for i in range(5)]]
+    # Rough, for on smooth walls how products of other shapes round would decide.
+    shared, far = wall(3.0, pose(0.1), 1, rough=0.1), [wall(4.0, pose(yaw_rad=0.3), i, rough=0.1) for i in range(5)]
+    memories = [[shared, wall(2.5, pose(0.2), 2, rough=0.1)], [], [shared], far]
     cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
     asked = cameras, K, codec, (CHANNELS, *GRID)
     alone = recall(memories, *asked)
