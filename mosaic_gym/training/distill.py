@@ -109,6 +109,8 @@ class Config:
     """How much of the past a sample remembers."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""
+    checkpoint_minutes: float = 5.0
+    """Between checkpoints, each of three times what is trained: 127 GB in the second stage at the size of TI2V-5B."""
     precision: str = "bf16"
     """Of products: `bf16`, or `no` (float32, but for the teacher's, which are as loading.dtype has it)."""
     loading: WanOptions = field(default_factory=WanOptions)
@@ -230,6 +232,10 @@ def score_losses(
     return 0.5 * F.mse_loss(clip, wanted), critic_loss
 
 
+Budget = tuple[float | None, int | None]
+"""Minutes or optimiser steps."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What samples are drawn from: the teacher's world, and the recordings."""
@@ -237,59 +243,51 @@ class Given:
     world: MosaicWorld
     store: EpisodeStore
     config: Config
+    accelerator: Accelerator
 
     @cached_property
     def episodes(self) -> dict[int, Remembered]:
         """What is remembered of each episode; made when it is asked for, which takes long."""
-        return remember_long_enough(self.world, self.store, self.config)
+        return remember_long_enough(self.world, self.store, self.config, self.accelerator)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What a run on top of them tells `Run`."""
         return {"parts": self.world.model.fingerprint, "recipe": recipe_of(self.config, self.store)}
 
+    def open_run(self, folder: Path, networks: nn.Module, budget: Budget) -> Run:
+        """The run of a stage, whose clock starts when there is something to draw from."""
+        config = self.config
+        told = {"averaged": False, "checkpoint_minutes": config.checkpoint_minutes, **self.asked}
+        run = Run(folder, networks, config.learning_rate, *budget, self.accelerator, **told)
+        if not run.finished:
+            _ = self.episodes
+        run.start_clock()
+        return run
+
     def sample(self, seed: int) -> Sample:
         """One of all, the same for a seed."""
         return _sample(self.world, self.store, self.episodes, self.config, seed)
 
 
-Budget = tuple[float | None, int | None]
-"""Minutes or optimiser steps."""
-
-
-def open_run(
-    folder: Path, networks: nn.Module, given: Given, budget: Budget, accelerator: Accelerator
-) -> Run:
-    """The run of a stage, whose clock starts when there is something to draw from."""
-    run = Run(folder, networks, given.config.learning_rate, *budget, accelerator, averaged=False, **given.asked)
-    if not run.finished:
-        _ = given.episodes
-    run.start_clock()
-    return run
-
-
-def learn_causally(
-    student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
-) -> None:
+def learn_causally(student: MosaicTransformer3DModel, given: Given, budget: Budget) -> None:
     """Stage 1, in place."""
     config, kept = given.config, given.world.model.settings.history
-    run = open_run(config.out / STAGES[0], nn.ModuleDict({"student": student}), given, budget, accelerator)
+    run = given.open_run(config.out / STAGES[0], nn.ModuleDict({"student": student}), budget)
     while not run.finished:
         sample = given.sample(run.seed)
-        with accelerator.autocast():
+        with given.accelerator.autocast():
             loss = causal_loss(student, sample, config, run.generator(), kept)
         run.update(loss, {"causal": loss.detach()})
     run.close()
 
 
-def match_teacher(
-    student: MosaicTransformer3DModel, given: Given, budget: Budget, accelerator: Accelerator
-) -> None:
+def match_teacher(student: MosaicTransformer3DModel, given: Given, budget: Budget) -> None:
     """Stage 2, in place."""
     config, model = given.config, given.world.model
     critic = begun(model.transformer)
     networks = nn.ModuleDict({"student": student, "critic": critic})
-    run = open_run(config.out / STAGES[1], networks, given, budget, accelerator)
+    run = given.open_run(config.out / STAGES[1], networks, budget)
     kept = model.settings.history
     unwanted = None
     if config.guidance != 1.0:
@@ -299,7 +297,7 @@ def match_teacher(
         generator = run.generator()
         sample = replace(given.sample(run.seed + 7919), unwanted=unwanted)  # others than the first stage's
         learns = run.step_index % config.every == 0
-        with accelerator.autocast():
+        with given.accelerator.autocast():
             clip = roll_out(student, sample, config, generator, kept, learns)
             matching, loss = score_losses(model.transformer, critic, clip, sample, config, generator, learns)
         told["critic"] = loss.detach()
@@ -330,16 +328,16 @@ def train(config: Config) -> MosaicTransformer3DModel:
         raise ValueError(f"{config.from_} is causal itself; a teacher sees its whole clip")
     config = shifted(config, world.model)
     teacher.requires_grad_(False)
-    given = Given(world, store, config)
+    given = Given(world, store, config, accelerator)
     for folder in runs:  # the second stage's too, before the first is trained
         check_resumable(folder, {"begin": None, **given.asked})
     student = student_of(teacher, config)
     matching = any(match) and checkpoint_in(runs[1]) is not None
     if any(causal) and not matching:  # its checkpoint has what the first stage made of the student
-        learn_causally(student, given, causal, accelerator)
+        learn_causally(student, given, causal)
         accelerator.free_memory()
     if any(match):
-        match_teacher(student, given, match, accelerator)
+        match_teacher(student, given, match)
     folder = config.out / "weights" / "transformer"
     student.save_pretrained(folder)
     loading = {"transformer": str(folder)}

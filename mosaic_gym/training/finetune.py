@@ -9,8 +9,9 @@ Many GPUs: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml -
 train world --from ...`, each with a copy of the model; or `fsdp.yaml`, each with its share of the transformer's
 weights, gradients and moments, once it has loaded all of it.
 
-Before its first step every process encodes each recorded step and estimates its depth, once. What can be refused is
-refused before that, and before the pipeline is loaded if it shows in options, recordings or the run's folder.
+Before its first step every recorded step is encoded and its depth estimated, once for all processes, and for whenever
+the run goes on (`lifted.py`). What can be refused is refused before that, and before the pipeline is loaded if it shows
+in options, recordings or the run's folder.
 """
 
 from __future__ import annotations
@@ -31,16 +32,15 @@ from diffusers import WanImageToVideoPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.mosaic import MosaicMemory, Recall
 from mosaic_gym.model.checkpoints import WorldModel, is_wan
-from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions, flow_shift, fuse_adapters
+from mosaic_gym.training.lifted import FOLDER, remember_all_of, resized
 from mosaic_gym.training.run import Run, budget_of, check_processes, check_resumable, exact_products, recipe_of
 from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -54,11 +54,9 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
 ADAPTER = "default"
 """The name of the adapter that is trained, which is none of a loaded one's."""
-ENCODED_PX = 2_000_000
-"""Pixels of a recording that are encoded at once, a step counted as one frame: 8 steps at 352x640."""
 COUNTS = ("clip", "rank", "episodes", "every", "denoising_steps")
 """Of this recipe's config and of the distillation's: whole numbers, at least 1."""
-POSITIVE = ("learning_rate", "shift")
+POSITIVE = ("learning_rate", "shift", "checkpoint_minutes")
 """Of the same: finite numbers above 0."""
 
 
@@ -99,40 +97,12 @@ class Config:
     """How much of the past a sample remembers, and by which warps it is told."""
     episodes: int | None = None
     """Recorded episodes to use; None for all."""
+    checkpoint_minutes: float = 5.0
+    """Between checkpoints, each of three times what is trained: 63 GB with --full at the size of TI2V-5B."""
     precision: str = "bf16"
     """`bf16`, or `no` (float32), which needs loading.dtype float32 unless all weights are trained."""
     loading: WanOptions = field(default_factory=WanOptions)
     """How the pipeline is loaded."""
-
-
-def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frames uint8 `[..., 4, H, W, 3]` as `[..., 4, 3, *size]` in [-1, 1]."""
-    frames = frames_to_float(frames)
-    flat = F.interpolate(frames.flatten(0, -4), size=size, mode="bicubic", antialias=True, align_corners=False)
-    return flat.clamp(-1, 1).view(*frames.shape[:-2], *size)
-
-
-@exact_products()
-@torch.no_grad()
-def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> Remembered:
-    """One episode as keyframes of true latents and estimated depth, each encoded behind the frame before it."""
-    episode = store.load(index)
-    recorded = episode["frames"]
-    cameras = episode["world_from_camera"][:].clone().to(world.device)  # a plain tensor, not the file
-    together = max(1, ENCODED_PX // (world.height * world.width))
-    keyframes = []
-    for steps in torch.arange(len(recorded)).split(together):
-        first, last = int(steps[0]), int(steps[-1])
-        frames = resized(recorded[max(first - 1, 0) : last + 1], (world.height, world.width)).to(world.device)
-        latents = [] if first else [world.model.codec.encode(frames[:1])]
-        if len(frames) > 1:
-            latents.append(world.model.codec.encode(frames[1:], frames[:-1, -1]))
-        seen = frames[-len(steps) :, -1]
-        depth_m = world.model.depth.estimate(seen, world.k.expand(len(seen), 3, 3))
-        true = torch.zeros(len(steps), *world.patch_grid, device=world.device)
-        # Joined they are whole; a slice would keep alive what was encoded in front of it.
-        keyframes += world.lift(torch.cat(latents), depth_m, cameras[first : last + 1], true, steps.tolist())
-    return Remembered(keyframes, store.captions(index))
 
 
 def _check(config: Any) -> None:
@@ -219,10 +189,11 @@ def _long_enough(store: EpisodeStore, config: Any) -> list[int]:
     return found
 
 
-def remember_long_enough(world: MosaicWorld, store: EpisodeStore, config: Any) -> dict[int, Remembered]:
-    """The recorded episodes that a clip fits into, remembered."""
-    bar = tqdm(_long_enough(store, config), desc="lifting episodes", unit="episode")
-    return {index: remember(world, store, index) for index in bar}
+def remember_long_enough(
+    world: MosaicWorld, store: EpisodeStore, config: Any, accelerator: Accelerator
+) -> dict[int, Remembered]:
+    """The recorded episodes that a clip fits into, remembered, and kept in the run's folder."""
+    return remember_all_of(world, store, _long_enough(store, config), config.out / FOLDER, accelerator)
 
 
 @exact_products()
@@ -338,8 +309,9 @@ def train(config: Config) -> WorldModel:
     rate = config.learning_rate or (1e-5 if config.full else 1e-4)
     # The fingerprint is that of the weights as they were loaded: it was taken then.
     asked = {"averaged": False, "shared": True, "parts": model.fingerprint, "recipe": recipe_of(config, store)}
+    asked["checkpoint_minutes"] = config.checkpoint_minutes
     run = Run(config.out, model.transformer, rate, *budget, accelerator, **asked)
-    episodes = {} if run.finished else remember_long_enough(world, store, config)
+    episodes = {} if run.finished else remember_long_enough(world, store, config, accelerator)
     run.start_clock()
     k = world.k[None]
     copied = isinstance(run.model, DistributedDataParallel)

@@ -73,7 +73,7 @@ def _check_budget(minutes: float | None, steps: int | None) -> None:
 
 PARTS = ("codec", "depth", "outcome", "atlas", "begin")
 """Fields of a recipe's config that name folders; what lies in those is told apart by itself."""
-FREE = ("out", "data", "minutes", "steps", "workers", "compiled", *PARTS)
+FREE = ("out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", *PARTS)
 """Fields of a recipe's config in which a run may differ from the one that it goes on from."""
 FREE_WITHIN = {"compile": False}
 """The same of fields of a field, such as `loading`, with what each of them counts as: compiling changes roundings."""

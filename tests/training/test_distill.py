@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file
 
@@ -18,7 +19,7 @@ from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS
 from mosaic_gym.model.wan import WanOptions
 from mosaic_gym.model.wan_codec import WanPrompts
-from mosaic_gym.training import distill, finetune
+from mosaic_gym.training import distill, finetune, lifted
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
@@ -42,11 +43,11 @@ def config(given: tuple[Path, Path, Path], out: Path, **changes) -> distill.Conf
 
 
 @pytest.fixture(scope="module")
-def scene(given):
+def scene(given, tmp_path_factory):
     """A teacher, student and critic, and a sample whose prompt is one."""
-    asked = config(given, Path("unused"), shift=5.0, guidance=1.0)
+    asked = config(given, tmp_path_factory.mktemp("scene"), shift=5.0, guidance=1.0)
     world, store = finetune.open_teacher(asked, "cpu")
-    episodes = finetune.remember_long_enough(world, store, asked)
+    episodes = finetune.remember_long_enough(world, store, asked, Accelerator())
     teacher = world.model.transformer
     pair = SimpleNamespace(student=distill.student_of(teacher, asked), critic=distill.begun(teacher))
     sample = distill._sample(world, store, episodes, asked, seed=4)
@@ -301,7 +302,7 @@ def test_no_stage_is_begun_before_a_run_that_neither_can_go_on_from(given, tmp_p
     distill.train(asked)
     place = tmp_path / "match" / "checkpoint" / "run.json"
     told = json.loads(place.read_text())
-    monkeypatch.setattr(finetune, "remember", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded"))
     distill.train(asked)  # both are finished
     place.write_text(json.dumps({**told, "parts": "another's"}))
     shutil.rmtree(tmp_path / "causal")
@@ -346,3 +347,14 @@ def test_a_fine_tuned_teacher_makes_a_whole_student(given, tmp_path):
     state, _ = world.start(Start(0))
     _, (view,) = world.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
     assert view.frames.shape == (4, *SIZE, 3)
+
+
+def test_episodes_are_encoded_once_and_checkpoints_are_as_frequent_as_asked(given, tmp_path, monkeypatch):
+    encoded, remember, written, checkpoint = [], lifted.remember, [], Run.checkpoint
+    monkeypatch.setattr(lifted, "remember", lambda *told: (encoded.append(told[2]), remember(*told))[1])
+    monkeypatch.setattr(Run, "checkpoint", lambda run: (written.append(run.folder.name), checkpoint(run))[1])
+    distill.train(config(given, tmp_path, steps=4, checkpoint_minutes=1e-9))
+    assert encoded == [0, 1, 2]
+    assert written == [stage for stage in distill.STAGES for _ in range(2 + 1)], "every step, and at the end"
+    distill.train(config(given, tmp_path, steps=8))
+    assert encoded == [0, 1, 2] and len(written) == 6 + 1, "what was encoded is kept, and five minutes are not over"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
@@ -22,10 +22,12 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym import Start
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import ACTIONS
+from mosaic_gym.memory.keyframe import TENSOR_FIELDS
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training import distill, finetune
+from mosaic_gym.training import distill, finetune, lifted
 from mosaic_gym.training.run import Run
+from mosaic_gym.training.samples import Remembered
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
 from tests.tiny_wan import SIZE, save_adapter, save_pipeline
@@ -168,7 +170,7 @@ def test_memory_is_told_by_both_warps_or_one(given):
     loading = {"dtype": "float32", "depth": str(depth), "guidance": 1.0}
     world = MosaicWorld(WorldModel.from_pretrained(pipeline, SIZE, loading))
     store = EpisodeStore(data, "train")
-    episodes = {0: finetune.remember(world, store, 0)}
+    episodes = {0: Remembered(list(lifted.remember(world, store, 0).keyframes), store.captions(0))}
     seen = set()
     for seed in range(60):
         _, recalled, latents, cameras = finetune.draw_sample(world, store, episodes, config(given, Path("x")), seed, 2)
@@ -214,7 +216,7 @@ def test_what_shows_without_weights_is_told_before_any_are_loaded(recipe, given,
     usual = replace(usual, out=tmp_path / "run", precision="no")
     monkeypatch.setattr(recipe.Run, "__init__", lambda *_, **__: pytest.fail("a run is opened"))
     monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr(finetune, "remember", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded"))
     (tmp_path / "none").mkdir()
     for other in ("doom-tiny", str(tmp_path / "none")):
         with pytest.raises(ValueError, match=f"--from takes a Wan pipeline .*{other}' is none.*`train world --begin`"):
@@ -243,7 +245,7 @@ def test_what_a_run_cannot_go_on_from_is_told_before_anything_is_encoded(given, 
     path = tmp_path / "run" / "checkpoint" / "run.json"
     told = json.loads(path.read_text())
     assert told["recipe"]["shift"] == "5.0", "the pipeline's own"
-    monkeypatch.setattr(finetune, "remember", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded"))
     shutil.rmtree(tmp_path / "run" / "weights")
     asked = config(given, tmp_path / "run", steps=1)
     compiled = replace(asked, loading=replace(asked.loading, compile=True))
@@ -300,6 +302,53 @@ def test_noise_leans_as_the_pipeline_says_or_as_it_is_told(given, tmp_path, monk
     assert shifts == [3.0, 7.0]
 
 
+def test_what_is_encoded_is_kept_for_when_the_run_goes_on(given, tmp_path, monkeypatch):
+    asked = config(given, tmp_path / "whole")
+    finetune.train(asked)
+    files = sorted((tmp_path / "whole" / lifted.FOLDER).iterdir())
+    assert len(files) == 3 and all(path.suffix == ".safetensors" for path in files)
+    shutil.copytree(tmp_path / "whole" / lifted.FOLDER, tmp_path / "pieces" / lifted.FOLDER)
+    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded again"))
+    finetune.train(config(given, tmp_path / "pieces", checkpoint_minutes=0.5))
+    for name in ("model", "optimizer"):
+        one, two = kept(tmp_path / "whole", name), kept(tmp_path / "pieces", name)
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, tmp_path):
+    asked = config(given, tmp_path, episodes=2)
+    world, store = finetune.open_teacher(asked, "cpu")
+    alone = Accelerator()
+
+    def files() -> set[Path]:
+        return set((tmp_path / lifted.FOLDER).iterdir())
+
+    first = finetune.remember_long_enough(world, store, asked, alone)
+    true = files()
+    again = finetune.remember_long_enough(world, store, asked, alone)
+    assert list(first) == list(again) == [0, 1] and files() == true and len(true) == 2
+    for index in first:
+        assert first[index].captions == again[index].captions
+        for one, two in zip(first[index].keyframes, again[index].keyframes, strict=True):
+            assert one.step == two.step and all(torch.equal(getattr(one, n), getattr(two, n)) for n in TENSOR_FIELDS)
+    store.told(0)["captions"] = ["another"] * len(store.captions(0))
+    finetune.remember_long_enough(world, store, asked, alone)
+    assert len(files()) == 3, "another recording"
+    world.model.depth.inverse = True
+    finetune.remember_long_enough(world, store, asked, alone)
+    assert len(files()) == 5, "depth that is read otherwise"
+    next(world.model.codec.parameters()).data.add_(0.1)
+    finetune.remember_long_enough(world, store, asked, alone)
+    assert len(files()) == 7, "another autoencoder"
+    world.model.settings = replace(world.model.settings, image_from_camera=((9.0, 0, 8), (0, 9.0, 8), (0, 0, 1)))
+    finetune.remember_long_enough(world, store, asked, alone)
+    assert len(files()) == 9, "another camera"
+    for path in files():
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="delete it, and the episode is encoded anew"):
+        finetune.remember_long_enough(world, store, asked, alone)
+
+
 def test_steps_are_encoded_together_as_they_would_be_alone(given, monkeypatch):
     data, pipeline, depth = given
     loading = {"dtype": "float32", "depth": str(depth), "guidance": 1.0}
@@ -315,8 +364,8 @@ def test_steps_are_encoded_together_as_they_would_be_alone(given, monkeypatch):
     torch.set_float32_matmul_precision("high")  # as a run on an accelerator does, which is opened before
     try:
         for together in (1, 4, 100):
-            monkeypatch.setattr(finetune, "ENCODED_PX", together * SIZE[0] * SIZE[1])
-            found.append(finetune.remember(world, store, 0))
+            monkeypatch.setattr(lifted, "ENCODED_PX", together * SIZE[0] * SIZE[1])
+            found.append(lifted.remember(world, store, 0))
     finally:
         torch.set_float32_matmul_precision("highest")
     assert calls == [*[1] * 6, *(1, 3), 2, *(1, 5)]
@@ -430,14 +479,13 @@ def test_a_causal_model_is_not_shared_out(given, tmp_path, monkeypatch):
 
 TOGETHER = """
 import os, sys
-from functools import partial
 from pathlib import Path
 import torch
 from accelerate import DistributedType
 from accelerate.state import PartialState
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from mosaic_gym.training import finetune
+from mosaic_gym.training import finetune, lifted
 from mosaic_gym.training.run import Run
 from tests.training.test_finetune import config
 torch.set_num_threads(1)
@@ -445,16 +493,20 @@ state = PartialState(cpu=True)
 if os.environ.get("ACCELERATE_USE_FSDP"):  # accelerate shares weights out among accelerators only, torch among CPUs too
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 given, out, full = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), sys.argv[5] == "full"
-finetune.Run, written, checkpoint = partial(Run, checkpoint_minutes=0.0), [], Run.checkpoint
+written, checkpoint = [], Run.checkpoint
 Run.checkpoint = lambda run: (written.append(run.step_index), checkpoint(run))
+encoded, remember = [], lifted.remember
+lifted.remember = lambda world, store, index: (encoded.append(index), remember(world, store, index))[1]
 alone, no_sync = [], DistributedDataParallel.no_sync
 DistributedDataParallel.no_sync = lambda model: (alone.append(model), no_sync(model))[1]
-model = finetune.train(config(given, out, steps=11, full=full, precision=sys.argv[6], batch=int(sys.argv[7])))
+asked = {"full": full, "precision": sys.argv[6], "batch": int(sys.argv[7]), "checkpoint_minutes": 1e-9}
+model = finetune.train(config(given, out, steps=11, **asked))
 parameters = dict(model.transformer.named_parameters())
 whole = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in parameters.items()}
 trained = {name: whole[name].detach() for name, each in parameters.items() if each.requires_grad}
 parts = [each.to_local() if isinstance(each, DTensor) else each for each in parameters.values()]
 told = {"trained": trained, "held": sum(each.numel() for each in parts), "checkpoints": written, "alone": len(alone)}
+told["encoded"] = encoded
 torch.save(told, out / f"{state.process_index}.pt")
 """
 
@@ -478,6 +530,7 @@ def together(given: tuple[Path, Path, Path], out: Path, launched: str, *asked: s
     # Told in a file by each: what two processes print falls into one line at times.
     said = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(each["checkpoints"] == [10, 11] for each in said), "both, on the way and at the end"
+    assert [each["encoded"] for each in said] == [[0, 2], [1]], "each its share"
     alone = 10 * (int(asked[-1]) // 2 - 1) if launched == "multi_gpu.yaml" else 0
     assert [each["alone"] for each in said] == [alone] * 2, "copies add gradients up with a step's last sample"
     one, other = (each["trained"] for each in said)
@@ -489,6 +542,7 @@ def begun(given: tuple[Path, Path, Path], out: Path, weights: str, **changes) ->
     """A run's first step, of one process, which others may go on from."""
     finetune.train(config(given, out, steps=1, **changes))
     (out / "weights" / weights).unlink()
+    shutil.rmtree(out / lifted.FOLDER)
     return kept(out)
 
 
