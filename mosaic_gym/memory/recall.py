@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import in_view, invert_pose, land
+from mosaic_gym.geometry.camera import cell_centres, in_view, invert_pose, land
 from mosaic_gym.memory.keyframe import Keyframe, gathered, padded
 from mosaic_gym.memory.warp import LAST_RESORT, OCCLUDES, source_cost
 
@@ -84,12 +84,14 @@ def select(
     uv, z = land(flat, camera_from_world, image_from_camera)  # [b, f, 2, k * n], [b, f, k * n]
     source_m = ((points - world_from_source[..., :3, 3:]) * world_from_source[..., :3, 2:3]).sum(2)  # [b, k, n]
     inside = in_view(uv, z, grid) & alive.view(b, 1, k * n)
-    column, row = uv.where(inside[:, :, None], 0.0).long().unbind(2)
-    cell = torch.where(inside, row * width + column, n)
+    # Patches that are not seen say nothing, and each of its own cell: an accelerator would have them queue for one.
+    own = cell_centres(height, width, z).flatten(0, 1).T.repeat(1, k)
+    column, row = uv.where(inside[:, :, None], own).long().unbind(2)
+    cell = row * width + column
 
     # 2. The nearest surface in every cell; what lies behind it is occluded.
-    nearest = z.new_full((b, f, n + 1), torch.inf)
-    nearest.scatter_reduce_(2, cell, z, "amin")
+    nearest = z.new_full((b, f, n), torch.inf)
+    nearest.scatter_reduce_(2, cell, z.where(inside, torch.inf), "amin")
     visible = inside & (z <= nearest.gather(2, cell) * OCCLUDES)
 
     # 3. What each patch would cost there, gathered as the best of each keyframe for each cell.
@@ -98,8 +100,8 @@ def select(
     cost = source_cost(z.view(b, f, k, n), source_m[:, None], ages, target_from_source).flatten(2)
     aside, above = (uv.frac() - 0.5).abs().unbind(2)
     cost = torch.where(visible, cost + 0.1 * (aside + above), torch.inf)
-    table = z.new_full((b, f, k, n + 1), torch.inf)
-    table = table.scatter_reduce_(3, cell.view(b, f, k, n), cost.view(b, f, k, n), "amin")[..., :n]
+    table = z.new_full((b, f, k, n), torch.inf)
+    table.scatter_reduce_(3, cell.view(b, f, k, n), cost.view(b, f, k, n), "amin")
     if afar is None or all(afar):
         table = saturated(table)
     else:
@@ -124,12 +126,12 @@ def select(
 
     # 5. Patches: the cheapest of each cell of the last camera, cheapest cells first within the budget.
     last_cost, last_cell = cost[:, -1], cell[:, -1]
-    cheapest = z.new_full((b, n + 1), torch.inf).scatter_reduce_(1, last_cell, last_cost, "amin")
+    cheapest = z.new_full((b, n), torch.inf).scatter_reduce_(1, last_cell, last_cost, "amin")
     wins = (last_cost < torch.inf) & (last_cost == cheapest.gather(1, last_cell))
     index = torch.arange(k * n, device=z.device).expand(b, -1)
-    first = torch.full((b, n + 1), k * n, device=z.device)
-    first = first.scatter_reduce_(1, last_cell, index.where(wins, k * n), "amin")[:, :n]
-    order = cheapest[:, :n].where(first < k * n, torch.inf).argsort(dim=1, stable=True)[:, :max_patches]
+    first = torch.full((b, n), k * n, device=z.device)
+    first.scatter_reduce_(1, last_cell, index.where(wins, k * n), "amin")
+    order = cheapest.where(first < k * n, torch.inf).argsort(dim=1, stable=True)[:, :max_patches]
     chosen = first.gather(1, order)
     exists = chosen < k * n
     chosen = chosen.where(exists, 0)

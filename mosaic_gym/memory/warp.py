@@ -84,11 +84,12 @@ def splat_depth(
     points = _rays(image_from_camera, height, width)[:, None] * depth_m.flatten(2)[:, :, None]  # [b, s, 3, n]
     uv, z = land(points[:, None], target_from_source, image_from_camera[:, None, None])  # [b, f, s, 2, n], [.., n]
     inside = in_view(uv, z, (height, width)) & alive.flatten(2)[:, None]
-    column, row = uv.where(inside[..., None, :], 0.0).long().unbind(-2)
-    cells = torch.where(inside, row * width + column, height * width)  # the last cell is a bin
-    buffer = depth_m.new_full((b * f * s, height * width + 1), torch.inf)
-    buffer.scatter_reduce_(1, cells.flatten(0, 2), z.flatten(0, 2), "amin")
-    buffer = _close_gaps(_close_gaps(buffer[:, :-1].view(b, f, s, height, width)))
+    # Points that are not seen say nothing, and each of its own cell: an accelerator would have them queue for one.
+    own = cell_centres(height, width, z).flatten(0, 1).T
+    column, row = uv.where(inside[..., None, :], own).long().unbind(-2)
+    buffer = torch.full_like(z, torch.inf)
+    buffer.scatter_reduce_(-1, row * width + column, z.where(inside, torch.inf), "amin")
+    buffer = _close_gaps(_close_gaps(buffer.view(b, f, s, height, width)))
     return _close_wide_gaps(buffer, target_from_source[..., :3, 3].norm(dim=-1))
 
 
