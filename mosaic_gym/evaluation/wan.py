@@ -10,10 +10,8 @@ import gc
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +21,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mosaic_gym.evaluation.stages import GROUPS, REST, Operations, Stopwatch, now, staged
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.depth import HuggingFaceDepth
@@ -70,17 +69,6 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 Anything V2 Small's; and a toy to try the benchmark on a CPU."""
 UNIT = 32
 """Pixels to a token's side: the autoencoders' stride of 16, and patches of 2."""
-STAGES = {
-    "recall": "recall", "denoised": "denoise", "read": "read", "_decode": "decode", "_carried_on": "decode",
-    "_estimate_depth": "depth", "_remember": "lift",
-}  # fmt: skip
-"""Methods of the world, and one of its transformer, by the stage that their own time counts as."""
-REST = "bookkeeping"
-GROUPS = {
-    "memory": ("recall", "lift"), "network": ("read", "denoise"), "codec": ("decode",), "depth": ("depth",),
-    REST: (REST,),
-}  # fmt: skip
-"""What the stages are parts of."""
 DRIVER_CALLS = ("Launch", "Memcpy", "Synchronize")
 """What a profile counts, by parts of the names of CUDA's calls."""
 FEW = 4
@@ -182,64 +170,6 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
     return MosaicWorld(model, device=config.device)
 
 
-@contextmanager
-def staged(world: MosaicWorld, enter: Callable[[str], Any]) -> Iterator[None]:
-    """Goes into the context `enter(stage)` around every stage; stages may lie within others."""
-
-    def within(method: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        @wraps(method)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with enter(stage):
-                return method(*args, **kwargs)
-
-        return run
-
-    transformer = world.model.transformer
-    changed = [(transformer if hasattr(transformer, name) else world, name) for name in STAGES]
-    for owner, name in changed:
-        setattr(owner, name, within(getattr(owner, name), STAGES[name]))
-    try:
-        yield
-    finally:
-        for owner, name in changed:
-            delattr(owner, name)
-
-
-class Stopwatch:
-    """Seconds of every stage, without those of the stages within it; what lies in none is `REST`."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.spent: dict[str, float] = dict.fromkeys((*STAGES.values(), REST), 0.0)
-        self._stage, self._since = REST, now(device)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        around = self._turn_to(stage)
-        try:
-            yield
-        finally:
-            self._turn_to(around)
-
-    def _turn_to(self, stage: str) -> str:
-        before, moment = self._stage, now(self.device)
-        self.spent[before] += moment - self._since
-        self._stage, self._since = stage, moment
-        return before
-
-    def stop(self) -> dict[str, float]:
-        """All until now."""
-        self._turn_to(REST)
-        return self.spent
-
-
-def now(device: torch.device) -> float:
-    """Seconds, with everything on the device done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> Iterator[str]:
     """Fills in `figure`, and tells it line by line, each as soon as it is known: what fails later costs it no more.
 
@@ -287,6 +217,10 @@ def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> It
     full = replace(state, memory=replace(state.memory, keyframes=many[: world.capacity]))
     figure["ms_full"], figure["keyframes_full"] = _stages_ms(world, full, FEW), len(full.memory)
     yield f"with {len(full.memory)} keyframes instead of {len(state.memory)}: {_told(figure['ms_full'])}"
+    if not config.compile:  # what is compiled shows no operations
+        figure["operations"] = _operations(world, full)
+        told = ", ".join(f"{stage} {count}" for stage, count in figure["operations"].items())
+        yield f"operations that are no views, a step: {told}"
     if config.profile is not None:
         config.profile.mkdir(parents=True, exist_ok=True)
         told, figure["calls"] = _profiled(world, state)
@@ -307,6 +241,13 @@ def _stages_ms(world: MosaicWorld, state: WorldState, steps: int) -> dict[str, f
     with staged(world, stopwatch):
         _walk(world, state, steps)
     return {stage: 1e3 * seconds / steps for stage, seconds in stopwatch.stop().items()}
+
+
+def _operations(world: MosaicWorld, state: WorldState) -> dict[str, int]:
+    operations = Operations()
+    with staged(world, operations), operations:
+        _walk(world, state, 1)
+    return dict(operations.counts)
 
 
 def _profiled(world: MosaicWorld, state: WorldState) -> tuple[str, dict[str, float]]:

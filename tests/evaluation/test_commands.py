@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mosaic_gym.evaluation import atlas, collision, demo, depth, revisit, speed, wan
+from mosaic_gym.evaluation import atlas, collision, demo, depth, revisit, speed, stages, wan
 from mosaic_gym.evaluation.metrics import interval
 from mosaic_gym.evaluation.paths import ahead_path
 from mosaic_gym.evaluation.revisit import GOALS, collect
@@ -141,6 +141,7 @@ def test_a_wan_step_is_timed_stage_by_stage(tmp_path, capsys):
     assert told[0]["step_ms"] == pytest.approx(4e3 / told[0]["frames_per_second"])
     assert 0 < told[0]["outside_share"] < 1
     assert told[0]["keyframes_full"] == 512 > told[0]["keyframes"]
+    assert told[0]["operations"].keys() == told[0]["ms"].keys() and min(told[0]["operations"].values()) > 10
     said = capsys.readouterr().out
     assert said.startswith("cpu, torch") and "frames a second" in said and "stage recall" in said
     assert (tmp_path / "tables" / "tiny_64x96.txt").read_text() in said
@@ -185,16 +186,31 @@ def test_stages_are_timed_without_those_within_them():
         entered.append(stage)
         yield
 
-    with wan.staged(world, enter):
+    with stages.staged(world, enter):
         (state,), _ = world.step([state], np.zeros((1, 3)))
     assert entered == ["recall", "denoise", "read", "decode", "decode", "depth", "lift"]
     world.step([state], np.zeros((1, 3)))
     assert len(entered) == 7
-    watch = wan.Stopwatch(torch.device("cpu"))
+    watch = stages.Stopwatch(torch.device("cpu"))
     with watch("denoise"), watch("read"):
         time.sleep(0.05)
     spent = watch.stop()
     assert spent["read"] >= 0.05 > spent["denoise"]
+
+
+def test_operations_are_counted_by_stage_and_views_are_none():
+    operations = stages.Operations()
+    numbers = torch.arange(6.0)
+    with operations:
+        numbers.view(2, 3)[1].add(1.0)
+        with operations("recall"):
+            (numbers.view(2, 3) @ numbers.view(3, 2)).add_(torch.empty(2, 2).zero_())
+            with operations("depth"):
+                numbers.sin()
+            numbers.cos()
+    numbers.exp()
+    counted = {stage: count for stage, count in operations.counts.items() if count}
+    assert counted == {"recall": 4, "depth": 1, stages.REST: 1}
 
 
 def test_a_size_that_fails_leaves_the_others_figures(tmp_path, capsys, monkeypatch):
