@@ -1,7 +1,7 @@
 """The command line: `mosaic-gym COMMAND [OPTIONS]`.
 
 A command is a frozen dataclass, which tyro turns into options, and a function that takes it. Both are
-imported when their command is chosen and not before, so that help and mistakes answer at once.
+imported when their command is chosen and not before, so that the list of commands answers at once.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ COMMANDS: dict[str, Command] = {
 }
 """All commands, by the one or two words that choose them."""
 
+RESUMED = {name for name, command in COMMANDS.items() if command.needs == LOG}
+"""Commands that go on where they were interrupted."""
 EXTRAS: dict[str, str] = {
     "bitsandbytes": "quantisation",
     "ftfy": "wan",
@@ -140,7 +142,8 @@ def crowded(name: str, error: BaseException) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 for what the user can put right, 2 for an unknown command.
+    """Runs a command; returns the exit code: 0, 1 for what the user can put right, 2 for an unknown command, 130
+    for an interruption.
 
     Args:
         arguments: the words after the program's name; None for those of the process.
@@ -160,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for package in COMMANDS[name].needs:
             import_module(package)
         function(config)
+    except KeyboardInterrupt:
+        goes_on = ": the same command goes on from the last checkpoint, if there is one" if name in RESUMED else ""
+        return fail(f"interrupted{goes_on}", code=130)
     except ModuleNotFoundError as error:
         extra = missing_extra(error)
         if extra is None:

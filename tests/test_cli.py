@@ -133,6 +133,15 @@ def test_what_the_user_can_put_right_is_one_line(own_commands, tmp_path, capsys)
     assert error.startswith("mosaic-gym: error: ") and "nowhere.txt" in error and error.count("\n") == 1
 
 
+def test_an_interruption_is_one_line(own_commands, monkeypatch, capsys):
+    monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["read", "--file", "x"]) == 130
+    assert capsys.readouterr().err == "mosaic-gym: error: interrupted\n"
+    monkeypatch.setattr("mosaic_gym.cli.RESUMED", {"read"})
+    assert main(["read", "--file", "x"]) == 130
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
 def test_an_accelerator_without_room_is_one_line(own_commands, monkeypatch, capsys):
     for error in (torch.OutOfMemoryError("Tried to allocate 3 GiB"), MemoryError("no room for the transformer")):
         monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self, error=error: (_ for _ in ()).throw(error))

@@ -46,9 +46,11 @@ def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[d
             told = json.loads((file.metadata() or {}).get("about", "{}"))
             if not isinstance(told, dict):
                 raise ValueError(f"{path} is damaged (its metadata is no JSON object); save the {kind} again")
-            if told.pop("format", None) not in forms:
+            if (form := told.pop("format", None)) not in forms:
+                said = f"says that it is a {form}" if form else "does not say what it is"
                 raise ValueError(
-                    f"{path} is not a {kind} of format {' or '.join(forms)}; save it again with this version"
+                    f"{path} {said}, and is no {kind} ({' or '.join(forms)}); give a file of that kind, and save it "
+                    "again with this version if it is of an earlier one"
                 )
             # Copied: what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
             return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118

@@ -340,11 +340,28 @@ def resolve(checkpoint: Path | str) -> Path:
     for folder in (WEIGHTS / str(checkpoint), Path(checkpoint)):
         if (folder / "world.json").is_file():
             return folder
+    if _is_part_of_wan(Path(checkpoint)):
+        raise ValueError(
+            f"{str(checkpoint)!r} holds what a Wan pipeline was trained to, and no world by itself: give the pipeline "
+            "as checkpoint, and this in `loading`, as the run said when it was over"
+        )
     absent = " (there is no such folder)" if "/" in str(checkpoint) and not Path(checkpoint).exists() else ""
     raise ValueError(
         f"unknown checkpoint {str(checkpoint)!r}{absent}: give one of {shipped()}, a folder that holds a world.json, "
         "or the folder or hub id of a Wan pipeline in diffusers' format"
     )
+
+
+def _is_part_of_wan(folder: Path) -> bool:
+    """Whether a folder is what fine-tuning or distilling a Wan pipeline wrote, which a pipeline takes a part of."""
+    if not folder.is_dir():
+        return False
+    if (folder / "cameras.safetensors").is_file() or [each.name for each in folder.iterdir()] == ["transformer"]:
+        return True
+    try:
+        return json.loads((folder / "config.json").read_text()).get("_class_name") == MosaicTransformer3DModel.__name__
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _load_settings(path: Path) -> tuple[WorldSettings, list[str]]:

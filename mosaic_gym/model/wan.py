@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, SchedulerMixin, WanImageToVideoPipeline
 from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from mosaic_gym.geometry.control import Control
+from mosaic_gym.geometry.control import Control, is_whole
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan_adapters import check_adapter, load_adapters
@@ -42,6 +42,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 QUANTISATIONS = ("4bit", "8bit")
 WAN_STEPS = 50
 """Denoising steps of a model that records none, as Wan's pipeline takes them."""
+MOST_STEPS = 100
+"""As many denoising steps as an environment takes."""
 WAN_GUIDANCE = 5.0
 """Guidance of a model that records none, likewise."""
 
@@ -59,6 +61,8 @@ class WanOptions:
         inverse_depth: whether that model is a relative one, which says inverse depth up to scale.
         median_depth_m: metres that such a model's median answer counts as, where memory does not say.
         field_of_view_deg: the horizontal field of view that is assumed of every image.
+        vertical_field_of_view_deg: likewise; None for square pixels. Recordings that were resized to another shape for
+            training have others, and what was trained on them is to be stepped so.
         guidance: classifier-free guidance; 1 for none, which halves the cost. None for what the transformer records, as
             a distilled student does (1), and for Wan's 5 where it records none.
         negative_prompt: what guidance leads away from.
@@ -81,6 +85,7 @@ class WanOptions:
     inverse_depth: bool = False
     median_depth_m: float = 3.0
     field_of_view_deg: float = 70.0
+    vertical_field_of_view_deg: float | None = None
     guidance: float | None = None
     negative_prompt: str = ""
     denoising_steps: int | None = None
@@ -221,6 +226,12 @@ def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.
     with component_named(name, checkpoint), _missing_unmentioned():
         network, found = kind.from_pretrained(str(checkpoint), dtype=dtype, output_loading_info=True, **told)
     missing = sorted(key for key in found["missing_keys"] if "to_out_cameras" not in key)
+    if any(".lora_" in key for key in found["unexpected_keys"]):
+        raise ValueError(
+            f"the component {name!r} of {checkpoint} was written with LoRA adapters beside its weights. Load what it "
+            "was made of, make them part of the weights (mosaic_gym.model.wan.fuse_adapters(model.transformer)), and "
+            "save again"
+        )
     if missing:
         raise ValueError(
             f"the weights of the component {name!r} of {checkpoint} lack {missing[:3]}; download that component again"
@@ -304,11 +315,16 @@ def wan_settings(plan: WanPlan, options: WanOptions, height: int, width: int) ->
         told = getattr(options, name), getattr(plan.transformer.config, name), usual
         return next(each for each in told if each is not None)
 
-    focal = 0.5 * width / np.tan(np.deg2rad(options.field_of_view_deg) / 2)
+    def focal(side: int, field_of_view_deg: float) -> float:
+        return float(0.5 * side / np.tan(np.deg2rad(field_of_view_deg) / 2))
+
+    across = down = focal(width, options.field_of_view_deg)
+    if options.vertical_field_of_view_deg is not None:
+        down = focal(height, options.vertical_field_of_view_deg)
     return {
         "height": height,
         "width": width,
-        "image_from_camera": ((focal, 0.0, width / 2), (0.0, focal, height / 2), (0.0, 0.0, 1.0)),
+        "image_from_camera": ((across, 0.0, width / 2), (0.0, down, height / 2), (0.0, 0.0, 1.0)),
         "control": asdict(Control()),
         "denoising_steps": asked("denoising_steps", WAN_STEPS),
         "max_patches": (height // unit) * (width // unit),
@@ -355,21 +371,29 @@ def _check_options(options: WanOptions) -> None:
     for name, value in places:
         if not isinstance(value, str | Path):
             raise ValueError(f"loading option {name} names a folder, a file or an id; got {value!r}")
-    numbers = {name: getattr(options, name) for name in ("field_of_view_deg", "median_depth_m", "guidance")}
-    if options.guidance is None:
-        del numbers["guidance"]
+    for name in ("inverse_depth", "causal", "compile"):
+        if not isinstance(value := getattr(options, name), bool):
+            raise ValueError(f"loading option {name} is True or False; got {value!r}")
+    angles = ("field_of_view_deg", "vertical_field_of_view_deg")
+    numbers = {name: getattr(options, name) for name in (*angles, "median_depth_m", "guidance")}
+    for name in ("vertical_field_of_view_deg", "guidance"):
+        if numbers[name] is None:
+            del numbers[name]
     for name, value in numbers.items():
-        if not isinstance(value, Real):
+        if not isinstance(value, Real) or isinstance(value, bool):
             raise ValueError(f"loading option {name} is a number; got {value!r}")
-    if not 1.0 < options.field_of_view_deg < 179.0:
-        raise ValueError(f"field_of_view_deg lies between 1 and 179; got {options.field_of_view_deg}")
+    for name in angles:
+        if name in numbers and not 1.0 < numbers[name] < 179.0:
+            raise ValueError(f"{name} lies between 1 and 179; got {numbers[name]}")
     if not 0.0 < options.median_depth_m < np.inf:
         raise ValueError(f"median_depth_m is a finite number of metres above 0; got {options.median_depth_m}")
     if options.guidance is not None and not 1.0 <= options.guidance < np.inf:
         raise ValueError(f"guidance is 1 (none) or more; got {options.guidance}")
     steps = options.denoising_steps
-    if steps is not None and not (isinstance(steps, Integral) and steps >= 1):
-        raise ValueError(f"loading option denoising_steps is a whole number, 1 or more, or None; got {steps!r}")
+    if steps is not None and not (is_whole(steps) and 1 <= steps <= MOST_STEPS):
+        raise ValueError(
+            f"loading option denoising_steps is a whole number from 1 to {MOST_STEPS}, or None; got {steps!r}"
+        )
     if not isinstance(options.negative_prompt, str):
         raise ValueError(f"loading option negative_prompt is a string; got {options.negative_prompt!r}")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from diffusers import WanImageToVideoPipeline
-from safetensors import SafetensorError
 
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
@@ -58,7 +58,9 @@ def _adapter_named(adapter: Path | str) -> Iterator[None]:
     """Raises what goes wrong as a ValueError that names the adapter."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of an id without a network the hub raises what is no OSError
         raise ValueError(
             f"the adapter {str(adapter)!r} cannot be loaded ({error}); give the folder or id of a LoRA adapter for "
             "this transformer: loading={'lora': [...]}"

@@ -21,6 +21,10 @@ def check_cameras(transformer: MosaicTransformer3DModel, path: Path | str) -> No
     Raises:
         ValueError: no such file, damaged, of another transformer, or trained with cameras told in another unit.
     """
+    if not Path(path).is_file():
+        inside = Path(path) / "cameras.safetensors"
+        fix = f"give {inside}" if inside.is_file() else "give the cameras.safetensors of a run's weights"
+        raise ValueError(f"{str(path)!r} is no file of camera projections: {fix}")
     mine = {name: list(value.shape) for name, value in transformer.state_dict().items() if "to_out_cameras" in name}
     try:
         with safe_open(str(path), framework="pt") as file:

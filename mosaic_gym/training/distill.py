@@ -52,10 +52,12 @@ from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
 from mosaic_gym.model.wan import WanOptions, fuse_adapters
 from mosaic_gym.training.finetune import (
     MIX,
+    check,
     draw_sample,
     leaning,
     noised,
     open_teacher,
+    played_whole,
     remember_long_enough,
     shifted,
 )
@@ -312,12 +314,13 @@ def train(config: Config) -> MosaicTransformer3DModel:
     """Trains the student, and writes it to `weights/transformer`.
 
     Raises:
-        ValueError: as `open_teacher`, and for a share or a guidance that is none, several processes, or a causal
-            teacher.
+        ValueError: as `check` and `open_teacher`, and for a share or a guidance that is none, several processes, or a
+            causal teacher.
     """
     causal, match = _budgets(config)
     if not 1.0 <= config.guidance < math.inf:
         raise ValueError(f"guidance is 1 (none) or more; got {config.guidance}")
+    check(config)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
     check_processes(accelerator, config.minutes, averaged=False, shared=False)
@@ -325,7 +328,11 @@ def train(config: Config) -> MosaicTransformer3DModel:
     world, store = open_teacher(config, str(accelerator.device), *runs)
     teacher = world.model.transformer
     if teacher.config.causal:
-        raise ValueError(f"{config.from_} is causal itself; a teacher sees its whole clip")
+        whose = "--loading.causal" if config.loading.causal else config.loading.transformer or config.from_
+        raise ValueError(
+            f"the teacher is causal ({whose}), and a teacher sees its whole clip: take a model that is not, such as "
+            "the one that this was distilled from"
+        )
     config = shifted(config, world.model)
     teacher.requires_grad_(False)
     given = Given(world, store, config, accelerator)
@@ -340,8 +347,9 @@ def train(config: Config) -> MosaicTransformer3DModel:
         match_teacher(student, given, match)
     folder = config.out / "weights" / "transformer"
     student.save_pretrained(folder)
-    loading = {"transformer": str(folder)}
-    print(f"the student is in {folder}; step it with gym.make(..., loading={loading})")
+    # Guidance has become part of the student, and its folder records in how many steps it is stepped.
+    own = replace(config.loading, guidance=None, denoising_steps=None, negative_prompt="")
+    print(f"the student is in {folder}; {played_whole(replace(config, loading=own), store, folder)}")
     return student
 
 
@@ -358,6 +366,11 @@ def _budgets(config: Config) -> tuple[Budget, Budget]:
         first = config.causal_share * minutes
         return (first, None), (minutes - first, None)
     first = round(config.causal_share * steps)
+    if (config.causal_share > 0.0 and not first) or (config.causal_share < 1.0 and first == steps):
+        raise ValueError(
+            f"of --steps {steps} a share of {config.causal_share} leaves a stage without any: give more steps, or "
+            "--causal-share 0 or 1 for one stage alone"
+        )
     return (None, first), (None, steps - first)
 
 

@@ -54,8 +54,10 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
 ADAPTER = "default"
 """The name of the adapter that is trained, which is none of a loaded one's."""
-COUNTS = ("clip", "rank", "episodes", "every", "denoising_steps")
+COUNTS = ("batch", "clip", "rank", "episodes", "every", "denoising_steps")
 """Of this recipe's config and of the distillation's: whole numbers, at least 1."""
+PRECISIONS = ("bf16", "no")
+"""Of the same: what products are made in; `no` is float32."""
 POSITIVE = ("learning_rate", "shift", "checkpoint_minutes")
 """Of the same: finite numbers above 0."""
 
@@ -105,14 +107,18 @@ class Config:
     """How the pipeline is loaded."""
 
 
-def _check(config: Any) -> None:
-    """Raises ValueError for what cannot be trained, as far as a config tells: nothing is loaded."""
+def check(config: Any) -> None:
+    """Raises ValueError for what cannot be trained, as far as a config of this recipe or of the distillation tells:
+    numbers that train nothing, a mixture that they do not make, a depth model without a scale, a way of loading in
+    which nothing can be trained, or no Wan pipeline. Nothing is loaded."""
     for name in COUNTS:
         if (count := getattr(config, name, None)) is not None and count < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1; got {count}")
     for name in POSITIVE:
         if (number := getattr(config, name)) is not None and not 0.0 < number < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} is a finite number above 0; got {number}")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"--precision is {' or '.join(PRECISIONS)}; got {config.precision!r}")
     if not is_wan(config.from_):
         raise ValueError(
             f"--from takes a Wan pipeline in diffusers' format, a folder or a hub id, and {config.from_!r} is none; a "
@@ -147,12 +153,9 @@ def open_teacher(config: Any, device: str, *runs: Path) -> tuple[MosaicWorld, Ep
         runs: folders of the runs that are to follow, and will perhaps go on from what lies there.
 
     Raises:
-        ValueError: numbers that train nothing, a mixture that this recipe does not make, a depth model without a
-            scale, a way of loading in which nothing can be trained, no Wan pipeline, no episode as long as a clip, or
-            a run of another recipe.
+        ValueError: no episode as long as a clip, or a run of another recipe.
         FileNotFoundError: nothing is recorded.
     """
-    _check(config)
     store = EpisodeStore(config.data, "train")
     _long_enough(store, config)
     told = {"begin": None, "recipe": recipe_of(config, store)}
@@ -165,10 +168,15 @@ def open_teacher(config: Any, device: str, *runs: Path) -> tuple[MosaicWorld, Ep
     size = (config.height, config.width)
     loading = {each.name: getattr(config.loading, each.name) for each in fields(WanOptions)}
     model = WorldModel.from_pretrained(config.from_, size, loading)
+    model.settings = replace(model.settings, image_from_camera=recording_k(store, size))
+    return MosaicWorld(model, device=device), store
+
+
+def recording_k(store: EpisodeStore, size: tuple[int, int]) -> tuple[tuple[float, ...], ...]:
+    """K `[3, 3]`, as rows, of recorded frames that are resized to (height, width)."""
     recorded = tuple(store.load(0)["frames"].shape[2:4])
     scaled = rescale_intrinsics(torch.as_tensor(store.image_from_camera), recorded, size)
-    model.settings = replace(model.settings, image_from_camera=tuple(tuple(map(float, row)) for row in scaled))
-    return MosaicWorld(model, device=device), store
+    return tuple(tuple(map(float, row)) for row in scaled)
 
 
 def shifted(config: Any, model: WorldModel) -> Any:
@@ -277,11 +285,13 @@ def train(config: Config) -> WorldModel:
     """Trains, and writes what was trained to `weights/`.
 
     Raises:
-        ValueError: as `open_teacher`, and for a batch that the processes do not divide, processes that cannot train
-            together, a causal model that they would share out, or adapters in float32 to frozen weights that are not.
+        ValueError: as `check` and `open_teacher`, and for a batch that the processes do not divide, processes that
+            cannot train together, a causal model that they would share out, or adapters in float32 to frozen weights
+            that are not.
         ModuleNotFoundError: adapters need peft.
     """
     budget = budget_of(config, steps=2000)
+    check(config)
     if not config.full:
         import_module("peft")  # before the pipeline is loaded
     torch.manual_seed(0)
@@ -341,11 +351,11 @@ def train(config: Config) -> WorldModel:
         run.update(losses[-1], {"loss": sum(one.detach() for one in losses)})
     run.close()
     if accelerator.is_main_process:
-        save_trained(config, accelerator.unwrap_model(run.model), run.trained())
+        save_trained(config, store, accelerator.unwrap_model(run.model), run.trained())
     return model
 
 
-def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -> None:
+def save_trained(config: Config, store: EpisodeStore, transformer: Any, trained: dict[str, Tensor]) -> None:
     """Writes `weights/`: the camera projections beside a LoRA adapter, or the whole transformer.
 
     An adapter belongs on top of what it was learnt on: whoever loads it gives the same `transformer` and the earlier
@@ -362,8 +372,7 @@ def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -
             whole = MosaicTransformer3DModel.from_config(told)
         whole.load_state_dict(trained, assign=True)
         whole.save_pretrained(folder / "transformer")
-        loading = {"transformer": str(folder / "transformer")}
-        print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")
+        print(f"trained weights are in {folder}; {played_whole(config, store, folder / 'transformer')}")
         return
     from peft import get_peft_model_state_dict
 
@@ -372,9 +381,29 @@ def save_trained(config: Config, transformer: Any, trained: dict[str, Tensor]) -
     save_file(cameras, folder / "cameras.safetensors", metadata=unit)
     adapter = get_peft_model_state_dict(transformer, trained, adapter_name=ADAPTER)
     WanImageToVideoPipeline.save_lora_weights(folder, adapter)
-    loading = {"cameras": str(folder / "cameras.safetensors"), "lora": [*map(str, config.loading.lora), str(folder)]}
-    if config.loading.transformer is not None:
-        loading["transformer"] = str(config.loading.transformer)
-    if config.loading.causal:
-        loading["causal"] = True
-    print(f"trained weights are in {folder}; step them with gym.make(..., loading={loading})")
+    new = {"cameras": str(folder / "cameras.safetensors"), "lora": [*map(str, config.loading.lora), str(folder)]}
+    print(f"trained weights are in {folder}; {played(config, store, **new)}")
+
+
+def played_whole(config: Any, store: EpisodeStore, transformer: Path) -> str:
+    """The same of a transformer that adapters, cameras and the one it was trained from have become part of."""
+    own = replace(config.loading, lora=(), cameras=None)
+    return played(replace(config, loading=own), store, transformer=str(transformer))
+
+
+def played(config: Any, store: EpisodeStore, **new: Any) -> str:
+    """How what was trained is stepped: as it was loaded for training, with what is new, seen by the recordings' camera.
+
+    Args:
+        new: options of `loading` that name what was trained.
+    """
+    usual, loading = WanOptions(), {}
+    for each in fields(WanOptions):
+        if (value := getattr(config.loading, each.name)) != getattr(usual, each.name):
+            loading[each.name] = [*map(str, value)] if isinstance(value, tuple) else value
+    k = recording_k(store, (config.height, config.width))
+    sides = (config.width, config.height)
+    across, down = (round(float(2 * np.rad2deg(np.arctan(0.5 * sides[i] / k[i][i]))), 4) for i in (0, 1))
+    loading |= {"field_of_view_deg": across, "vertical_field_of_view_deg": down, **new}
+    size = [config.height, config.width]
+    return f"step them with gym.make('MosaicWorld-v0', checkpoint={config.from_!r}, resolution={size}, {loading=})"

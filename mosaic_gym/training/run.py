@@ -10,11 +10,12 @@ import copy
 import itertools
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -75,21 +76,23 @@ PARTS = ("codec", "depth", "outcome", "atlas", "begin")
 """Fields of a recipe's config that name folders; what lies in those is told apart by itself."""
 FREE = ("out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", *PARTS)
 """Fields of a recipe's config in which a run may differ from the one that it goes on from."""
-FREE_WITHIN = {"compile": False}
-"""The same of fields of a field, such as `loading`, with what each of them counts as: compiling changes roundings."""
+FREE_WITHIN = ("compile",)
+"""The same of fields of a field, such as `loading`: compiling changes roundings."""
 
 
 def recipe_of(config: Any, *recordings: EpisodeStore) -> dict[str, str]:
-    """What a run is of, besides its budget: a recipe's choices, and what was recorded."""
-    chosen = {each.name: _told(getattr(config, each.name)) for each in fields(config) if each.name not in FREE}
-    return {**chosen, "data": " ".join(each.fingerprint for each in recordings)}
-
-
-def _told(choice: Any) -> str:
-    if not is_dataclass(choice):
-        return str(choice)
-    free = {each.name: FREE_WITHIN[each.name] for each in fields(choice) if each.name in FREE_WITHIN}
-    return str(replace(choice, **free))
+    """What a run is of, besides its budget: a recipe's choices, one by one, and what was recorded."""
+    told: dict[str, str] = {}
+    for each in fields(config):
+        choice = getattr(config, each.name)
+        if each.name in FREE:
+            continue
+        if not is_dataclass(choice):
+            told[each.name] = str(choice)
+            continue
+        within = (inner.name for inner in fields(choice) if inner.name not in FREE_WITHIN)
+        told |= {f"{each.name}.{name}": str(getattr(choice, name)) for name in within}
+    return {**told, "data": " ".join(each.fingerprint for each in recordings)}
 
 
 def checkpoint_in(folder: Path) -> Path | None:
@@ -143,6 +146,13 @@ def check_resumable(folder: Path, given: dict[str, Any], unknown: Collection[str
 
 def check_processes(accelerator: Accelerator, minutes: float | None, averaged: bool, shared: bool) -> None:
     """Raises ValueError for processes that cannot train together; the arguments are `Run`'s."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, and each would train alone, in the same folder: accelerate sees "
+            f"{accelerator.num_processes} (torch sees {torch.cuda.device_count()} CUDA devices). Start one without "
+            "accelerate launch, or try several on a CPU with ACCELERATE_USE_CPU=true"
+        )
     if accelerator.num_processes > 1:
         if not shared:
             raise ValueError("this recipe trains in one process; start it without accelerate launch")
@@ -236,7 +246,10 @@ class Run:
             self.writer = SummaryWriter(self.folder / "log")
         total = steps if steps is not None else round(60 * minutes)
         unit = "step" if steps is not None else "s"
-        self.bar = tqdm(total=total, unit=unit, disable=not accelerator.is_main_process, mininterval=2.0)
+        shown = {"unit": unit, "disable": not accelerator.is_main_process, "mininterval": 2.0}
+        self.bar = tqdm(total=total, initial=self._spent(), **shown)
+        if self.step_index and not self.finished:
+            self.bar.write(f"{self.folder} holds a run of {self.step_index} steps: it goes on from there")
         if self.finished:
             self.bar.write(f"{self.folder} holds a run that is finished: nothing is trained. --out begins another")
 
@@ -255,6 +268,10 @@ class Run:
         if self.steps is not None:
             return min(1.0, self.step_index / self.steps)
         return min(1.0, self.elapsed_s / (60.0 * self.minutes))
+
+    def _spent(self) -> int:
+        """Of the budget, in steps or seconds."""
+        return self.step_index if self.steps is not None else round(min(self.elapsed_s, 60 * self.minutes))
 
     @property
     def finished(self) -> bool:
@@ -295,9 +312,9 @@ class Run:
         if self.average is not None:
             self._update_average()
         self.step_index += 1
-        self.bar.n = self.step_index if self.steps is not None else round(min(self.elapsed_s, 60 * self.minutes))
+        self.bar.n = self._spent()
         if self.step_index % 10 == 0:
-            told = {name: float(value) for name, value in {"loss": loss, **(scalars or {})}.items()}
+            told = {name: float(value) for name, value in {"loss": loss.detach(), **(scalars or {})}.items()}
             self.bar.set_postfix({"step": self.step_index, **told, "loss": f"{told['loss']:.4f}"})
             for name, value in {**told, "rate": rate}.items() if self.writer else ():
                 self.writer.add_scalar(name, value, self.step_index)

@@ -47,7 +47,8 @@ about what memory and map let expect one step ahead."""
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train world` takes."""
+    """What `mosaic-gym train world` takes. With --from it fine-tunes a pretrained Wan model, and takes other options:
+    `mosaic-gym train world --from --help`."""
 
     data: Path = Path("data/my_way_home")
     """Recorded episodes."""

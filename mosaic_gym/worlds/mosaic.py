@@ -175,7 +175,8 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             The states behind the clip, and for each of them its `t` views.
 
         Raises:
-            ValueError: poses of another number of bodies, or that are no whole number of steps, the same for all.
+            ValueError: poses of another number of bodies, or that are no whole number of steps, the same for all; or
+                frames that are no numbers, as damaged or too coarse weights make them.
         """
         if len(poses) != len(states):
             raise ValueError(f"{len(states)} states take the poses of {len(states)} bodies; got those of {len(poses)}")

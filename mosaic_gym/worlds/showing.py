@@ -48,7 +48,13 @@ class Showing:
         """What each body sees of each step; frames `[b, t, 4, 3, H, W]`, depth `[b, t, H, W]`, coverage `[b * t]`."""
         # Each is fetched once for all, for an accelerator is waited for every time.
         pictures, depths_m = frames_to_uint8(frames).cpu().numpy(), depth_m.float().cpu().numpy()
-        covered = coverage.view(depth_m.shape[:2]).tolist()
+        *covered, bright = torch.cat([coverage, frames.float().mean().view(1).to(coverage)]).tolist()
+        if not np.isfinite(bright):
+            raise ValueError(
+                "the network drew what is no number, and nothing has moved: its weights are damaged, or too large for "
+                "their precision (loading={'dtype': 'bfloat16'} holds what float16 does not)"
+            )
+        covered = np.reshape(covered, depth_m.shape[:2])
         views: list[list[View]] = [[] for _ in memories]
         for i, k in np.ndindex(*depth_m.shape[:2]):
             here = poses[i][FRAMES_PER_STEP * k : FRAMES_PER_STEP * (k + 1)]

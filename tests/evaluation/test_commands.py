@@ -227,4 +227,4 @@ def test_a_size_that_fails_leaves_the_others_figures(tmp_path, capsys, monkeypat
     assert told[1]["vae_dtype"] == "float32"
     assert len(json.loads((tmp_path / "wan.json").read_text())) == 2
     said = capsys.readouterr().out
-    assert "failed: out of memory" in said and "autoencoder in float32" in said
+    assert "failed: out of memory" in said and "autoencoder is in float32" in said

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file, save_file
 
 from mosaic_gym.memory.mosaic import Recall, recall
@@ -369,7 +370,11 @@ def test_options_that_are_none_are_named(folder, depth):
         ({"guidance": 0.5}, "guidance is 1"),
         ({"guidance": "5"}, "option guidance is a number; got '5'"),
         ({"negative_prompt": None}, "option negative_prompt is a string; got None"),
-        *(({"denoising_steps": steps}, f"option denoising_steps is a whole.* got {steps}") for steps in (0, 2.5)),
+        *(({"denoising_steps": steps}, f"steps is a whole.* 1 to 100.* got {steps}") for steps in (0, 2.5, 101)),
+        *(({name: "no"}, f"{name} is True or False; got 'no'") for name in ("causal", "compile", "inverse_depth")),
+        ({"median_depth_m": True}, "option median_depth_m is a number; got True"),
+        ({"vertical_field_of_view_deg": 180.0}, "vertical_field_of_view_deg lies between 1 and 179; got 180.0"),
+        ({"cameras": str(folder)}, "is no file of camera projections: give the cameras.safetensors"),
         ({"speed": 3}, "unknown loading options.*speed"),
         ({"depth": "no/such"}, "depth model 'no/such'"),
         ({"lora": "no/such"}, "adapter 'no/such' cannot be loaded"),
@@ -387,6 +392,49 @@ def test_options_that_are_none_are_named(folder, depth):
         WorldModel.from_pretrained("doom-tiny", None, {"dtype": "float32"})
 
 
+def test_pixels_are_square_unless_a_vertical_field_of_view_says_otherwise(folder, depth):
+    loading = {"depth": str(depth), "dtype": "float32", "field_of_view_deg": 90.0}
+    for told, down in (({}, 48.0), ({"vertical_field_of_view_deg": 90.0}, 32.0)):
+        settings = WorldModel.from_pretrained(folder, (64, 96), {**loading, **told}).settings
+        (fx, _, cx), (_, fy, cy), _ = settings.image_from_camera
+        assert (cx, cy) == (48.0, 32.0) and (fx, fy) == pytest.approx((48.0, down))
+
+
+def test_a_hub_that_does_not_answer_is_told_with_the_adapter(folder, depth, monkeypatch):
+    class Unreachable(Exception):
+        pass
+
+    def ask(*_, **__):
+        raise Unreachable("Name or service not known")
+
+    monkeypatch.setattr(WanImageToVideoPipeline, "lora_state_dict", ask)
+    with pytest.raises(ValueError, match="adapter 'some/adapter' cannot be loaded .Name or service.* loading={'lora'"):
+        WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "lora": "some/adapter"})
+
+
+def test_a_pipeline_that_was_saved_with_adapters_beside_its_weights_is_told(folder, depth, tmp_path):
+    loading = {"depth": str(depth), "dtype": "float32", "lora": str(save_adapter(tmp_path / "adapter", 1))}
+    model = WorldModel.from_pretrained(folder, SIZE, loading)
+    model.pipeline.save_pretrained(tmp_path / "unfused")
+    with pytest.raises(ValueError, match="'transformer' .* LoRA adapters beside its weights.*fuse_adapters"):
+        WorldModel.from_pretrained(tmp_path / "unfused", SIZE, {**loading, "lora": ()})
+
+
+def test_what_a_pipeline_was_trained_to_is_no_checkpoint(tmp_path):
+    (tmp_path / "run" / "transformer").mkdir(parents=True)
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "cameras.safetensors").touch()
+    told = tmp_path / "run" / "transformer" / "config.json"
+    for said in ({"_class_name": "MosaicTransformer3DModel"}, ["damaged"]):
+        told.write_text(json.dumps(said))
+        places = [tmp_path / "run", tmp_path / "tuned", *([told.parent] if isinstance(said, dict) else [])]
+        for place in places:
+            with pytest.raises(ValueError, match="give the pipeline as checkpoint, and this in `loading`"):
+                WorldModel.from_pretrained(place)
+    with pytest.raises(ValueError, match="unknown checkpoint"):
+        WorldModel.from_pretrained(told.parent)
+
+
 def test_an_image_to_video_model_of_many_channels_is_refused():
     with pytest.raises(ValueError, match="TI2V"):
         MosaicTransformer3DModel(num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16)
@@ -395,7 +443,6 @@ def test_an_image_to_video_model_of_many_channels_is_refused():
 
 
 def test_lora_adapters_load_and_matter(folder, tmp_path):
-    from diffusers import WanImageToVideoPipeline
     from peft import LoraConfig, get_peft_model_state_dict
 
     pipeline = load_pipeline(folder, EXACT)

@@ -213,7 +213,7 @@ def test_both_stages_run_and_the_student_is_a_world_of_few_steps(given, tmp_path
     for _ in range(2):
         (state,), (view,) = world.step([state], torch.tensor([ACTIONS["forward"]]).numpy())
     assert view.frames.shape == (4, *SIZE, 3)
-    with pytest.raises(ValueError, match="causal itself"):
+    with pytest.raises(ValueError, match="the teacher is causal .*transformer.*distilled from"):
         distill.train(config(given, tmp_path / "again", loading=WanOptions(**{**loading, "lora": ()})))
     with pytest.raises(ValueError, match="holds no config.json"):
         WorldModel.from_pretrained(given[1], SIZE, {**loading, "transformer": str(tmp_path / "none")})
@@ -313,6 +313,9 @@ def test_no_stage_is_begun_before_a_run_that_neither_can_go_on_from(given, tmp_p
 def test_what_cannot_be_distilled_is_named(given, tmp_path):
     with pytest.raises(ValueError, match="causal_share is a share, 0 to 1; got 1.5"):
         distill.train(config(given, tmp_path, causal_share=1.5))
+    for steps, share in ((1, 0.5), (3, 0.9), (2, 0.1)):
+        with pytest.raises(ValueError, match=f"of --steps {steps} a share of {share} leaves a stage without any"):
+            distill.train(config(given, tmp_path, steps=steps, causal_share=share))
     with pytest.raises(ValueError, match="guidance is 1 .none. or more; got 0.5"):
         distill.train(config(given, tmp_path, guidance=0.5))
 

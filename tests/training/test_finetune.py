@@ -1,5 +1,6 @@
 """Fine-tuning a tiny Wan pipeline of the real classes: the loss falls, a resume repeats, and the result loads."""
 
+import ast
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +103,18 @@ def projected(model: WorldModel, asked: torch.Tensor) -> torch.Tensor:
         return model.transformer.blocks[0].attn1.to_q(asked)
 
 
+def said_to_step(capsys) -> dict[str, Any]:
+    """The arguments of the `gym.make` that a recipe's last line tells."""
+    said = capsys.readouterr().out.strip().splitlines()[-1]
+    call = ast.parse("gym.make" + said.partition("gym.make")[2], mode="eval").body
+    assert [each.value for each in call.args] == ["MosaicWorld-v0"]
+    return {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+
+
+def as_said(asked: dict[str, Any]) -> WorldModel:
+    return WorldModel.from_pretrained(asked["checkpoint"], tuple(asked["resolution"]), asked["loading"])
+
+
 def test_an_adapter_is_learnt_on_top_of_one_that_is_loaded(given, tmp_path, capsys):
     loading = {**adapted(given, save_adapter(tmp_path / "first", seed=1)), "causal": True}
     asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
@@ -115,22 +129,25 @@ def test_an_adapter_is_learnt_on_top_of_one_that_is_loaded(given, tmp_path, caps
     assert trained and not any("loaded" in name for name in trained)
     tuned = finetune.train(told)
     weights = tmp_path / "run" / "weights"
-    hint = f"'lora': ['{tmp_path / 'first'}', '{weights}'], 'causal': True"
-    assert hint in capsys.readouterr().out
-    loading["lora"].append(str(weights))
-    again = WorldModel.from_pretrained(given[1], SIZE, {**loading, "cameras": str(weights / "cameras.safetensors")})
+    asked_for = said_to_step(capsys)
+    assert asked_for["loading"].items() >= {**loading, "lora": [*loading["lora"], str(weights)]}.items()
+    again = as_said(asked_for)
+    seen, meant = (torch.tensor(each.settings.image_from_camera) for each in (again, tuned))
+    torch.testing.assert_close(seen, meant, atol=1e-3, rtol=0)  # the recordings' camera
     assert torch.allclose(projected(again, asked), projected(tuned, asked), atol=1e-6)
     assert (projected(again, asked) - first).abs().max() > 0, "the new adapter counts too"
 
 
-def test_all_weights_are_trained_with_a_loaded_adapter_among_them(given, tmp_path):
+def test_all_weights_are_trained_with_a_loaded_adapter_among_them(given, tmp_path, capsys):
     loading = adapted(given, save_adapter(tmp_path / "first", seed=1))
     asked = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(0))
     first = projected(WorldModel.from_pretrained(given[1], SIZE, loading), asked)
     out = tmp_path / "run"
     tuned = finetune.train(config(given, out, full=True, steps=1, learning_rate=1e-4, loading=WanOptions(**loading)))
-    whole = {**loading, "lora": [], "transformer": str(out / "weights" / "transformer")}
-    world = MosaicWorld(WorldModel.from_pretrained(given[1], SIZE, whole), denoising_steps=1)
+    asked_for = said_to_step(capsys)
+    assert asked_for["loading"]["transformer"] == str(out / "weights" / "transformer")
+    assert asked_for["loading"].keys().isdisjoint({"lora", "cameras"}), "they are part of it"
+    world = MosaicWorld(as_said(asked_for), denoising_steps=1)
     assert torch.equal(projected(world.model, asked), projected(tuned, asked))
     assert torch.allclose(projected(world.model, asked), first, atol=1e-4), "one small step from where it began"
     state, _ = world.start(Start(0))
@@ -190,13 +207,13 @@ def test_what_cannot_be_trained_is_named(given, tmp_path):
 @pytest.mark.parametrize("recipe", [finetune, distill])
 def test_what_no_recipe_trains_is_refused_before_anything_is_loaded(recipe, given, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
-    usual = recipe.Config(str(given[1]), data=given[0], out=tmp_path, steps=1, loading=WanOptions(dtype="float32"))
+    usual = recipe.Config(str(given[1]), data=given[0], out=tmp_path, steps=2, loading=WanOptions(dtype="float32"))
     usual = replace(usual, **({"full": True} if recipe is finetune else {}), precision="no")
-    own = {"rank": 0} if recipe is finetune else {"every": 0, "denoising_steps": 0}
+    own = {"rank": 0, "batch": 0} if recipe is finetune else {"every": 0, "denoising_steps": 0}
     for name, value in {"clip": 0, "episodes": -1, **own}.items():
         with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is at least 1; got {value}"):
             recipe.train(replace(usual, **{name: value}))
-    for name, value in (("shift", 0.0), ("learning_rate", float("nan"))):
+    for name, value in (("shift", 0.0), ("learning_rate", float("nan")), ("checkpoint_minutes", 0.0)):
         with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is a finite number above 0; got {value}"):
             recipe.train(replace(usual, **{name: value}))
     for wrong, said in (
@@ -206,13 +223,15 @@ def test_what_no_recipe_trains_is_refused_before_anything_is_loaded(recipe, give
     ):
         with pytest.raises(ValueError, match=said):
             recipe.train(replace(usual, loading=replace(usual.loading, **wrong)))
+    with pytest.raises(ValueError, match="--precision is bf16 or no; got 'fp16'"):
+        recipe.train(replace(usual, precision="fp16"))
     with pytest.raises(ValueError, match="--empty-prompt is a share"):
         recipe.train(replace(usual, empty_prompt=1.5))
 
 
 @pytest.mark.parametrize("recipe", [finetune, distill])
 def test_what_shows_without_weights_is_told_before_any_are_loaded(recipe, given, tmp_path, monkeypatch):
-    usual = recipe.Config(str(given[1]), data=given[0], steps=1, clip=2, loading=WanOptions(dtype="float32"))
+    usual = recipe.Config(str(given[1]), data=given[0], steps=2, clip=2, loading=WanOptions(dtype="float32"))
     usual = replace(usual, out=tmp_path / "run", precision="no")
     monkeypatch.setattr(recipe.Run, "__init__", lambda *_, **__: pytest.fail("a run is opened"))
     monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
@@ -237,6 +256,8 @@ def test_what_shows_without_weights_is_told_before_any_are_loaded(recipe, given,
             recipe.train(usual)
         with pytest.raises(ValueError, match="clip=4, not 2, with shift=3.0, not 5.0"):
             recipe.train(replace(usual, shift=5.0))
+        with pytest.raises(ValueError, match=r"run with clip=4, not 2, with loading.guidance=None, not 2.0; ask"):
+            recipe.train(replace(usual, loading=replace(usual.loading, guidance=2.0)))
         shutil.rmtree(tmp_path / "run")
 
 
@@ -440,6 +461,21 @@ def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path, monke
     # Two steps of 1e-4 times the warm-up's share: less than bf16 tells apart.
     moved = (after[name] - before[name].float()).abs()
     assert after[name].dtype == torch.float32 and (moved > 0).float().mean() > 0.9 and moved.max() < 1e-4
+
+
+def test_processes_that_do_not_know_of_one_another_are_refused(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "open_teacher", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
+    with pytest.raises(ValueError, match="2 processes were started.*accelerate sees 1.*ACCELERATE_USE_CPU=true"):
+        finetune.check_processes(alone, None, averaged=False, shared=True)
+
+
+def test_a_run_that_goes_on_says_from_where(given, tmp_path, capsys):
+    finetune.train(config(given, tmp_path, steps=2))
+    assert "goes on" not in capsys.readouterr().err
+    finetune.train(config(given, tmp_path, steps=3))
+    assert "holds a run of 2 steps: it goes on from there" in "".join(capsys.readouterr())
 
 
 def test_processes_that_cannot_train_together_are_refused(tmp_path):

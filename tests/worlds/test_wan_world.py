@@ -104,6 +104,16 @@ def test_each_step_begins_from_the_last_frame_and_a_students_clip_goes_on(kwargs
     assert np.abs(((whole.numpy() + 1) * 127.5).round() - np.concatenate(frames)).max() <= 1
 
 
+def test_frames_that_are_no_numbers_are_told_and_move_nobody(kwargs):
+    env = gym.make("MosaicWorld-v0", **kwargs, resolution=list(SIZE)).unwrapped
+    env.reset(seed=1)
+    before = env.state
+    env.world.model.transformer.proj_out.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="drew what is no number, and nothing has moved.*'dtype': 'bfloat16'"):
+        env.step(1)
+    assert env.state is before
+
+
 def test_a_chunk_is_one_clip_and_memory_is_written_behind_it(world):
     state, _ = world.start(Start(1))
     poses = world.control.advance(state.pose, FORWARD[0])
