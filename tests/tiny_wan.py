@@ -10,8 +10,17 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from mosaic_gym.memory.mosaic import Recall, recall
+from mosaic_gym.model.tokens import Context
+from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.wan import WanOptions
+from mosaic_gym.model.wan_codec import WanCodec
+
 STRIDE, CHANNELS, TEXT = 16, 6, 32
 SIZE = (64, 96)
+GRID = (SIZE[0] // STRIDE, SIZE[1] // STRIDE)
+K = torch.tensor([[60.0, 0.0, 48.0], [0.0, 60.0, 32.0], [0.0, 0.0, 1.0]])
+EXACT = WanOptions(dtype="float64")
 
 
 def tiny_transformer(seed: int = 0, layers: int = 2) -> WanTransformer3DModel:
@@ -70,3 +79,26 @@ def save_pipeline(folder: Path) -> Path:
     """Writes it as a user would find it."""
     tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+def in_ours(wan, **kwargs) -> MosaicTransformer3DModel:
+    """Ours with the weights of a Wan transformer, by their own names."""
+    config = {name: value for name, value in wan.config.items() if not name.startswith("_")}
+    ours = MosaicTransformer3DModel(**config, **kwargs).to(wan.dtype)
+    missing, unexpected = ours.load_state_dict(wan.state_dict(), strict=False)
+    assert not unexpected and all("to_out_cameras" in name for name in missing)
+    return ours
+
+
+def nothing_recalled(cameras: torch.Tensor) -> Recall:
+    """What an empty memory gives for cameras `[b, t, 4, 4, 4]`."""
+    views = cameras.flatten(0, 1).float()
+    return recall([()] * len(views), views, K, WanCodec(tiny_vae()), (CHANNELS, *GRID), 0, 0, 2)
+
+
+def context_for(
+    ours: MosaicTransformer3DModel, history: torch.Tensor, frames: int, text: torch.Tensor, once: bool = False
+) -> Context:
+    cameras = torch.eye(4, dtype=history.dtype).expand(len(history), frames, 4, 4, 4)
+    k = K.to(history.dtype).expand(len(history), 3, 3)
+    return ours.read(history, cameras[:, :1], nothing_recalled(cameras), cameras, k, SIZE, text, once)

@@ -8,8 +8,7 @@ from diffusers import WanTransformer3DModel
 
 from mosaic_gym.model.sampler import denoise
 from mosaic_gym.model.wan import WanOptions, load_pipeline
-from tests.model.test_wan import EXACT, GRID, K, context_for, nothing_recalled
-from tests.tiny_wan import CHANNELS, SIZE, TEXT
+from tests.tiny_wan import CHANNELS, EXACT, GRID, SIZE, TEXT, K, context_for, nothing_recalled
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
