@@ -11,6 +11,7 @@ Legend of shape comments in the whole package: `b` batch, `t` latent frames, `f`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +35,12 @@ def rescale_intrinsics(
         old, new: (height, width) of both grids.
     """
     scale = new[1] / old[1], new[0] / old[0], 1.0
-    return image_from_camera * _column(scale, image_from_camera.dtype, image_from_camera.device)
+    return image_from_camera * _made_once(_column)(scale, image_from_camera.dtype, image_from_camera.device)
+
+
+def _made_once(constant: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that is cached, as it is while something is compiled: there a cache is a risk, and no gain."""
+    return constant.__wrapped__ if torch.compiler.is_compiling() else constant
 
 
 @lru_cache(maxsize=64)
@@ -93,7 +99,7 @@ def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
 
 def cell_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
     """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5). Shared: not to be written into."""
-    return _cell_centres(height, width, like.dtype, like.device)
+    return _made_once(_cell_centres)(height, width, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
@@ -129,7 +135,7 @@ def in_view(uv: Float[Tensor, "... 2 n"], z_m: Float[Tensor, "... n"], grid: tup
 
 def extent(height: int, width: int, like: Tensor) -> Float[Tensor, "2 1"]:
     """`[2, 1]`: (width, height) of an image, beside uv `[..., 2, n]`. Shared: not to be written into."""
-    return _column((width, height), like.dtype, like.device)
+    return _made_once(_column)((width, height), like.dtype, like.device)
 
 
 def unproject(

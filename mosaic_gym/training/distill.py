@@ -80,7 +80,7 @@ class Config:
     data: Path = Path("data/my_way_home")
     """Recorded episodes."""
     out: Path = Path("runs/student")
-    """The run's folder; `weights/transformer` is the student."""
+    """The run's folder; `weights/transformer` is the student, and `lifted/` holds what was encoded."""
     height: int = 352
     """Of the frames, pixels; recorded ones are resized."""
     width: int = 640

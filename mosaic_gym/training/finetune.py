@@ -71,7 +71,8 @@ class Config:
     data: Path = Path("data/my_way_home")
     """Recorded episodes."""
     out: Path = Path("runs/wan")
-    """The run's folder: checkpoints, log, and in `weights/` the adapter and the camera projections."""
+    """The run's folder: checkpoints, log, in `lifted/` what was encoded, and in `weights/` the adapter
+    and the camera projections."""
     height: int = 352
     """Of the frames, pixels; recorded ones are resized."""
     width: int = 640
@@ -286,8 +287,8 @@ def train(config: Config) -> WorldModel:
 
     Raises:
         ValueError: as `check` and `open_teacher`, and for a batch that the processes do not divide, processes that
-            cannot train together, a causal model that they would share out, or adapters in float32 to frozen weights
-            that are not.
+            cannot train together, a causal model that they would share out, adapters in float32 to frozen weights that
+            are not, or a damaged file of what was encoded.
         ModuleNotFoundError: adapters need peft.
     """
     budget = budget_of(config, steps=2000)

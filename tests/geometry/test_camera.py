@@ -98,6 +98,16 @@ def test_what_is_in_view_is_on_the_image_and_in_front():
     assert seen.tolist() == [True, True] + [False] * 7
 
 
+def test_constants_are_made_once_and_what_is_compiled_meets_no_cache(monkeypatch):
+    like = torch.zeros(1)
+    for make in (cell_centres, extent):
+        assert make(5, 9, like) is make(5, 9, like)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for make in (cell_centres, extent):
+        one, other = make(5, 9, like), make(5, 9, like)
+        assert one is not other and torch.equal(one, other)
+
+
 def test_shared_constants_let_gradients_pass_whoever_asked_for_them_first():
     with torch.inference_mode():
         assert not cell_centres(7, 11, torch.zeros(1)).is_inference()

@@ -178,6 +178,17 @@ def test_members_are_chosen_for_together_as_they_are_alone():
     assert (together.sources[[1, 3]] == -1).all() and (together.sources[2] >= 0).sum() > 1
 
 
+def test_a_member_known_by_heart_goes_without_what_was_seen_from_afar_and_its_neighbour_does_not():
+    far = [wall(30.0, pose(), 1, rough=0.1)]
+    views = pose(0.0, 0.0, 0.0).expand(2, 2, 4, 4).clone()
+    views[:, :, 2, 3] = 22.0  # most of the way there
+    both = select([far, far], views, LATENT_K, GRID, 3, 20, [True, False])
+    assert (both.sources >= 0).any(1).tolist() == [True, False]
+    for i, afar in enumerate((True, False)):
+        alone = select([far], views[:1], LATENT_K, GRID, 3, 20, [afar])
+        assert torch.equal(alone.sources[0], both.sources[i]) and torch.equal(alone.patches[0], both.patches[i])
+
+
 def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkeypatch):
     """As on an accelerator, where all members are chosen for and warped in one go."""
     codec = LinearCodec(CHANNELS, 8)

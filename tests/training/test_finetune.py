@@ -25,6 +25,7 @@ from mosaic_gym import Start
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS
+from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.wan import WanOptions
 from mosaic_gym.training import distill, finetune, lifted
@@ -336,7 +337,15 @@ def test_what_is_encoded_is_kept_for_when_the_run_goes_on(given, tmp_path, monke
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, tmp_path):
+SQUARE = ((9.0, 0.0, 8.0), (0.0, 9.0, 8.0), (0.0, 0.0, 1.0))
+
+
+def full_disk(memory: MosaicMemory, path: Path) -> None:
+    path.write_bytes(b"some")
+    raise OSError("No space left on device")
+
+
+def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, tmp_path, monkeypatch):
     asked = config(given, tmp_path, episodes=2)
     world, store = finetune.open_teacher(asked, "cpu")
     alone = Accelerator()
@@ -349,21 +358,45 @@ def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, t
     again = finetune.remember_long_enough(world, store, asked, alone)
     assert list(first) == list(again) == [0, 1] and files() == true and len(true) == 2
     for index in first:
-        assert first[index].captions == again[index].captions
+        assert first[index].captions == again[index].captions == store.captions(index)
+        assert [each.step for each in again[index].keyframes] == list(range(6))
         for one, two in zip(first[index].keyframes, again[index].keyframes, strict=True):
             assert one.step == two.step and all(torch.equal(getattr(one, n), getattr(two, n)) for n in TENSOR_FIELDS)
-    store.told(0)["captions"] = ["another"] * len(store.captions(0))
-    finetune.remember_long_enough(world, store, asked, alone)
-    assert len(files()) == 3, "another recording"
-    world.model.depth.inverse = True
-    finetune.remember_long_enough(world, store, asked, alone)
-    assert len(files()) == 5, "depth that is read otherwise"
-    next(world.model.codec.parameters()).data.add_(0.1)
-    finetune.remember_long_enough(world, store, asked, alone)
-    assert len(files()) == 7, "another autoencoder"
-    world.model.settings = replace(world.model.settings, image_from_camera=((9.0, 0, 8), (0, 9.0, 8), (0, 0, 1)))
-    finetune.remember_long_enough(world, store, asked, alone)
-    assert len(files()) == 9, "another camera"
+    load, model = store.load, world.model
+
+    def recorded_otherwise(name: str, change) -> None:
+        def loaded(index):
+            episode = load(index).clone()
+            episode[name] = change(episode[name])
+            return episode
+
+        store.load = loaded
+
+    for what, change, more in (
+        ("captions", lambda: store.told(0).update(captions=["another"] * 6), 1),
+        ("depth that is read otherwise", lambda: setattr(model.depth, "inverse", True), 2),
+        ("a scale", lambda: setattr(model.depth, "median_depth_m", 7.0), 2),
+        ("a depth model", lambda: next(model.depth.model.parameters()).data.add_(0.1), 2),
+        ("its configuration", lambda: setattr(model.depth.model.config, "max_depth", 7), 2),
+        ("its processor", lambda: setattr(model.depth.processor, "image_mean", [0.1, 0.2, 0.3]), 2),
+        ("an autoencoder", lambda: next(model.codec.parameters()).data.add_(0.1), 2),
+        ("what it is scaled by", lambda: model.codec.vae.register_to_config(latents_mean=[0.5] * 6), 2),
+        ("a camera", lambda: setattr(model, "settings", replace(model.settings, image_from_camera=SQUARE)), 2),
+        ("frames", lambda: recorded_otherwise("frames", lambda frames: 255 - frames), 2),
+        ("poses", lambda: recorded_otherwise("world_from_camera", lambda poses: 2.0 * poses), 2),
+    ):
+        change()
+        before = files()
+        finetune.remember_long_enough(world, store, asked, alone)
+        assert len(files()) == len(before) + more, f"another of {what}"
+    (tmp_path / lifted.FOLDER / f"cut-off.1{lifted.PARTIAL}").touch()
+    before = files()
+    monkeypatch.setattr(MosaicMemory, "save", full_disk)
+    store.told(0).update(captions=["more"] * 6)
+    with pytest.raises(OSError, match="No space left"):
+        finetune.remember_long_enough(world, store, asked, alone)
+    assert {path.suffix for path in files()} == {".safetensors"} and len(files()) == len(before) - 1, "nothing partial"
+    monkeypatch.undo()
     for path in files():
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="delete it, and the episode is encoded anew"):
@@ -531,6 +564,8 @@ if os.environ.get("ACCELERATE_USE_FSDP"):  # accelerate shares weights out among
 given, out, full = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), sys.argv[5] == "full"
 written, checkpoint = [], Run.checkpoint
 Run.checkpoint = lambda run: (written.append(run.step_index), checkpoint(run))
+ordered, shared_out = [], finetune.remember_long_enough
+finetune.remember_long_enough = lambda *told: (ordered.append(shared_out(*told)), ordered[-1])[1]
 encoded, remember = [], lifted.remember
 lifted.remember = lambda world, store, index: (encoded.append(index), remember(world, store, index))[1]
 alone, no_sync = [], DistributedDataParallel.no_sync
@@ -542,7 +577,7 @@ whole = {name: each.full_tensor() if isinstance(each, DTensor) else each for nam
 trained = {name: whole[name].detach() for name, each in parameters.items() if each.requires_grad}
 parts = [each.to_local() if isinstance(each, DTensor) else each for each in parameters.values()]
 told = {"trained": trained, "held": sum(each.numel() for each in parts), "checkpoints": written, "alone": len(alone)}
-told["encoded"] = encoded
+told |= {"encoded": encoded, "ordered": list(ordered[0])}
 torch.save(told, out / f"{state.process_index}.pt")
 """
 
@@ -567,6 +602,7 @@ def together(given: tuple[Path, Path, Path], out: Path, launched: str, *asked: s
     said = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert all(each["checkpoints"] == [10, 11] for each in said), "both, on the way and at the end"
     assert [each["encoded"] for each in said] == [[0, 2], [1]], "each its share"
+    assert [each["ordered"] for each in said] == [[0, 1, 2]] * 2, "and drawn from in one order"
     alone = 10 * (int(asked[-1]) // 2 - 1) if launched == "multi_gpu.yaml" else 0
     assert [each["alone"] for each in said] == [alone] * 2, "copies add gradients up with a step's last sample"
     one, other = (each["trained"] for each in said)
