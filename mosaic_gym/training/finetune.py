@@ -301,7 +301,7 @@ def train(config: Config) -> WorldModel:
     accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[once_used])
     check_processes(accelerator, budget[0], averaged=False, shared=True)
     each = config.batch // accelerator.num_processes
-    if each * accelerator.num_processes != config.batch or not each:
+    if each * accelerator.num_processes != config.batch:
         raise ValueError(f"batch {config.batch} is not shared out evenly among {accelerator.num_processes} processes")
     if config.precision == "no" and not config.full and config.loading.dtype != "float32":
         raise ValueError(

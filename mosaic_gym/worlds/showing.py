@@ -48,7 +48,7 @@ class Showing:
         """What each body sees of each step; frames `[b, t, 4, 3, H, W]`, depth `[b, t, H, W]`, coverage `[b * t]`."""
         # Each is fetched once for all, for an accelerator is waited for every time.
         pictures, depths_m = frames_to_uint8(frames).cpu().numpy(), depth_m.float().cpu().numpy()
-        *covered, bright = torch.cat([coverage, frames.float().mean().view(1).to(coverage)]).tolist()
+        *covered, bright = torch.cat([coverage, frames.mean(dtype=coverage.dtype).view(1)]).tolist()
         if not np.isfinite(bright):
             raise ValueError(
                 "the network drew what is no number, and nothing has moved: its weights are damaged, or too large for "
