@@ -25,7 +25,7 @@ record: $(CORE)
 train: $(DEV)
 	$(BIN)/mosaic-gym train codec
 	$(BIN)/mosaic-gym train depth
-	$(BIN)/mosaic-gym train outcome
+	$(BIN)/mosaic-gym train reward-heads
 	$(BIN)/mosaic-gym train atlas
 	$(BIN)/mosaic-gym train world
 

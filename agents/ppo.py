@@ -34,7 +34,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     face = {"max_episode_steps": LIMIT, "observation": "image" if asked.task == "explore" else "dict"}
     # With a goal, a script walks before every episode, and all members would wait for it.
-    task = asked.task if asked.task == "explore" else mosaic_gym.FixedScenes(asked.task, asked.scenes)
+    task = asked.task if asked.task == "explore" else mosaic_gym.FixedStarts(asked.task, asked.scenes)
     dream = VecMonitor(mosaic_gym.make_sb3(asked.members, task=task, **face))
     engine = gym.make("MosaicWorldReal-v0", task=asked.task, **face)
     policy = "CnnPolicy" if asked.task == "explore" else "MultiInputPolicy"

@@ -11,9 +11,9 @@ import argparse
 import gymnasium as gym
 import numpy as np
 
-from mosaic_gym import ACTIONS, thrust_towards_depth
+from mosaic_gym import ACTIONS, steer_towards_depth
 
-THRUSTS = np.array(list(ACTIONS.values()))
+ACTION_VECTORS = np.array(list(ACTIONS.values()))
 
 
 class Explorer:
@@ -24,14 +24,14 @@ class Explorer:
     """
 
     def __init__(self, seed: int) -> None:
-        self.rng, self.last = np.random.default_rng(seed), THRUSTS[0]
+        self.rng, self.last = np.random.default_rng(seed), ACTION_VECTORS[0]
 
     def choose(self, seen: dict[str, np.ndarray]) -> int:
         """The discrete action that is nearest to a walk towards where the depth image is deep."""
-        wanted = thrust_towards_depth(seen["depth"], self.rng)
+        wanted = steer_towards_depth(seen["depth"], self.rng)
         turning = wanted[0] == 0.0 and self.last[0] == 0.0 and self.last[2] != 0.0
         self.last = self.last if turning else wanted
-        return int(np.square(THRUSTS - self.last).sum(-1).argmin())
+        return int(np.square(ACTION_VECTORS - self.last).sum(-1).argmin())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Plan towards a goal image: fork the present, imagine futures, take the one that ends most like the goal.
 
-    python examples/04_plan_with_forks.py
+python examples/04_plan_with_forks.py
 """
 
 import gymnasium as gym

@@ -6,8 +6,8 @@ out=${1:-out/my_world}
 mosaic-gym record --out "$out/data" --scenario health_gathering_supreme --episodes 20 --steps-per-episode 40
 mosaic-gym train codec --data "$out/data" --out "$out/codec"
 mosaic-gym train depth --data "$out/data" --out "$out/depth" --minutes 2
-mosaic-gym train outcome --data "$out/data" --out "$out/outcome" --minutes 1
+mosaic-gym train reward-heads --data "$out/data" --out "$out/reward_heads" --minutes 1
 mosaic-gym train atlas --data "$out/data" --out "$out/atlas" --minutes 3
 mosaic-gym train world --data "$out/data" --codec "$out/codec" --depth "$out/depth/weights" \
-    --outcome "$out/outcome/weights" --atlas "$out/atlas/weights" --out "$out/world" --minutes 5
+    --reward-heads "$out/reward_heads/weights" --atlas "$out/atlas/weights" --out "$out/world" --minutes 5
 mosaic-gym play --checkpoint "$out/world/weights" --scenario health_gathering_supreme --compare

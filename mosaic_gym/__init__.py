@@ -6,8 +6,8 @@ engine it was trained on). Networks and engines load when an environment is made
 
 from gymnasium.envs.registration import register as _register
 
-from mosaic_gym.data.explore import thrust_towards_depth
-from mosaic_gym.envs.tasks import FixedScenes
+from mosaic_gym.data.explore import steer_towards_depth
+from mosaic_gym.envs.tasks import FixedStarts
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.imagination import imagine
 from mosaic_gym.planning import Planner, Search
@@ -19,7 +19,7 @@ __all__ = [
     "ACTIONS",
     "Control",
     "FRAMES_PER_STEP",
-    "FixedScenes",
+    "FixedStarts",
     "Planner",
     "Pose",
     "Search",
@@ -34,7 +34,7 @@ __all__ = [
     "make_sb3",
     "make_world",
     "pose_at",
-    "thrust_towards_depth",
+    "steer_towards_depth",
 ]
 
 
@@ -50,8 +50,8 @@ def make_sb3(num_envs: int, **kwargs):
 
 _register(
     "MosaicWorld-v0",
-    entry_point="mosaic_gym.envs.mosaic_env:make_dream",
-    vector_entry_point="mosaic_gym.envs.vector_env:make_dreams",
+    entry_point="mosaic_gym.envs.mosaic_env:make_learned_env",
+    vector_entry_point="mosaic_gym.envs.vector_env:make_learned_vector_env",
     max_episode_steps=256,
 )
-_register("MosaicWorldReal-v0", entry_point="mosaic_gym.envs.mosaic_env:make_real", max_episode_steps=256)
+_register("MosaicWorldReal-v0", entry_point="mosaic_gym.envs.mosaic_env:make_simulator_env", max_episode_steps=256)

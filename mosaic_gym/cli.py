@@ -48,14 +48,24 @@ COMMANDS: dict[str, Command] = {
     "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "learn the recorded map by heart", LOG),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator", LOG),
-    "train outcome": Command("mosaic_gym.training.outcome", "Config", "train", "train heads for reward and end", LOG),
+    "train reward-heads": Command(
+        "mosaic_gym.training.reward_heads", "Config", "train", "train heads for reward and end", LOG
+    ),
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model", LOG),
     "train world --from": Command(
-        "mosaic_gym.training.finetune", "Config", "train", "fine-tune a pretrained Wan", LOG,
+        "mosaic_gym.training.finetune",
+        "Config",
+        "train",
+        "fine-tune a pretrained Wan",
+        LOG,
         f"{ROOM}, or train adapters (without --full); samples are run one at a time, whatever the batch",
     ),
     "train student": Command(
-        "mosaic_gym.training.distill", "Config", "train", "distil Wan to few causal steps", LOG,
+        "mosaic_gym.training.distill",
+        "Config",
+        "train",
+        "distil Wan to few causal steps",
+        LOG,
         f"{ROOM}; samples are run one at a time",
     ),
     "evaluate atlas": Command("mosaic_gym.evaluation.atlas", "Config", "evaluate", "what is known of the map"),

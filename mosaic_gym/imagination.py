@@ -24,7 +24,7 @@ def imagine(
     horizon: int | None = None,
     *,
     task: Any = None,
-    progress: Any = None,
+    task_state: Any = None,
     pixels: bool = True,
 ) -> TensorDict:
     """Futures of one state, or of several, as a TensorDict of batch size [B, H].
@@ -70,33 +70,33 @@ def imagine(
             raise TypeError(f"imagine begins from states, such as env.unwrapped.state; got {type(each).__name__}")
     if horizon is not None:
         check_whole("horizon", horizon)
-    thrusts = None if callable(act) else _check_thrusts(act, len(state) if many else None, horizon)
-    if thrusts is None and horizon is None:
+    action_vectors = None if callable(act) else _check_action_vectors(act, len(state) if many else None, horizon)
+    if action_vectors is None and horizon is None:
         raise ValueError("a policy needs a horizon: how many steps to imagine")
-    horizon = thrusts.shape[1] if horizon is None else horizon
+    horizon = action_vectors.shape[1] if horizon is None else horizon
     if horizon < 1:
         raise ValueError(f"horizon is at least 1 step; got {horizon}")
     if task is not None and not callable(getattr(task, "judge", None)):
         raise TypeError(f"a task is an object that judges views, such as env.unwrapped.task; got {task!r}")
-    if thrusts is None and not pixels:
+    if action_vectors is None and not pixels:
         raise ValueError("a policy looks at frames: imagine with pixels=True, or give thrusts [B, H, 3]")
     if task is not None and not pixels:
         raise ValueError("a task judges what is seen: imagine with pixels=True, or compute the cost from the latents")
-    count = len(state) if many else 1 if thrusts is None else len(thrusts)
+    count = len(state) if many else 1 if action_vectors is None else len(action_vectors)
     states = list(state) if many else [state] * count
     if not states:
         raise ValueError("imagine needs at least one state")
-    progresses = _progresses(task, progress, count, many)
-    frames = None if thrusts is not None else np.stack([world.look(state) for state in states])
+    task_states = _task_states(task, task_state, count, many)
+    frames = None if action_vectors is not None else np.stack([world.look(state) for state in states])
     kept, ended = [], np.zeros(count, dtype=bool)
     for step in range(horizon):
-        taken = thrusts[:, step] if thrusts is not None else _ask(act, frames, count)
+        taken = action_vectors[:, step] if action_vectors is not None else _ask(act, frames, count)
         if pixels:
             states, shown = world.step(states, taken)
             frames = np.stack([view.frames[-1] for view in shown])
         else:
             states, shown = world.foresee(states, taken)
-        rewards, ends = _judge(task, progresses, shown, ended)
+        rewards, ends = _evaluate(task, task_states, shown, ended)
         ended = ended | ends
         kept.append(_row(states, shown, taken, rewards, ended.copy(), pixels))
     return _stack(kept, count, horizon, getattr(world, "device", None))
@@ -108,30 +108,30 @@ def check_whole(name: str, value: object) -> None:
         raise TypeError(f"{name} is a whole number; got {value!r}")
 
 
-def _progresses(task: Any, progress: Any, count: int, many: bool) -> list[Any]:
+def _task_states(task: Any, task_state: Any, count: int, many: bool) -> list[Any]:
     """What the task remembers of each future's past."""
-    if progress is None and getattr(task, "remembers", False):
+    if task_state is None and getattr(task, "remembers", False):
         raise ValueError(
             f"{type(task).__name__} judges by what it remembers of the episode: give progress="
-            f"{'[episode.progress for each state]' if many else 'env.unwrapped.episode.progress'}"
+            f"{'[episode.task_state for each state]' if many else 'env.unwrapped.episode.progress'}"
         )
-    if progress is None or not many:
-        return [progress] * count
-    if not isinstance(progress, list | tuple) or len(progress) != count:
-        found = f"{len(progress)}" if isinstance(progress, list | tuple) else f"a {type(progress).__name__}"
+    if task_state is None or not many:
+        return [task_state] * count
+    if not isinstance(task_state, list | tuple) or len(task_state) != count:
+        found = f"{len(task_state)}" if isinstance(task_state, list | tuple) else f"a {type(task_state).__name__}"
         raise ValueError(f"{count} states have {count} progresses, a list with one for each; got {found}")
-    return list(progress)
+    return list(task_state)
 
 
-def _check_thrusts(act: Any, states: int | None, horizon: int | None) -> np.ndarray:
-    thrusts = np.asarray(act, dtype=np.float64)
-    if thrusts.ndim != 3 or thrusts.shape[-1] != 3 or 0 in thrusts.shape:
-        raise ValueError(f"actions are thrusts [B, H, 3], B and H at least 1; got shape {thrusts.shape}")
-    if states is not None and len(thrusts) != states:
-        raise ValueError(f"{states} states take actions [{states}, H, 3]; got shape {thrusts.shape}")
-    if horizon is not None and thrusts.shape[1] != horizon:
-        raise ValueError(f"actions are for {thrusts.shape[1]} steps, the horizon says {horizon}")
-    return np.stack([[check_action(action) for action in row] for row in thrusts])
+def _check_action_vectors(act: Any, states: int | None, horizon: int | None) -> np.ndarray:
+    action_vectors = np.asarray(act, dtype=np.float64)
+    if action_vectors.ndim != 3 or action_vectors.shape[-1] != 3 or 0 in action_vectors.shape:
+        raise ValueError(f"actions are thrusts [B, H, 3], B and H at least 1; got shape {action_vectors.shape}")
+    if states is not None and len(action_vectors) != states:
+        raise ValueError(f"{states} states take actions [{states}, H, 3]; got shape {action_vectors.shape}")
+    if horizon is not None and action_vectors.shape[1] != horizon:
+        raise ValueError(f"actions are for {action_vectors.shape[1]} steps, the horizon says {horizon}")
+    return np.stack([[check_action(action) for action in row] for row in action_vectors])
 
 
 def _ask(policy: Policy, frames: np.ndarray, count: int) -> np.ndarray:
@@ -141,8 +141,8 @@ def _ask(policy: Policy, frames: np.ndarray, count: int) -> np.ndarray:
     return np.stack([check_action(action) for action in taken])
 
 
-def _judge(
-    task: Any, progresses: list[Any], shown: Sequence[Any], ended: np.ndarray
+def _evaluate(
+    task: Any, task_states: list[Any], shown: Sequence[Any], ended: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and ends of this step; progress moves on in place."""
     rewards, ends = np.zeros(len(shown), dtype=np.float32), np.zeros(len(shown), dtype=bool)
@@ -152,9 +152,9 @@ def _judge(
         if task is None:
             rewards[i], ends[i] = view.reward, view.terminated
         else:
-            judgement = task.judge(progresses[i], view)
-            progresses[i] = judgement.progress
-            rewards[i], ends[i] = judgement.reward, judgement.terminated or view.terminated
+            task_step = task.evaluate(task_states[i], view)
+            task_states[i] = task_step.task_state
+            rewards[i], ends[i] = task_step.reward, task_step.terminated or view.terminated
     return rewards, ends
 
 
@@ -171,7 +171,7 @@ def _row(
     if pixels:
         seen = torch.from_numpy(np.stack([view.frames for view in shown]))
     else:
-        seen = torch.stack([glimpse.latent for glimpse in shown])
+        seen = torch.stack([observation.latent for observation in shown])
     return {
         "frames" if pixels else "latents": seen,
         "pose": torch.tensor(np.stack([state.pose.world_from_camera for state in states]), dtype=torch.float32),

@@ -182,7 +182,7 @@ def play(config: PlayConfig) -> int:
         memory=config.memory,
         prompt=config.prompt,
     )
-    engine = _engine_beside(dream, config.scenario) if config.compare else None
+    engine = _simulator_beside(dream, config.scenario) if config.compare else None
     stage = Stage(dream, engine)
     try:
         return walk(stage, config)
@@ -190,10 +190,10 @@ def play(config: PlayConfig) -> int:
         stage.close()
 
 
-def _engine_beside(dream: gym.Env, scenario: str | None) -> gym.Env:
+def _simulator_beside(dream: gym.Env, scenario: str | None) -> gym.Env:
     """The engine, whose body moves as the dream's does."""
-    from mosaic_gym.evaluation.paths import engine_of
+    from mosaic_gym.evaluation.paths import simulator_of
 
     settings = dream.unwrapped.world.model.settings
-    engine = engine_of(settings if scenario is None else replace(settings, scenario=scenario))
+    engine = simulator_of(settings if scenario is None else replace(settings, scenario=scenario))
     return WorldEnv(engine, action_space="continuous", options=("goal", "pose"))

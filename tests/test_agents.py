@@ -31,7 +31,7 @@ def test_the_commands_of_the_shell_example_take_their_options():
     lines = source.replace("\\\n", " ").replace("${1:-out/my_world}", "out").replace("$out", "out").splitlines()
     commands = [words[1:] for line in lines if (words := shlex.split(line, comments=True)) and words[0] == "mosaic-gym"]
     assert [words[:2] for words in commands[1:-1]] == [
-        ["train", name] for name in ("codec", "depth", "outcome", "atlas", "world")
+        ["train", name] for name in ("codec", "depth", "reward-heads", "atlas", "world")
     ]
     written = {}
     for words in commands:
@@ -42,6 +42,6 @@ def test_the_commands_of_the_shell_example_take_their_options():
     # What one recipe writes, the next is told to read.
     world = written["train world"]
     assert world.data == written["record"].out and world.codec == written["train codec"].out
-    for part in ("depth", "outcome", "atlas"):
-        assert getattr(world, part) == written[f"train {part}"].out / "weights"
+    for part in ("depth", "reward_heads", "atlas"):
+        assert getattr(world, part) == written[f"train {part.replace('_', '-')}"].out / "weights"
     assert Path(written["play"].checkpoint) == world.out / "weights"

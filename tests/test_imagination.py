@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mosaic_gym import Start, imagine, make_world
-from mosaic_gym.envs.tasks import ExploreTask, GoalTask, Scene, place_of
+from mosaic_gym.envs.tasks import ExploreTask, GoalTask, StartAndGoal, place_of
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
@@ -24,7 +24,7 @@ def test_futures_are_stacked_by_future_and_step():
     actions[1] *= -1.0
     task = ExploreTask()
     futures = imagine(
-        world, state, actions, task=task, progress=task.begin(Scene(state, view, view.frames[-1]))
+        world, state, actions, task=task, task_state=task.begin(StartAndGoal(state, view, view.frames[-1]))
     )
     assert futures.batch_size == torch.Size([2, 3])
     assert futures["frames"].shape == (2, 3, 4, 40, 64, 3) and futures["frames"].dtype == torch.uint8
@@ -39,10 +39,10 @@ def test_an_ended_future_is_paid_no_more():
     class OnceTask(ExploreTask):
         remembers = False
 
-        def judge(self, progress, view):
-            from mosaic_gym.envs.tasks import Judgement
+        def evaluate(self, task_state, view):
+            from mosaic_gym.envs.tasks import TaskStep
 
-            return Judgement(progress, 1.0, view.frames[0, 0, 0, 0] >= 8)
+            return TaskStep(task_state, 1.0, view.frames[0, 0, 0, 0] >= 8)
 
     world = CountingWorld()
     state, _ = world.start(Start(seed=0))
@@ -61,14 +61,14 @@ def test_without_a_task_the_worlds_own_reward_and_end_are_kept():
 
 def test_a_dream_keeps_the_rewards_that_it_predicts():
     model = tiny_model()
-    model.outcome.tell.bias.data.copy_(torch.tensor([-12.0, 0.0, 12.0, -12.0]))  # surely a gain, and no end
+    model.reward_heads.tell.bias.data.copy_(torch.tensor([-12.0, 0.0, 12.0, -12.0]))  # surely a gain, and no end
     world = MosaicWorld(model)
     state, _ = world.start(Start(seed=1))
-    assert world.pays and (imagine(world, state, AHEAD)["reward"] == 1.0).all()
+    assert world.has_rewards and (imagine(world, state, AHEAD)["reward"] == 1.0).all()
     latents = imagine(world, state, AHEAD, pixels=False)
     assert not latents["reward"].any() and not latents["terminated"].any()
-    model.outcome = None
-    assert not world.pays and not imagine(world, state, AHEAD)["reward"].any()
+    model.reward_heads = None
+    assert not world.has_rewards and not imagine(world, state, AHEAD)["reward"].any()
 
 
 def test_a_dream_imagines_what_it_then_lives():
@@ -187,16 +187,16 @@ def test_every_state_is_judged_by_what_the_task_remembers_of_it():
     world, task = CountingWorld(), GoalTask()
     state, view = world.start(Start(seed=0))
     x, z = place_of(view)
-    progresses = [{"goal_m": [x + metres, z], "left_m": metres} for metres in (0.2, 3.0)]
-    futures = imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, progress=progresses)
+    task_states = [{"goal_m": [x + metres, z], "left_m": metres} for metres in (0.2, 3.0)]
+    futures = imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, task_state=task_states)
     assert futures["terminated"][:, 0].tolist() == [True, False]
     for wrong, said in (
         (None, "GoalTask judges by what it remembers of the episode: give progress="),
-        (progresses[0], "a list with one for each; got a dict"),
-        (progresses[:1], "2 states have 2 progresses, a list with one for each; got 1"),
+        (task_states[0], "a list with one for each; got a dict"),
+        (task_states[:1], "2 states have 2 progresses, a list with one for each; got 1"),
     ):
         with pytest.raises(ValueError, match=said):
-            imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, progress=wrong)
+            imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, task_state=wrong)
     with pytest.raises(ValueError, match=r"give progress=env.unwrapped.episode.progress"):
         imagine(world, state, AHEAD, task=task)
 

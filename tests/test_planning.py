@@ -35,8 +35,8 @@ def test_a_planner_finds_the_known_optimum(method):
 def test_a_planner_goes_on_as_fast_as_the_body_that_it_watched():
     control, world = Control(), CountingWorld()
     state, view = world.start(Start(seed=0))
-    for thrust in ([1.0, 0.0, 0.3], [0.5, 1.0, -0.2], [0.0, 0.0, 0.0]):
-        (state,), (view,) = world.step([state], np.array([thrust]))
+    for action_vector in ([1.0, 0.0, 0.3], [0.5, 1.0, -0.2], [0.0, 0.0, 0.0]):
+        (state,), (view,) = world.step([state], np.array([action_vector]))
         (*_, last) = poses_of(view, control)
         np.testing.assert_allclose(last.velocity_m, state.pose.velocity_m, atol=1e-12)
         np.testing.assert_array_equal(last.world_from_camera, state.pose.world_from_camera)

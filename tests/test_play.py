@@ -6,7 +6,7 @@ import pygame
 import pytest
 
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.play import GAP_PX, Keyboard, PlayConfig, Stage, _engine_beside, walk
+from mosaic_gym.play import GAP_PX, Keyboard, PlayConfig, Stage, _simulator_beside, walk
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 from .envs.counting_world import CountingWorld
@@ -111,7 +111,7 @@ def test_the_engine_is_the_one_that_the_checkpoint_was_trained_on(monkeypatch):
 
     monkeypatch.setattr("mosaic_gym.evaluation.paths.DoomWorld", opened)
     for asked in (None, "my_way_home"):
-        _engine_beside(dream, asked)
+        _simulator_beside(dream, asked)
     assert [scenario for scenario, *_ in made] == ["take_cover", "my_way_home"]
     assert all(given[3].turn_rad == 0.1 for given in made)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mosaic_gym.cli import parse, split
-from mosaic_gym.envs.mosaic_env import make_dream
-from mosaic_gym.model.wan import WanOptions
+from mosaic_gym.envs.mosaic_env import make_learned_env
+from mosaic_gym.model.wan.pipeline import WanOptions
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -60,7 +60,7 @@ def defaults(head: str) -> dict[str, object]:
 
 
 def test_the_table_of_arguments_is_what_the_environment_takes():
-    taken = inspect.signature(make_dream).parameters.values()
+    taken = inspect.signature(make_learned_env).parameters.values()
     assert defaults("argument of `gym.make`") == {each.name: each.default for each in taken}
 
 

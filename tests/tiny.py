@@ -14,8 +14,8 @@ from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth
-from mosaic_gym.model.detail import DetailNet
-from mosaic_gym.model.outcome import OutcomeHeads
+from mosaic_gym.model.refiner import Refiner
+from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -52,8 +52,8 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
         metres_per_unit=4.0,
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.05)
-    detail = DetailNet(widths=(8, 8, 8))
-    torch.nn.init.normal_(detail.head.weight, std=0.05)
+    refiner = Refiner(widths=(8, 8, 8))
+    torch.nn.init.normal_(refiner.head.weight, std=0.05)
     settings = WorldSettings(
         height=size[0],
         width=size[1],
@@ -65,7 +65,7 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
     return WorldModel(
         settings,
         transformer,
-        detail,
+        refiner,
         codec,
         ByteTextEncoder(width=16, length=96, outputs=2),
         ConvDepth(widths=(8, 8, 16)),
@@ -77,9 +77,9 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
     )
 
 
-def tiny_outcome() -> OutcomeHeads:
+def tiny_outcome() -> RewardTerminationHeads:
     """Heads that mostly say: a small loss, and no end."""
-    heads = OutcomeHeads(widths=(8, 8))
+    heads = RewardTerminationHeads(widths=(8, 8))
     heads.reward_values.copy_(torch.tensor([-0.25, 0.0, 1.0]))
     torch.nn.init.zeros_(heads.tell.weight)
     heads.tell.bias.data.copy_(torch.tensor([6.0, 0.0, 0.0, -12.0]))

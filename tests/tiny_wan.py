@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from mosaic_gym.memory.mosaic import Recall, recall
+from mosaic_gym.memory.mosaic import Retrieved, retrieve
 from mosaic_gym.model.tokens import Context
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.model.wan_codec import WanCodec
+from mosaic_gym.model.wan.codec import WanCodec
+from mosaic_gym.model.wan.pipeline import WanOptions
 
 STRIDE, CHANNELS, TEXT = 16, 6, 32
 SIZE = (64, 96)
@@ -43,9 +43,7 @@ def tiny_vae(seed: int = 1) -> AutoencoderKLWan:
     )  # fmt: skip
 
 
-def tiny_pipeline(
-    transformer: WanTransformer3DModel | None = None, text_width: int = TEXT
-) -> WanImageToVideoPipeline:
+def tiny_pipeline(transformer: WanTransformer3DModel | None = None, text_width: int = TEXT) -> WanImageToVideoPipeline:
     """All of TI2V's components."""
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {word: i + 3 for i, word in enumerate("a room hall red".split())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -90,10 +88,10 @@ def in_ours(wan, **kwargs) -> MosaicTransformer3DModel:
     return ours
 
 
-def nothing_recalled(cameras: torch.Tensor) -> Recall:
+def nothing_retrieved(cameras: torch.Tensor) -> Retrieved:
     """What an empty memory gives for cameras `[b, t, 4, 4, 4]`."""
     views = cameras.flatten(0, 1).float()
-    return recall([()] * len(views), views, K, WanCodec(tiny_vae()), (CHANNELS, *GRID), 0, 0, 2)
+    return retrieve([()] * len(views), views, K, WanCodec(tiny_vae()), (CHANNELS, *GRID), 0, 0, 2)
 
 
 def context_for(
@@ -101,4 +99,4 @@ def context_for(
 ) -> Context:
     cameras = torch.eye(4, dtype=history.dtype).expand(len(history), frames, 4, 4, 4)
     k = K.to(history.dtype).expand(len(history), 3, 3)
-    return ours.read(history, cameras[:, :1], nothing_recalled(cameras), cameras, k, SIZE, text, once)
+    return ours.read(history, cameras[:, :1], nothing_retrieved(cameras), cameras, k, SIZE, text, once)

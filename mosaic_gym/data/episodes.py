@@ -1,8 +1,8 @@
 """Episodes on disk: one folder each, memory-mapped TensorDicts, whole or not there.
 
-    ROOT/{train,heldout}/SEED/
-      *.memmap, meta.json   the TensorDict, batch size [S] (steps): see `EpisodeStore.load`
-      episode.json          what the numbers mean: scenario, seed, K, label names, captions
+ROOT/{train,heldout}/SEED/
+  *.memmap, meta.json   the TensorDict, batch size [S] (steps): see `EpisodeStore.load`
+  episode.json          what the numbers mean: scenario, seed, K, label names, captions
 """
 
 from __future__ import annotations

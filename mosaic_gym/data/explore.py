@@ -35,7 +35,7 @@ def before_m(columns: np.ndarray, share: int = 4) -> float:
     return columns[(share - 1) * width // (2 * share) : (share + 1) * width // (2 * share)].min()
 
 
-def thrust_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def steer_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The next thrust of a walker that goes ahead where it is deep, and turns where it is not.
 
     Args:
@@ -164,6 +164,6 @@ class Explorer:
         rotation = before[:3, :3].T @ after[:3, :3]
         turn = np.arctan2(rotation[0, 2], rotation[2, 2]) / (FRAMES_PER_STEP * control.turn_rad)
         pace_m = (before[:3, :3].T @ (after[:3, 3] - before[:3, 3])) / FRAMES_PER_STEP
-        top_forward = control.thrust_forward_m / (1 - control.friction)
-        top_strafe = control.thrust_strafe_m / (1 - control.friction)
+        top_forward = control.forward_acceleration_m / (1 - control.friction)
+        top_strafe = control.strafe_acceleration_m / (1 - control.friction)
         return np.clip(np.array([pace_m[2] / top_forward, pace_m[0] / top_strafe, turn]), -1.0, 1.0)

@@ -25,24 +25,24 @@ class Rules:
 
     Attributes:
         max_steps: after so many; None never.
-        least_coverage: when memory (see `View.coverage`) has covered less than this share of the view for `patience`
+        min_coverage: when memory (see `View.coverage`) has covered less than this share of the view for `patience`
             steps on end, and the place is on no map (`View.on_map`): the dream has left what it knows, and a policy
             paid for going on learns to live in made-up places. None never.
         patience: steps.
     """
 
     max_steps: int | None = None
-    least_coverage: float | None = None
-    patience: int = 8
+    min_coverage: float | None = None
+    min_coverage_patience: int = 8
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and not (is_whole(self.max_steps) and self.max_steps >= 1):
             raise ValueError(f"the steps of an episode are a whole number from 1, or None; got {self.max_steps!r}")
-        least = self.least_coverage
+        least = self.min_coverage
         if least is not None and not (is_finite(least) and 0.0 < least <= 1.0):
-            raise ValueError(f"least_coverage is a share above 0 and up to 1, or None; got {least}")
-        if not (is_whole(self.patience) and self.patience >= 1):
-            raise ValueError(f"patience is a whole number of steps from 1; got {self.patience!r}")
+            raise ValueError(f"min_coverage is a share above 0 and up to 1, or None; got {least}")
+        if not (is_whole(self.min_coverage_patience) and self.min_coverage_patience >= 1):
+            raise ValueError(f"patience is a whole number of steps from 1; got {self.min_coverage_patience!r}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Episode:
     state: State
     view: View
     goal: np.ndarray
-    progress: Any
+    task_state: Any
     steps: int = 0
     unsure_steps: int = 0
     reward: float = 0.0
@@ -137,7 +137,7 @@ def begin(
         )
         for options, seed, rng in zip(asked, seeds, drawn, strict=True)
     ]
-    scenes = task.set_scenes(world, starts)
+    scenes = task.sample_start_and_goal(world, starts)
     episodes = [
         Episode(
             scene.state,
@@ -161,28 +161,29 @@ def check_seed(seed: Any) -> int:
 
 
 def advance(
-    world: World, task: Task, rules: Rules, episodes: Sequence[Episode], thrusts: np.ndarray
+    world: World, task: Task, rules: Rules, episodes: Sequence[Episode], action_vectors: np.ndarray
 ) -> list[Episode]:
     """The episodes one step on, in one call of the world; thrusts `[n, 3]`."""
-    states, views = world.step([episode.state for episode in episodes], thrusts)
+    states, views = world.step([episode.state for episode in episodes], action_vectors)
     advanced = []
     for episode, state, view in zip(episodes, states, views, strict=True):
-        judgement = task.judge(episode.progress, view)
+        task_step = task.evaluate(episode.task_state, view)
         steps = episode.steps + 1
-        unsure = rules.least_coverage is not None and view.coverage < rules.least_coverage and not view.on_map
+        unsure = rules.min_coverage is not None and view.coverage < rules.min_coverage and not view.on_map
         unsure_steps = episode.unsure_steps + 1 if unsure else 0
         advanced.append(
             replace(
                 episode,
                 state=state,
                 view=view,
-                progress=judgement.progress,
+                task_state=task_step.task_state,
                 steps=steps,
                 unsure_steps=unsure_steps,
-                reward=float(judgement.reward),
-                terminated=bool(judgement.terminated or view.terminated),
-                success=None if judgement.success is None else bool(judgement.success),
-                truncated=(rules.max_steps is not None and steps >= rules.max_steps) or unsure_steps >= rules.patience,
+                reward=float(task_step.reward),
+                terminated=bool(task_step.terminated or view.terminated),
+                success=None if task_step.success is None else bool(task_step.success),
+                truncated=(rules.max_steps is not None and steps >= rules.max_steps)
+                or unsure_steps >= rules.min_coverage_patience,
             )
         )
     return advanced

@@ -12,10 +12,10 @@ from gymnasium.error import ResetNeeded
 
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
-from mosaic_gym.envs.mosaic_env import check_faces, check_pays, check_takes_prompt, honoured
+from mosaic_gym.envs.mosaic_env import check_faces, check_has_rewards, check_takes_prompt, honoured
 from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
-from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, thrust_of
+from mosaic_gym.envs.spaces import action_vector_of, make_action_space, make_observation_space, observe
 from mosaic_gym.envs.tasks import Task, make_task
 from mosaic_gym.geometry.control import is_whole
 from mosaic_gym.worlds.protocol import World
@@ -75,7 +75,7 @@ class Members:
         """
         task = make_task(task)
         check_faces(*self._faces, None, task)
-        check_pays(self.world, task)
+        check_has_rewards(self.world, task)
         self.task, self.options = task, honoured(self._options, self._faces[1], task)
         self.episodes = [None] * len(self)
 
@@ -140,7 +140,7 @@ class Members:
             raise ResetNeeded(f"the episodes of members {missing} have not begun: reset them first")
         return [self.episodes[i] for i in indices]
 
-    def thrusts(self, actions: Iterable[Any], indices: Sequence[int]) -> np.ndarray:
+    def action_vectors(self, actions: Iterable[Any], indices: Sequence[int]) -> np.ndarray:
         """`[len(indices), 3]`, of one action a member: what some of them are to do. The others' are not looked at.
 
         Raises:
@@ -152,9 +152,9 @@ class Members:
             raise ValueError(f"{len(self)} members take {len(self)} actions, one each; got {actions!r}") from error
         if len(actions) != len(self):
             raise ValueError(f"{len(self)} members take {len(self)} actions; got {len(actions)}")
-        return np.array([thrust_of(self.action_space, actions[i]) for i in indices]).reshape(-1, 3)
+        return np.array([action_vector_of(self.action_space, actions[i]) for i in indices]).reshape(-1, 3)
 
-    def advanced(self, indices: Sequence[int], thrusts: np.ndarray) -> list[Episode]:
+    def advanced(self, indices: Sequence[int], action_vectors: np.ndarray) -> list[Episode]:
         """The episodes of some members one step on, in one call of the world; thrusts `[len(indices), 3]`.
 
         Members stay where they are until `keep` puts these in place: a step may still fail when it begins others anew,
@@ -167,7 +167,7 @@ class Members:
         for i, episode in zip(indices, present, strict=True):
             if episode.ended:
                 raise ResetNeeded(f"cannot step, the episode of member {i} has ended: reset it first")
-        return advance(self.world, self.task, self.rules, present, thrusts) if present else []
+        return advance(self.world, self.task, self.rules, present, action_vectors) if present else []
 
     def observe(self, i: int) -> Any:
         """The observation of a member."""

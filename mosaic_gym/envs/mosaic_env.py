@@ -1,6 +1,6 @@
 """The environment: any world behind Gymnasium's face.
 
-`make_dream` and `make_real` are the entry points of `MosaicWorld-v0` and `MosaicWorldReal-v0`:
+`make_learned_env` and `make_simulator_env` are the entry points of `MosaicWorld-v0` and `MosaicWorldReal-v0`:
 the same environment, over the learned world and over the engine.
 """
 
@@ -19,8 +19,8 @@ from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import Episode, Rules, advance, begin
 from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
-from mosaic_gym.envs.spaces import make_action_space, make_observation_space, observe, one_of, thrust_of
-from mosaic_gym.envs.tasks import EngineTask, Task, judging, make_task
+from mosaic_gym.envs.spaces import action_vector_of, make_action_space, make_observation_space, observe, one_of
+from mosaic_gym.envs.tasks import SimulatorTask, Task, make_task, unwrap_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.worlds.protocol import State, View, World, check_temperature
@@ -29,7 +29,7 @@ from mosaic_gym.worlds.registry import make_world
 FRAMES_PER_SECOND = 35.0
 """Doom's tics: the pace at which the four frames of a step are meant to be seen."""
 DENOISING_STEPS = range(1, 101)
-ENGINE_SIZE = (64, 64)
+SIMULATOR_SIZE = (64, 64)
 """Height and width of the engine's frames when no resolution is asked for, pixels."""
 
 
@@ -69,7 +69,7 @@ class WorldEnv(gym.Env):
     ) -> None:
         self.task = make_task(task)
         check_faces(action_space, observation, render_mode, self.task)
-        check_pays(world, self.task)
+        check_has_rewards(world, self.task)
         self.world = world
         self.rules = rules
         self.action_space = make_action_space(action_space)
@@ -113,8 +113,8 @@ class WorldEnv(gym.Env):
         if self.episode is None or self.episode.ended:
             why = "the episode has ended" if self.episode else "no episode has begun"
             raise ResetNeeded(f"cannot step, {why}: call reset() first")
-        thrust = thrust_of(self.action_space, action)
-        (self.episode,) = advance(self.world, self.task, self.rules, [self.episode], thrust[None])
+        action_vector = action_vector_of(self.action_space, action)
+        (self.episode,) = advance(self.world, self.task, self.rules, [self.episode], action_vector[None])
         self._show()
         now = self.episode
         observation = observe(self.observation_space, now.view, now.goal)
@@ -207,7 +207,7 @@ class WorldEnv(gym.Env):
             self._window.show(frame, FRAMES_PER_SECOND)
 
 
-def make_dream(
+def make_learned_env(
     checkpoint: str = "doom-tiny",
     device: str = "cpu",
     resolution: int | Sequence[int] | None = None,
@@ -219,8 +219,8 @@ def make_dream(
     task: str | Task = "explore",
     collision: bool = True,
     temperature: float = 1.0,
-    least_coverage: float | None = None,
-    patience: int = 8,
+    min_coverage: float | None = None,
+    min_coverage_patience: int = 8,
     loading: Mapping[str, Any] | None = None,
     render_mode: str | None = None,
 ) -> WorldEnv:
@@ -240,23 +240,23 @@ def make_dream(
             end as the heads predict them; or an object.
         collision: whether the body stops at lifted geometry, and at the map's walls, and slides along them.
         temperature: of the draw of the game's own reward and end; 0 takes the likelier.
-        least_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
+        min_coverage, patience: truncate an episode whose views memory has covered less than this share of for so
             many steps on end, where its place is on no map that the checkpoint knows; None never does.
-        loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.WanOptions`.
+        loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.pipeline.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
 
     Raises:
-        ValueError, TypeError: as `open_dream`.
+        ValueError, TypeError: as `open_learned_world`.
     """
-    world, faces = open_dream(locals())
+    world, faces = open_learned_world(locals())
     return WorldEnv(world, render_mode=render_mode, **faces)
 
 
-def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[World, dict[str, Any]]:
-    """The learned world behind `make_dream`'s arguments, and what `WorldEnv` and `Members` are told beside it.
+def open_learned_world(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[World, dict[str, Any]]:
+    """The learned world behind `make_learned_env`'s arguments, and what `WorldEnv` and `Members` are told beside it.
 
     Args:
-        asked: all arguments of `make_dream` by name; checked before anything is loaded.
+        asked: all arguments of `make_learned_env` by name; checked before anything is loaded.
         max_steps: of an episode; None for no limit.
 
     Raises:
@@ -274,9 +274,9 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
         raise ValueError(f"checkpoint is a name, a folder or a hub id; got {asked['checkpoint']!r}")
     if asked["prompt"] is not None:
         check_prompt(asked["prompt"], "prompt")
-    rules = Rules(max_steps, asked["least_coverage"], asked["patience"])
-    if rules.least_coverage is not None and not asked["memory"]:
-        raise ValueError("without memory nothing is covered: least_coverage needs memory=True, or is left out")
+    rules = Rules(max_steps, asked["min_coverage"], asked["patience"])
+    if rules.min_coverage is not None and not asked["memory"]:
+        raise ValueError("without memory nothing is covered: min_coverage needs memory=True, or is left out")
     steps = asked["denoising_steps"]
     if steps is not None and (type(steps) is not int or steps not in DENOISING_STEPS):
         raise ValueError(f"denoising_steps is a whole number from 1 to 100, or None; got {steps!r}")
@@ -300,7 +300,7 @@ def open_dream(asked: Mapping[str, Any], max_steps: int | None = None) -> tuple[
     }
 
 
-def make_real(
+def make_simulator_env(
     scenario: str = "my_way_home",
     resolution: int | Sequence[int] | None = None,
     action_space: str = "discrete",
@@ -324,7 +324,7 @@ def make_real(
     """
     task = make_task(task)
     check_faces(action_space, observation, render_mode, task)
-    height, width = _check_resolution(resolution) or ENGINE_SIZE
+    height, width = _check_resolution(resolution) or SIMULATOR_SIZE
     return WorldEnv(
         # The scenario's own clock would end episodes as if the game were decided; Gymnasium's says that it was time.
         make_world("doom", scenario=scenario, height=height, width=width, timeout_tics=0),
@@ -337,7 +337,7 @@ def make_real(
 
 
 # Gymnasium reads the render modes from the entry point, before an environment exists.
-make_dream.metadata = make_real.metadata = WorldEnv.metadata
+make_learned_env.metadata = make_simulator_env.metadata = WorldEnv.metadata
 
 
 def check_faces(action_space: str, observation: str, render_mode: str | None, task: Task) -> None:
@@ -347,16 +347,16 @@ def check_faces(action_space: str, observation: str, render_mode: str | None, ta
     make_observation_space(observation, 1, 1)
     if render_mode is not None:
         one_of("render_mode", render_mode, tuple(WorldEnv.metadata["render_modes"]))
-    if task.draws_goal and observation != "dict":
+    if task.samples_goal and observation != "dict":
         raise ValueError(f"{type(task).__name__} shows its goal in the observation: use observation='dict'")
 
 
-def check_pays(world: World, task: Task) -> None:
+def check_has_rewards(world: World, task: Task) -> None:
     """Raises ValueError if a task passes on the world's own reward, and the world has none."""
-    if isinstance(judging(task), EngineTask) and not getattr(world, "pays", True):
+    if isinstance(unwrap_task(task), SimulatorTask) and not getattr(world, "pays", True):
         raise ValueError(
             "task='engine' passes on the game's own reward and end, and this checkpoint has no heads that predict "
-            "them (a recorded world gets its own: mosaic-gym train outcome); take another task"
+            "them (a recorded world gets its own: mosaic-gym train reward-heads); take another task"
         )
 
 
@@ -368,7 +368,7 @@ def check_takes_prompt(options: Collection[str]) -> None:
 
 def honoured(options: Collection[str], observation: str, task: Task) -> tuple[str, ...]:
     """The reset options that have an effect: no goal that no observation shows, or that the task draws itself."""
-    return tuple(key for key in options if key != "goal" or (observation == "dict" and not task.draws_goal))
+    return tuple(key for key in options if key != "goal" or (observation == "dict" and not task.samples_goal))
 
 
 def _check_resolution(resolution: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.members import Member, Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.envs.vector_env import check_render_mode, dream_members
+from mosaic_gym.envs.vector_env import check_render_mode, make_members
 
 EPISODE_STEPS = 256
 """Steps of an episode unless `max_episode_steps` says otherwise, as registered with Gymnasium."""
@@ -42,7 +42,7 @@ class MosaicVecEnv(VecEnv):
         check_render_mode(render_mode)
         self.members = members
         self.render_mode = render_mode
-        self._thrusts: np.ndarray | None = None
+        self._action_vectors: np.ndarray | None = None
         super().__init__(len(members), members.observation_space, members.action_space)
         self.metadata = WorldEnv.metadata  # by which recorders know how fast a video is to be played
 
@@ -55,7 +55,7 @@ class MosaicVecEnv(VecEnv):
             ValueError: a wrong seed or option, or a list of another length than members; nothing has changed then.
         """
         self.members.reset(range(self.num_envs), self._seeds, self._options)
-        self._thrusts = None
+        self._action_vectors = None
         self.reset_infos = [episode.info() for episode in self.members.episodes]
         self._reset_seeds()
         self._reset_options()
@@ -63,14 +63,14 @@ class MosaicVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Takes the actions; ValueError if one is none, and nothing has moved then, nor will by actions of before."""
-        self._thrusts = None
-        self._thrusts = self.members.thrusts(actions, range(self.num_envs))
+        self._action_vectors = None
+        self._action_vectors = self.members.action_vectors(actions, range(self.num_envs))
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Moves all members at once, by the actions that `step_async` took; RuntimeError without them."""
-        if self._thrusts is None:
+        if self._action_vectors is None:
             raise RuntimeError("no actions to step by: call step_async(actions) first, or step(actions)")
-        episodes = self.members.advanced(range(self.num_envs), self._thrusts)
+        episodes = self.members.advanced(range(self.num_envs), self._action_vectors)
         infos = []
         for episode in episodes:
             info = {**episode.info(), "TimeLimit.truncated": episode.truncated and not episode.terminated}
@@ -82,7 +82,7 @@ class MosaicVecEnv(VecEnv):
         begun = self.members.anew(ended) if ended else ([], [])
         self.members.keep(range(self.num_envs), episodes)
         self.members.keep(ended, *begun)
-        self._thrusts = None
+        self._action_vectors = None
         for i in ended:
             self.reset_infos[i] = self.members.episodes[i].info()
         rewards = np.array([episode.reward for episode in episodes], dtype=np.float32)
@@ -163,7 +163,7 @@ def make_sb3(
         num_envs: members, stepped by one network call.
         max_episode_steps: after which an episode is truncated; None, or -1, never.
         render_mode: `rgb_array` or None.
-        kwargs: as `make_dream` takes them.
+        kwargs: as `make_learned_env` takes them.
     """
     check_render_mode(render_mode)  # before a world is built, as `check_faces`
-    return MosaicVecEnv(dream_members(num_envs, max_episode_steps=max_episode_steps, **kwargs), render_mode)
+    return MosaicVecEnv(make_members(num_envs, max_episode_steps=max_episode_steps, **kwargs), render_mode)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_gym.envs.episode import Episode
-from mosaic_gym.envs.tasks import Task, judging
+from mosaic_gym.envs.tasks import Task, unwrap_task
 from mosaic_gym.geometry.control import is_whole
 from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
@@ -19,7 +19,8 @@ FORMAT = "mosaic-snapshots-4"
 """Of a file with a list of snapshots; a single one is a list of one."""
 _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
-_TOLD = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "forks", "progress")
+_PLAIN = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "forks")
+"""Fields of an episode that JSON can hold as they are."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Snapshot:
         episode: a value.
         generator: the state of the environment's random generator; branch: which fork of it, see `generator_of`.
         fingerprint: of the world it belongs to.
-        task: what `task_told` says of the task that judges it.
+        task: what `task_description` says of the task that judges it.
         device: where its tensors are.
     """
 
@@ -59,16 +60,18 @@ def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -
         RuntimeError: the world cannot go back.
     """
     check_forkable(world)
-    return Snapshot(episode, rng.bit_generator.state, world.fingerprint, task_told(task), device=_device_of(world))
+    return Snapshot(
+        episode, rng.bit_generator.state, world.fingerprint, task_description(task), device=_device_of(world)
+    )
 
 
 def _device_of(world: World) -> str:
     return str(getattr(world, "device", "cpu"))
 
 
-def task_told(task: Task) -> str:
+def task_description(task: Task) -> str:
     """A task's class and its plain parameters: what it remembers means something to a task of the same only."""
-    task = judging(task)
+    task = unwrap_task(task)
     plain = {name: value for name, value in sorted(vars(task).items()) if _is_plain(value)}
     return f"{type(task).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
@@ -98,10 +101,10 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
         raise ValueError(
             f"the snapshot is on {snapshot.device}, this world on {_device_of(world)}: save it to a file, and load that"
         )
-    if snapshot.task != task_told(task):
+    if snapshot.task != task_description(task):
         raise ValueError(
-            f"the snapshot is of the task {snapshot.task}, this environment has {task_told(task)}; restore it where "
-            "the task is the same"
+            f"the snapshot is of the task {snapshot.task}, this environment has {task_description(task)}; restore it "
+            "where the task is the same"
         )
 
 
@@ -130,7 +133,7 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
     Raises:
         FileNotFoundError: no such folder. TypeError: a task remembers what JSON cannot say.
     """
-    from mosaic_gym.memory.files import save_described
+    from mosaic_gym.memory.files import save_with_metadata
 
     named: dict[str, Any] = {}
     told, names = [], {}
@@ -148,26 +151,26 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
             named[full] = value
         whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
         told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
-    save_described(named, path, {"format": FORMAT, "members": told})
+    save_with_metadata(named, path, {"format": FORMAT, "members": told})
 
 
-def _told(progress: Any) -> Any:
+def _told(task_state: Any) -> Any:
     """What a task remembers, in JSON's terms.
 
     Raises:
         TypeError: what would not come back as it was.
     """
-    if isinstance(progress, np.ndarray | np.generic):
-        return progress.tolist()
-    if isinstance(progress, dict) and all(isinstance(key, str) for key in progress):
-        return {key: _told(value) for key, value in progress.items()}
-    if isinstance(progress, list):
-        return [_told(value) for value in progress]
-    if progress is None or isinstance(progress, bool | int | float | str):
-        return progress
+    if isinstance(task_state, np.ndarray | np.generic):
+        return task_state.tolist()
+    if isinstance(task_state, dict) and all(isinstance(key, str) for key in task_state):
+        return {key: _told(value) for key, value in task_state.items()}
+    if isinstance(task_state, list):
+        return [_told(value) for value in task_state]
+    if task_state is None or isinstance(task_state, bool | int | float | str):
+        return task_state
     raise TypeError(
         "what a task remembers is saved as JSON: None, numbers, text, arrays, lists, and dicts by text; got "
-        f"{progress!r}"
+        f"{task_state!r}"
     )
 
 
@@ -185,9 +188,9 @@ def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
 
 
 def _read(world: World, path: Path | str, count: int) -> list[Snapshot]:
-    from mosaic_gym.memory.files import load_described
+    from mosaic_gym.memory.files import load_with_metadata
 
-    tensors, about = load_described(path, (FORMAT,), "snapshot")
+    tensors, about = load_with_metadata(path, (FORMAT,), "snapshot")
     members = about["members"]
     if len(members) != count:
         raise ValueError(f"{path} holds {len(members)} members, this environment has {count}: make it with as many")
@@ -220,8 +223,8 @@ def _pack(episode: Episode, world: World) -> tuple[dict[str, Any], dict[str, Any
     about = {
         "state": about_state,
         "view": {field.name: getattr(view, field.name) for field in fields(View) if field.name not in _ARRAYS},
-        **{name: getattr(episode, name) for name in _TOLD},
-        "progress": _told(episode.progress),
+        **{name: getattr(episode, name) for name in _PLAIN},
+        "progress": _told(episode.task_state),
     }
     return named, about
 
@@ -236,7 +239,8 @@ def _unpack(world: World, tensors: dict[str, Any], about: dict[str, Any], states
     if same not in states:
         states[same] = world.unpack(state, about["state"])
     view = View(**arrays, **{**about["view"], "labels": tuple(about["view"]["labels"])})
-    told = {name: about[name] for name in _TOLD}
-    episode = Episode(states[same], view, tensors["goal"].cpu().numpy(), **told)
+    plain = {name: about[name] for name in _PLAIN}
+    goal = tensors["goal"].cpu().numpy()
+    episode = Episode(states[same], view, goal, task_state=about["progress"], **plain)
     kept = about["generator"], about["fingerprint"], about["task"]
     return Snapshot(episode, *kept, device=_device_of(world))

@@ -18,7 +18,7 @@ FAR_M = 1000.0
 WORLD_LIMIT_M = 10_000.0
 """No camera of any world stands further than this from the origin along an axis."""
 
-_THRUSTS = np.array(list(ACTIONS.values()))
+_ACTION_VECTORS = np.array(list(ACTIONS.values()))
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -35,7 +35,7 @@ def make_action_space(kind: str) -> gym.Space:
     return spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 
-def thrust_of(space: gym.Space, action: object) -> np.ndarray:
+def action_vector_of(space: gym.Space, action: object) -> np.ndarray:
     """The `[3]` float64 thrust a member of `space` stands for; ValueError if it is no member."""
     if isinstance(space, spaces.Box):
         try:
@@ -50,7 +50,7 @@ def thrust_of(space: gym.Space, action: object) -> np.ndarray:
         raise ValueError(f"a discrete action is {known}; got {action!r}") from error
     if isinstance(action, bool) or not 0 <= index < space.n:
         raise ValueError(f"a discrete action is {known}; got {action!r}")
-    return _THRUSTS[index].copy()
+    return _ACTION_VECTORS[index].copy()
 
 
 def make_observation_space(kind: str, height: int, width: int) -> gym.Space:

@@ -13,12 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mosaic_gym.data.explore import thrust_towards_depth
+from mosaic_gym.data.explore import steer_towards_depth
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
 
 @dataclass(frozen=True)
-class Scene:
+class StartAndGoal:
     """How an episode begins.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class TaskStep:
     """What a task says of one step.
 
     Attributes:
@@ -46,7 +46,7 @@ class Judgement:
         success: whether this step did what the task asks for; None of a task that asks for nothing that can be done.
     """
 
-    progress: Any
+    task_state: Any
     reward: float
     terminated: bool
     success: bool | None = False
@@ -56,14 +56,14 @@ class Judgement:
 class Task(Protocol):
     """Scene, reward and termination of an episode, from what is seen only."""
 
-    draws_goal: bool
+    samples_goal: bool
     """Whether the scene brings its own goal, which the observation must then show.
 
     A task whose `judge` cannot do without its progress may also say so, by `remembers = True`: imagination then asks
     for it before anything is imagined.
     """
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """One scene for each start; batched, so that a learned world prepares many at once.
 
         In a world that has one body this begins an episode, and may walk through it: the episode before is over then,
@@ -71,27 +71,27 @@ class Task(Protocol):
         """
         ...
 
-    def begin(self, scene: Scene) -> Any:
+    def begin(self, scene: StartAndGoal) -> Any:
         """What the task remembers after the first view, in JSON's terms."""
         ...
 
-    def judge(self, progress: Any, view: View) -> Judgement:
+    def evaluate(self, task_state: Any, view: View) -> TaskStep:
         """The verdict on a step that showed `view`."""
         ...
 
 
-class _PlainScene:
+class _WorldStart:
     """The world's own start; the goal shown is the first view."""
 
-    draws_goal = False
+    samples_goal = False
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """See `Task`."""
         begun = [world.start(start) for start in starts]
-        return [Scene(state, view, view.frames[-1].copy()) for state, view in begun]
+        return [StartAndGoal(state, view, view.frames[-1].copy()) for state, view in begun]
 
 
-class ExploreTask(_PlainScene):
+class ExploreTask(_WorldStart):
     """Surface seen for the first time, in square metres, from lifted geometry.
 
     The view's depth is lifted on a grid of points; each cube of space of `cell_m` that holds one counts once.
@@ -107,15 +107,15 @@ class ExploreTask(_PlainScene):
     def __init__(self, cell_m: float = 1.0, far_m: float = 8.0, stride_px: int = 4) -> None:
         self.cell_m, self.far_m, self.stride_px = cell_m, far_m, stride_px
 
-    def begin(self, scene: Scene) -> np.ndarray:
+    def begin(self, scene: StartAndGoal) -> np.ndarray:
         """The cubes in sight at the beginning, int64 `[n]`."""
         return self._cubes(scene.view)
 
-    def judge(self, progress: np.ndarray, view: View) -> Judgement:
+    def evaluate(self, task_state: np.ndarray, view: View) -> TaskStep:
         """Counts the cubes that are new; never ends."""
-        known = np.asarray(progress, dtype=np.int64)
+        known = np.asarray(task_state, dtype=np.int64)
         cubes = np.union1d(known, self._cubes(view))
-        return Judgement(cubes, (len(cubes) - len(known)) * self.cell_m**2, False, success=None)
+        return TaskStep(cubes, (len(cubes) - len(known)) * self.cell_m**2, False, success=None)
 
     def _cubes(self, view: View) -> np.ndarray:
         """Sorted numbers of the cubes that hold a point of the last frame."""
@@ -131,15 +131,15 @@ class ExploreTask(_PlainScene):
         return np.unique(((cells + (1 << 19)) << np.array([40, 20, 0])).sum(-1))
 
 
-class EngineTask(_PlainScene):
+class SimulatorTask(_WorldStart):
     """The world's own reward and end."""
 
-    def begin(self, scene: Scene) -> None:
+    def begin(self, scene: StartAndGoal) -> None:
         """Nothing to remember."""
 
-    def judge(self, progress: None, view: View) -> Judgement:
+    def evaluate(self, task_state: None, view: View) -> TaskStep:
         """Passes on what the world said of the step."""
-        return Judgement(None, view.reward, view.terminated, success=None)
+        return TaskStep(None, view.reward, view.terminated, success=None)
 
 
 WALKS = 8
@@ -155,27 +155,25 @@ class Reach:
     which leads away (RuntimeError) has ended the episode before it, and the next reset begins another.
     """
 
-    draws_goal = True
+    samples_goal = True
     remembers = True
     BONUS = 5.0
 
     def __init__(self, reach_m: float = 1.0, far_m: float = 5.0, steps: tuple[int, int] = (8, 14)) -> None:
         self.reach_m, self.far_m, self.steps = reach_m, far_m, steps
 
-    def begin(self, scene: Scene) -> dict[str, Any]:
+    def begin(self, scene: StartAndGoal) -> dict[str, Any]:
         """Where the goal is, and how far."""
         return {"goal_m": list(scene.goal_m), "left_m": _distance_m(scene.view, scene.goal_m)}
 
-    def judge(self, progress: dict[str, Any], view: View) -> Judgement:
+    def evaluate(self, task_state: dict[str, Any], view: View) -> TaskStep:
         """Metres gained on the goal; `terminated` says it was reached."""
-        left_m = _distance_m(view, progress["goal_m"])
+        left_m = _distance_m(view, task_state["goal_m"])
         reached = left_m <= self.reach_m
-        reward = progress["left_m"] - left_m + (self.BONUS if reached else 0.0)
-        return Judgement({**progress, "left_m": left_m}, reward, reached, reached)
+        reward = task_state["left_m"] - left_m + (self.BONUS if reached else 0.0)
+        return TaskStep({**task_state, "left_m": left_m}, reward, reached, reached)
 
-    def _walk(
-        self, world: World, starts: Sequence[Start]
-    ) -> tuple[list[State], list[list[View]]]:
+    def _walk(self, world: World, starts: Sequence[Start]) -> tuple[list[State], list[list[View]]]:
         """Scripted walks, each until it is `far_m` away if it finds a way there: last states, and all views.
 
         One that came back, or ended, would be an episode that is over before it begins: it is walked anew.
@@ -202,9 +200,7 @@ class Reach:
     def _leads_away(self, walk: Sequence[View]) -> bool:
         return not walk[-1].terminated and _distance_m(walk[-1], place_of(walk[0])) > self.reach_m
 
-    def _walk_once(
-        self, world: World, starts: Sequence[Start], attempt: int
-    ) -> tuple[list[State], list[list[View]]]:
+    def _walk_once(self, world: World, starts: Sequence[Start], attempt: int) -> tuple[list[State], list[list[View]]]:
         again = [attempt] if attempt else []
         rngs = [np.random.default_rng([start.seed, 1, *again]) for start in starts]
         # In a corner the walker turns to and fro; another attempt therefore turns away first.
@@ -217,11 +213,11 @@ class Reach:
             going = [i for i in range(len(starts)) if self._goes_on(step, steps[i], walks[i])]
             if not going:
                 break
-            thrusts = np.stack([
-                (0.0, 0.0, sides[i]) if step < turns[i] else thrust_towards_depth(walks[i][-1].depth_m, rngs[i])
+            action_vectors = np.stack([
+                (0.0, 0.0, sides[i]) if step < turns[i] else steer_towards_depth(walks[i][-1].depth_m, rngs[i])
                 for i in going
             ])  # fmt: skip
-            states, views = world.step([present[i] for i in going], thrusts)
+            states, views = world.step([present[i] for i in going], action_vectors)
             for i, state, view in zip(going, states, views, strict=True):
                 present[i] = state
                 walks[i].append(view)
@@ -238,12 +234,12 @@ class GoalTask(Reach):
     The walk is not remembered. (A world is started twice from the same seed, so the engine plays it too.)
     """
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """See `Task`."""
         _, walks = self._walk(world, starts)
         begun = [world.start(start) for start in starts]
         return [
-            Scene(state, view, walk[-1].frames[-1].copy(), place_of(walk[-1]))
+            StartAndGoal(state, view, walk[-1].frames[-1].copy(), place_of(walk[-1]))
             for (state, view), walk in zip(begun, walks, strict=True)
         ]
 
@@ -251,20 +247,20 @@ class GoalTask(Reach):
 class ReturnTask(Reach):
     """Come home: after a scripted walk, which is remembered, reach where it began. The goal image shows it."""
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """See `Task`."""
         states, walks = self._walk(world, starts)
         return [
-            Scene(state, walk[-1], walk[0].frames[-1].copy(), place_of(walk[0]), tuple(walk[:-1]))
+            StartAndGoal(state, walk[-1], walk[0].frames[-1].copy(), place_of(walk[0]), tuple(walk[:-1]))
             for state, walk in zip(states, walks, strict=True)
         ]
 
 
 TOGETHER = 16
-"""Scenes of `FixedScenes` that are set at once."""
+"""Scenes of `FixedStarts` that are set at once."""
 
 
-class FixedScenes:
+class FixedStarts:
     """Another task, whose scenes are set once, some at a time, and drawn from: as levels are that are fixed in number.
 
     A scripted walk before every episode takes about as long as half of it, and where many members share a step, all of
@@ -279,29 +275,27 @@ class FixedScenes:
         ValueError: a count below 1.
     """
 
-    def __init__(
-        self, task: str | Task, count: int, start: Callable[[int], Start] | None = None
-    ) -> None:
+    def __init__(self, task: str | Task, count: int, start: Callable[[int], Start] | None = None) -> None:
         if count < 1:
             raise ValueError(f"there is at least 1 scene; got {count}")
         self.task, self.count, self.start = make_task(task), count, start or Start
-        self.draws_goal, self.remembers = self.task.draws_goal, getattr(self.task, "remembers", False)
-        self.scenes: list[Scene] = []
+        self.samples_goal, self.remembers = self.task.samples_goal, getattr(self.task, "remembers", False)
+        self.scenes: list[StartAndGoal] = []
         self.world: str | None = None
 
     def prepare(self, world: World) -> None:
         """Sets the scenes, in this world or another that plays the same states."""
         from tqdm import tqdm
 
-        scenes: list[Scene] = []
+        scenes: list[StartAndGoal] = []
         with tqdm(total=self.count, desc="setting scenes", unit="scene", mininterval=2.0) as bar:
             while len(scenes) < self.count:
                 numbers = range(len(scenes), min(len(scenes) + TOGETHER, self.count))
-                scenes += self.task.set_scenes(world, [self.start(n) for n in numbers])
+                scenes += self.task.sample_start_and_goal(world, [self.start(n) for n in numbers])
                 bar.update(len(numbers))
         self.scenes, self.world = scenes, world.fingerprint
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """See `Task`. A start's seed says which scene it is; the rest of it is the scene's own.
 
         Raises:
@@ -316,21 +310,21 @@ class FixedScenes:
         if not self.scenes:
             self.prepare(world)
         if world.fingerprint != self.world:
-            raise ValueError("these scenes were set in another world; make FixedScenes anew for this one")
+            raise ValueError("these scenes were set in another world; make FixedStarts anew for this one")
         return [self.scenes[np.random.default_rng([start.seed, 3]).integers(self.count)] for start in starts]
 
-    def begin(self, scene: Scene) -> Any:
+    def begin(self, scene: StartAndGoal) -> Any:
         """See `Task`."""
         return self.task.begin(scene)
 
-    def judge(self, progress: Any, view: View) -> Judgement:
+    def evaluate(self, task_state: Any, view: View) -> TaskStep:
         """See `Task`."""
-        return self.task.judge(progress, view)
+        return self.task.evaluate(task_state, view)
 
 
-def judging(task: Task) -> Task:
+def unwrap_task(task: Task) -> Task:
     """The task that judges: of fixed scenes, whose they are."""
-    return judging(task.task) if isinstance(task, FixedScenes) else task
+    return unwrap_task(task.task) if isinstance(task, FixedStarts) else task
 
 
 def place_of(view: View) -> tuple[float, float]:
@@ -344,7 +338,7 @@ def _distance_m(view: View, place_m: Sequence[float]) -> float:
 
 
 TASKS: dict[str, type[Task]] = {
-    "engine": EngineTask,
+    "engine": SimulatorTask,
     "explore": ExploreTask,
     "goal": GoalTask,
     "return": ReturnTask,
@@ -364,7 +358,9 @@ def make_task(task: str | Task) -> Task:
         return TASKS[task]()
     if not isinstance(task, Task):
         known = ", ".join(sorted(TASKS))
-        lacking = [name for name in ("draws_goal", "set_scenes", "begin", "judge") if not hasattr(task, name)]
+        lacking = [
+            name for name in ("samples_goal", "sample_start_and_goal", "begin", "evaluate") if not hasattr(task, name)
+        ]
         raise TypeError(
             f"a task is one of {known}, or an object with what mosaic_gym.envs.tasks.Task names; {task!r} lacks "
             f"{', '.join(lacking)}"

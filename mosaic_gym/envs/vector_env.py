@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from mosaic_gym.envs import snapshot as snapshots
 from mosaic_gym.envs.episode import check_seed
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, open_dream
+from mosaic_gym.envs.mosaic_env import WorldEnv, make_learned_env, open_learned_world
 from mosaic_gym.envs.snapshot import Snapshot
 
 
@@ -96,7 +96,7 @@ class WorldVectorEnv(VectorEnv):
         over = np.flatnonzero(self._over) if next_step else np.arange(0)
         going = np.setdiff1d(np.arange(self.num_envs), over)
         # All that can fail comes before anything is put in place.
-        moved = self.members.advanced(going, self.members.thrusts(actions, going))
+        moved = self.members.advanced(going, self.members.action_vectors(actions, going))
         begun = self.members.anew(over) if len(over) else ([], [])
         episodes = list(self.members.episodes)
         for i, episode in zip((*going, *over), (*moved, *begun[0]), strict=True):
@@ -197,30 +197,30 @@ class WorldVectorEnv(VectorEnv):
         return infos
 
 
-def dream_members(num_envs: int, max_episode_steps: int | None = None, **kwargs: Any) -> Members:
+def make_members(num_envs: int, max_episode_steps: int | None = None, **kwargs: Any) -> Members:
     """`num_envs` members of the learned world.
 
     Args:
         max_episode_steps: after which an episode is truncated; None, or -1 as Gymnasium has it, never. (To `gym.make`
             None means the registered 256. `gym.make_vec` takes those where it is told nothing, but hands a None on.)
-        kwargs: as `make_dream` takes them.
+        kwargs: as `make_learned_env` takes them.
     """
-    asked = inspect.signature(make_dream).bind(**kwargs)
+    asked = inspect.signature(make_learned_env).bind(**kwargs)
     asked.apply_defaults()
-    world, faces = open_dream(asked.arguments, None if max_episode_steps == -1 else max_episode_steps)
+    world, faces = open_learned_world(asked.arguments, None if max_episode_steps == -1 else max_episode_steps)
     return Members(world, num_envs, **faces)
 
 
-def make_dreams(
+def make_learned_vector_env(
     num_envs: int = 1,
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> WorldVectorEnv:
-    """`num_envs` members of the learned world as a vector environment; kwargs as `dream_members` takes them.
+    """`num_envs` members of the learned world as a vector environment; kwargs as `make_members` takes them.
 
     `gym.make_vec("MosaicWorld-v0", ...)` calls this, with the registered `max_episode_steps=256` unless told otherwise.
     """
     check_render_mode(render_mode)  # before a world is built, as `check_faces`
     autoreset_mode = AutoresetMode(autoreset_mode)
-    return WorldVectorEnv(dream_members(num_envs, **kwargs), autoreset_mode, render_mode)
+    return WorldVectorEnv(make_members(num_envs, **kwargs), autoreset_mode, render_mode)

@@ -63,10 +63,13 @@ def walk(dream: MosaicWorld, engine: DoomWorld, seeds: Sequence[int], action: st
         state = dream.begin(view.frames, [Pose(camera) for camera in view.world_from_camera], seed, "")
         for index in range(STEPS if watching else LOOKS + STEPS):
             walks = watching or index >= LOOKS
-            thrust = np.array(ACTIONS[action if walks else "turn_right"])
+            action_vector = np.array(ACTIONS[action if walks else "turn_right"])
             state, before_m = replace(state, pose=body.pose), body.pose.world_from_camera[:3, 3]
-            foreseen, free = dream.move([state], thrust[None])[0][-1], dream.control.advance(body.pose, thrust)[-1]
-            (body,), (view,) = engine.step([body], thrust[None])
+            foreseen, free = (
+                dream.move([state], action_vector[None])[0][-1],
+                dream.control.advance(body.pose, action_vector)[-1],
+            )
+            (body,), (view,) = engine.step([body], action_vector[None])
             there_m = view.world_from_camera[-1, :3, 3]
             off_m, free_off_m = (float(np.linalg.norm(p.world_from_camera[:3, 3] - there_m)) for p in (foreseen, free))
             if free_off_m >= STOPPED_M:
@@ -89,7 +92,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
 
     from tqdm import tqdm
 
-    from mosaic_gym.evaluation.paths import engine_of
+    from mosaic_gym.evaluation.paths import simulator_of
     from mosaic_gym.model.checkpoints import WorldModel
     from mosaic_gym.worlds.mosaic import MosaicWorld
 
@@ -97,7 +100,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         raise ValueError("give at least 2 paths")
     model = WorldModel.from_pretrained(config.checkpoint)
     dreams = {"memory and map": MosaicWorld(model), "memory alone": MosaicWorld(model, atlas=False)}
-    engine = engine_of(model.settings)
+    engine = simulator_of(model.settings)
     seeds, figures = range(FIRST_SEED, FIRST_SEED + 10 * config.paths, 10), {}
     ways = [("forward", True), ("backward", False), ("left", False)]
     for (action, watching), name in tqdm(list(product(ways, dreams)), desc="walking", unit="way"):

@@ -38,8 +38,8 @@ def demo(config: Config) -> None:
     from mosaic_gym.evaluation.paths import return_path
     from mosaic_gym.evaluation.report import ENGINE, save_sheet, save_video
     from mosaic_gym.evaluation.revisit import Config as RevisitConfig
-    from mosaic_gym.evaluation.revisit import arm_table, collect, figures, gather, print_arms, print_figures
-    from mosaic_gym.evaluation.rollout import ARMS, Arms
+    from mosaic_gym.evaluation.revisit import collect, figures, gather, print_figures, print_variants, variant_table
+    from mosaic_gym.evaluation.rollout import VARIANTS, Variants
     from mosaic_gym.evaluation.speed import steps_per_second
     from mosaic_gym.model.checkpoints import WorldModel, resolve
 
@@ -53,11 +53,11 @@ def demo(config: Config) -> None:
     # One path alone is many small operations: a second thread only waits for the first.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    arms = Arms(model)
-    state = arms.after_history(path)
+    variants = Variants(model)
+    state = variants.after_history(path)
     shown = {}
-    for arm in tqdm(ARMS, desc="dreaming", unit="arm"):
-        shown[arm] = arms.dream(arm, [state], [path])[0]
+    for variant in tqdm(VARIANTS, desc="dreaming", unit="arm"):
+        shown[variant] = variants.dream(variant, [state], [path])[0]
     torch.set_num_threads(threads)
     true = np.stack([view.frames for view in path.views])
     history = true[: path.history]
@@ -77,5 +77,5 @@ def demo(config: Config) -> None:
     print(f"\nmeasured now on {config.paths} held-out paths a suite (wide intervals); card: the full benchmark")
     print_figures(found, shipped)
     print()
-    print_arms(arm_table(told))
+    print_variants(variant_table(told))
     print(f"\nvideo: {video}\ncontact sheet: {picture}")

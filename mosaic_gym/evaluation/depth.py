@@ -26,10 +26,10 @@ def relative_errors(model, paths) -> list[float]:
     errors = []
     for path in paths:
         frames = np.stack([view.frames for view in path.views])
-        engine_m = torch.tensor(np.stack([view.depth_m for view in path.views]))
+        true_m = torch.tensor(np.stack([view.depth_m for view in path.views]))
         k = torch.tensor(path.views[0].image_from_camera, dtype=torch.float32).expand(len(frames), 3, 3)
         estimate_m = model.depth.estimate(frames_to_float(torch.tensor(frames))[:, -1], k)
-        errors.append(float(relative_error(estimate_m, engine_m).median()))
+        errors.append(float(relative_error(estimate_m, true_m).median()))
     return errors
 
 

@@ -126,22 +126,23 @@ def agreement(dream: np.ndarray, engine: np.ndarray, seed: int, draws: int = 100
         and the other half in the engine. If the engine's halves disagree, policies are too much alike to be ranked by
         so few episodes. None for what cannot be said, since policies all return the same.
     """
-    def told_of(found: np.ndarray, tell: Callable[[np.ndarray], float]) -> float | None:
+
+    def measure(found: np.ndarray, tell: Callable[[np.ndarray], float]) -> float | None:
         said = found[np.isfinite(found)]
         return float(tell(said)) if len(said) else None
 
     def halves(one: np.ndarray, other: np.ndarray) -> float | None:
         shuffled = np.stack([rng.permutation(count) for _ in range(draws)])
-        return told_of(_rank_correlations(one, other, *np.split(shuffled, [count // 2], axis=1)), np.mean)
+        return measure(_rank_correlations(one, other, *np.split(shuffled, [count // 2], axis=1)), np.mean)
 
     rng = np.random.default_rng(seed)
     count = dream.shape[1]
     rows, all_rows = rng.integers(count, size=(draws, count)), np.arange(count)[None]
     drawn = _rank_correlations(dream, engine, rows, rows)
     return {
-        "spearman": told_of(_rank_correlations(dream, engine, all_rows, all_rows), np.mean),
-        "low": told_of(drawn, lambda found: np.percentile(found, 2.5)),
-        "high": told_of(drawn, lambda found: np.percentile(found, 97.5)),
+        "spearman": measure(_rank_correlations(dream, engine, all_rows, all_rows), np.mean),
+        "low": measure(drawn, lambda found: np.percentile(found, 2.5)),
+        "high": measure(drawn, lambda found: np.percentile(found, 97.5)),
         "halves": halves(dream, engine),
         "engine_halves": halves(engine, engine),
     }

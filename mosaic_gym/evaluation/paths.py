@@ -15,7 +15,7 @@ import torch
 from mosaic_gym.data.captions import caption
 from mosaic_gym.data.explore import STOPPING_STEPS, Explorer
 from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, control_from_settings
 from mosaic_gym.model.checkpoints import WorldSettings
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.protocol import Start, View
@@ -38,9 +38,9 @@ UNTRUE_M = 0.01
 """A return whose poses miss the outward ones by more than this is thrown away."""
 
 
-def engine_of(settings: WorldSettings) -> DoomWorld:
+def simulator_of(settings: WorldSettings) -> DoomWorld:
     """The engine that a checkpoint was trained on and is compared with; no clock of the game's own ends an episode."""
-    control = Control(**settings.control)
+    control = control_from_settings(settings.control)
     return DoomWorld(settings.scenario, settings.height, settings.width, control, timeout_tics=0)
 
 

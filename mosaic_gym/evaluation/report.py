@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mosaic_gym.evaluation.paths import Path
-from mosaic_gym.evaluation.rollout import ARMS
+from mosaic_gym.evaluation.rollout import VARIANTS
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 
 LABEL_PX = 14
@@ -44,7 +44,7 @@ def sheet(path: Path, shown: dict[str, np.ndarray], columns: int = 12, times: in
     count = len(path.views) - path.history
     steps = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
     rows = [(ENGINE, [path.views[path.history + step].frames[-1] for step in steps])]
-    rows += [(ARMS[arm], [frames[step, -1] for step in steps]) for arm, frames in shown.items()]
+    rows += [(VARIANTS[variant], [frames[step, -1] for step in steps]) for variant, frames in shown.items()]
     gap = np.full((rows[0][1][0].shape[0] * times, 2, 3), 24, np.uint8)
     drawn = []
     for name, frames in rows:

@@ -77,9 +77,9 @@ def collect(kind: Callable[..., Path | None], count: int, settings: WorldSetting
     """The first `count` paths of a kind, in the order of seeds, with a progress bar."""
     from tqdm import tqdm
 
-    from mosaic_gym.evaluation.paths import engine_of, seeds
+    from mosaic_gym.evaluation.paths import seeds, simulator_of
 
-    world = engine_of(settings)
+    world = simulator_of(settings)
     paths: list[Path] = []
     with tqdm(total=count, desc=f"walking {label} in the engine", unit="path", mininterval=2.0) as bar:
         for seed in seeds():
@@ -105,28 +105,28 @@ def run_part(
     import torch
 
     from mosaic_gym.evaluation.depth import relative_errors
-    from mosaic_gym.evaluation.rollout import ARMS, Arms, measure_ahead, measure_return
+    from mosaic_gym.evaluation.rollout import VARIANTS, Variants, measure_ahead, measure_return
     from mosaic_gym.model.checkpoints import WorldModel
 
     if not alone:
         torch.set_num_threads(1)
     model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
-    arms = Arms(model, config.denoising_steps)
+    variants = Variants(model, config.denoising_steps)
     told: dict[str, Any] = {"ahead": [], "return": [], "depth": relative_errors(model, ahead), "sheets": []}
     for path in ahead:
-        state = arms.after_history(path)
-        covered = arms.world.covered(state, path.poses(path.history))
-        shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ARMS}
-        told["ahead"].append({arm: measure_ahead(path, frames, covered) for arm, frames in shown.items()})
+        state = variants.after_history(path)
+        covered = variants.world.covered(state, path.poses(path.history))
+        shown = {variant: variants.dream(variant, [state], [path])[0] for variant in VARIANTS}
+        told["ahead"].append({variant: measure_ahead(path, frames, covered) for variant, frames in shown.items()})
         advance(1)
     for first in range(0, len(back), 5):
         group = back[first : first + 5]
-        states = [arms.after_history(path) for path in group]
-        shown = {arm: arms.dream(arm, states, group) for arm in ARMS}
+        states = [variants.after_history(path) for path in group]
+        shown = {variant: variants.dream(variant, states, group) for variant in VARIANTS}
         for i, path in enumerate(group):
-            told["return"].append({arm: measure_return(path, shown[arm][i]) for arm in ARMS})
+            told["return"].append({variant: measure_return(path, shown[variant][i]) for variant in VARIANTS})
             if config.out is not None and first + i < SHEETS:
-                told["sheets"].append((path, {arm: shown[arm][i] for arm in ARMS}))
+                told["sheets"].append((path, {variant: shown[variant][i] for variant in VARIANTS}))
             advance(1)
     return told
 
@@ -176,8 +176,8 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
 
     ahead, back = told["ahead"], told["return"]
 
-    def over(rows: list[Any], figure: str, arm: str, less: str | None = None) -> dict[str, float]:
-        return interval([row[arm][figure] - (row[less][figure] if less else 0.0) for row in rows])
+    def over(rows: list[Any], figure: str, variant: str, less: str | None = None) -> dict[str, float]:
+        return interval([row[variant][figure] - (row[less][figure] if less else 0.0) for row in rows])
 
     found = {
         "psnr_ahead": over(ahead, "psnr", "memory"),
@@ -205,16 +205,16 @@ def figures(told: dict[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def arm_table(told: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def variant_table(told: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     """Every measure with its interval, by arm."""
     from mosaic_gym.evaluation.metrics import interval
-    from mosaic_gym.evaluation.rollout import ARMS
+    from mosaic_gym.evaluation.rollout import VARIANTS
 
     table = {}
-    for arm in ARMS:
-        table[arm] = {"ahead": interval([row[arm]["psnr"] for row in told["ahead"]])}
+    for variant in VARIANTS:
+        table[variant] = {"ahead": interval([row[variant]["psnr"] for row in told["ahead"]])}
         for name in ("engine", "self", "ssim", "way"):
-            table[arm][f"return_{name}"] = interval([row[arm][name] for row in told["return"]])
+            table[variant][f"return_{name}"] = interval([row[variant][name] for row in told["return"]])
     return table
 
 
@@ -234,16 +234,16 @@ def print_figures(found: dict[str, dict[str, float]], shipped: dict[str, dict[st
             print(f"{words:<46} {figure['value']:8.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  no goal")
 
 
-def print_arms(table: dict[str, dict[str, dict[str, float]]]) -> None:
+def print_variants(table: dict[str, dict[str, dict[str, float]]]) -> None:
     """One line an arm."""
-    from mosaic_gym.evaluation.rollout import ARMS
+    from mosaic_gym.evaluation.rollout import VARIANTS
 
     print(f"{'arm':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}{'way dB':>8}")
-    for arm, row in table.items():
+    for variant, row in table.items():
         names = ("ahead", "return_engine", "return_self", "return_ssim", "return_way")
         ahead, engine, own, ssim, way = (row[name]["value"] for name in names)
         numbers = f"{ahead:10.2f}{engine:11.2f}{own:9.2f}{ssim:7.3f}{way:8.2f}"
-        print(f"{ARMS[arm]:<28}{numbers}")
+        print(f"{VARIANTS[variant]:<28}{numbers}")
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -268,9 +268,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     found["steps_per_second"] = {**rate, "goal": GOALS["steps_per_second"][0]}
     print(f"\n{config.checkpoint}: {config.paths} held-out paths a suite, 95 % intervals over paths")
     print_figures(found)
-    table = arm_table(told)
+    table = variant_table(told)
     print()
-    print_arms(table)
+    print_variants(table)
     if config.out is not None:
         from mosaic_gym.evaluation.report import save_sheet
 

@@ -15,7 +15,7 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
 
-ARMS = {
+VARIANTS = {
     "memory": "memory on",
     "off": "memory off",
     "last": "last frame only",
@@ -29,7 +29,7 @@ LEAST_SHARE = 0.05
 """A frame counts in the return if at least this share of it shows what the history saw."""
 
 
-class Arms:
+class Variants:
     """One checkpoint, with more and less of it.
 
     Args:
@@ -52,10 +52,10 @@ class Arms:
             state = self.world.observe(state, path.views[step].frames, path.poses(step))
         return state
 
-    def dream(self, arm: str, states: Sequence[WorldState], paths: Sequence[Path]) -> list[np.ndarray]:
+    def dream(self, variant: str, states: Sequence[WorldState], paths: Sequence[Path]) -> list[np.ndarray]:
         """Frames uint8 `[steps, 4, H, W, 3]` of each path's way, free-running from the states after its history."""
-        world = self._others.get(arm, self.world)
-        states = [self._limited(arm, state) for state in states]
+        world = self._others.get(variant, self.world)
+        states = [self._limited(variant, state) for state in states]
         shown: list[list[np.ndarray]] = [[] for _ in paths]
         for step in range(max(len(path.views) - path.history for path in paths)):
             going = [i for i, path in enumerate(paths) if path.history + step < len(path.views)]
@@ -66,10 +66,10 @@ class Arms:
                 shown[i].append(view.frames)
         return [np.stack(frames) for frames in shown]
 
-    def _limited(self, arm: str, state: WorldState) -> WorldState:
-        if arm == "off":
+    def _limited(self, variant: str, state: WorldState) -> WorldState:
+        if variant == "off":
             return replace(state, memory=MosaicMemory(capacity=0))
-        if arm == "last":
+        if variant == "last":
             return replace(state, memory=MosaicMemory(state.memory.keyframes[-1:], capacity=1))
         return state
 

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 STAGES = {
-    "recall": "recall", "denoised": "denoise", "read": "read", "_decode": "decode", "_carried_on": "decode",
+    "retrieve": "retrieve", "denoised": "denoise", "read": "read", "_decode": "decode", "_carried_on": "decode",
     "_estimate_depth": "depth", "_remember": "lift",
 }  # fmt: skip
 """Methods of the world, and one of its transformer, by the stage that their own time counts as."""
 REST = "bookkeeping"
 GROUPS = {
-    "memory": ("recall", "lift"), "network": ("read", "denoise"), "codec": ("decode",), "depth": ("depth",),
+    "memory": ("retrieve", "lift"), "network": ("read", "denoise"), "codec": ("decode",), "depth": ("depth",),
     REST: (REST,),
 }  # fmt: skip
 """What the stages are parts of."""

@@ -26,9 +26,9 @@ from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan import DTYPES
-from mosaic_gym.model.wan_cameras import METRES_PER_UNIT
-from mosaic_gym.model.wan_codec import PROMPT_TOKENS, WanCodec
+from mosaic_gym.model.wan.cameras import METRES_PER_UNIT
+from mosaic_gym.model.wan.codec import PROMPT_TOKENS, WanCodec
+from mosaic_gym.model.wan.pipeline import DTYPES
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState
@@ -274,9 +274,9 @@ def _profiled(world: MosaicWorld, state: WorldState) -> tuple[str, dict[str, flo
 
 
 def _walk(world: MosaicWorld, state: WorldState, steps: int) -> WorldState:
-    thrusts = torch.tensor([[1.0, 0.0, 0.3], [1.0, 0.0, -0.3], [0.0, 0.0, 0.5]]).numpy()
+    action_vectors = torch.tensor([[1.0, 0.0, 0.3], [1.0, 0.0, -0.3], [0.0, 0.0, 0.5]]).numpy()
     for index in range(steps):
-        (state,), _ = world.step([state], thrusts[index % 3][None])
+        (state,), _ = world.step([state], action_vectors[index % 3][None])
     return state
 
 

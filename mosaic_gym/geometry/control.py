@@ -9,10 +9,14 @@ Yaw is the heading about the y axis: 0 faces +z, positive turns right (towards +
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
+
+from mosaic_gym.deprecation import renamed_arguments
 
 FRAMES_PER_STEP = 4
 """Video frames, and cameras, of one environment step (the codec's temporal stride)."""
@@ -63,6 +67,11 @@ def pose_at(x_m: float, y_m: float, z_m: float, yaw_rad: float) -> Pose:
     return Pose(world_from_camera)
 
 
+NAMES_IN_FILES = {"forward_acceleration_m": "thrust_forward_m", "strafe_acceleration_m": "thrust_strafe_m"}
+"""Fields of `Control` whose names in checkpoints differ from the attribute's."""
+
+
+@renamed_arguments(**{written: name for name, written in NAMES_IN_FILES.items()})
 @dataclass(frozen=True)
 class Control:
     """The kinematics shared by every world. The defaults are Doom's walking body.
@@ -75,9 +84,9 @@ class Control:
         ValueError: a value that is no finite number, 0 or more, or a friction of 1 or more: a body would never rest.
     """
 
-    thrust_forward_m: float = 25 / 32 / 32
+    forward_acceleration_m: float = 25 / 32 / 32
     """Velocity added each video frame by a full forward action, metres per frame."""
-    thrust_strafe_m: float = 24 / 32 / 32
+    strafe_acceleration_m: float = 24 / 32 / 32
     """Velocity added each video frame by a full sideways action, metres per frame."""
     turn_rad: float = float(np.deg2rad(2.5))
     """Heading added each video frame by a full turn, radians."""
@@ -98,7 +107,7 @@ class Control:
         """How far from here a step can bring the body's rim at most, metres: what is farther does not matter to it."""
         speed_m, way_m = float(np.linalg.norm(pose.velocity_m)), 0.0
         for _ in range(FRAMES_PER_STEP):
-            speed_m += float(np.hypot(self.thrust_forward_m, self.thrust_strafe_m))
+            speed_m += float(np.hypot(self.forward_acceleration_m, self.strafe_acceleration_m))
             way_m += speed_m
             speed_m *= self.friction
         return way_m + self.radius_m
@@ -122,8 +131,12 @@ class Control:
         for _ in range(FRAMES_PER_STEP):
             yaw_rad += self.turn_rad * float(action[2])
             rotation = yaw_matrix(yaw_rad)
-            thrust = (self.thrust_strafe_m * float(action[1]), 0.0, self.thrust_forward_m * float(action[0]))
-            moved_m = velocity_m + rotation @ np.array(thrust)
+            pushed_m = (
+                self.strafe_acceleration_m * float(action[1]),
+                0.0,
+                self.forward_acceleration_m * float(action[0]),
+            )
+            moved_m = velocity_m + rotation @ np.array(pushed_m)
             if obstacles_m is not None:
                 moved_m = slide(world_from_camera[:3, 3], moved_m, obstacles_m, self.radius_m)
             velocity_m = moved_m * self.friction
@@ -132,6 +145,21 @@ class Control:
             world_from_camera[:3, 3] += moved_m
             poses.append(Pose(world_from_camera, velocity_m))
         return poses
+
+
+def control_settings(control: Control) -> dict[str, float]:
+    """The kinematics as a checkpoint's settings hold them."""
+    return {NAMES_IN_FILES.get(row.name, row.name): getattr(control, row.name) for row in fields(control)}
+
+
+def control_from_settings(settings: Mapping[str, Any]) -> Control:
+    """The kinematics that `control_settings` wrote.
+
+    Raises:
+        TypeError, ValueError: an unknown field, or a value out of range.
+    """
+    names = {written: name for name, written in NAMES_IN_FILES.items()}
+    return Control(**{names.get(name, name): value for name, value in settings.items()})
 
 
 def slide(place_m: np.ndarray, moved_m: np.ndarray, obstacles_m: np.ndarray, radius_m: float) -> np.ndarray:

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def save_described(tensors: dict[str, Tensor], path: Path | str, told: dict[str, Any]) -> None:
-    """Writes tensors into one safetensors file, and in its metadata, as JSON, what they are: see `load_described`.
+def save_with_metadata(tensors: dict[str, Tensor], path: Path | str, told: dict[str, Any]) -> None:
+    """Writes tensors into one safetensors file, and in its metadata, as JSON, what they are: see `load_with_metadata`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -30,7 +30,7 @@ def save_described(tensors: dict[str, Tensor], path: Path | str, told: dict[str,
     save_file(apart, str(path), metadata={"about": json.dumps(told)})
 
 
-def load_described(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_with_metadata(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a safetensors file, and the JSON in its metadata.
 
     Args:

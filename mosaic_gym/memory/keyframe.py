@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
 
-BY_HEART = -1.0
+FROM_ATLAS = -1.0
 """The trust of a place that a still was dreamt from, not recognised at."""
 SUPPOSED = 2.0**-30
 """The trust of the place that a still was likest to and yet not recognised at: far less than recognising ever gives."""
@@ -33,7 +33,7 @@ class Keyframe:
         points_m: `[v, u, 3]` patch centres in the world, metres: derived, see also `geometry`.
         place: `[4]`, (x, z, heading, trust): where on the map that the model knows the still was recognised to be
             taken, and how much that is to be trusted, see `whereabouts.py`; a trust of `SUPPOSED` if it is only where
-            the map is likest, of `BY_HEART` for a still that was dreamt there; zeros if the place is not known.
+            the map is likest, of `FROM_ATLAS` for a still that was dreamt there; zeros if the place is not known.
     """
 
     latent: Tensor
@@ -46,29 +46,29 @@ class Keyframe:
     place: Tensor
 
     @cached_property
-    def place_told(self) -> tuple[float, ...]:
+    def place_values(self) -> tuple[float, ...]:
         """`place` as plain numbers: fetched once, for an accelerator is waited for each time."""
         return tuple(self.place.tolist())
 
     @property
     def trust(self) -> float:
         """How much its place on the map is to be trusted; above 0 if it was recognised, or supposed."""
-        return self.place_told[3]
+        return self.place_values[3]
 
     @property
-    def is_by_heart(self) -> bool:
+    def is_from_atlas(self) -> bool:
         """Whether it was dreamt where the place on the map was known: then the map is asked again, rather than it."""
-        return self.trust == BY_HEART
+        return self.trust == FROM_ATLAS
 
     @cached_property
     def geometry(self) -> Tensor:
         """`[5 * v * u + 16]`, what choosing needs of it in one row: x, y, z, generation and life of every patch, and
         the still's pose."""
         cells = self.points_m.movedim(-1, 0).flatten(), self.generation.flatten(), self.alive.flatten()
-        return torch.cat([*cells, self.world_from_still.flatten()])
+        return torch.cat([*cells, self.world_from_keyframe.flatten()])
 
     @property
-    def world_from_still(self) -> Tensor:
+    def world_from_keyframe(self) -> Tensor:
         """`[4, 4]`, the camera of the last video frame."""
         return self.world_from_camera[-1]
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import check_rigid, rescale_intrinsics
-from mosaic_gym.memory.files import load_described, save_described
+from mosaic_gym.memory.batching import for_all
+from mosaic_gym.memory.files import load_with_metadata, save_with_metadata
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe, gathered, padded
-from mosaic_gym.memory.members import for_all
-from mosaic_gym.memory.recall import Selection, select
-from mosaic_gym.memory.warp import Warped, fill_holes, warp_stills
+from mosaic_gym.memory.retrieval import Selection, select
+from mosaic_gym.memory.warp import Warped, fill_holes, warp_frames
 
 FORMAT = "mosaic-memory-2"
 EVEN_COST = 0.3
@@ -30,17 +30,17 @@ the two at shares of 1 / (1 + cost / this): measured on 210 held-out steps, from
 
 
 @runtime_checkable
-class StillCodec(Protocol):
+class KeyframeCodec(Protocol):
     """What memory needs of a codec: see `model/codec.py`."""
 
     channels: int
     stride: int
-    still_stride: int
+    image_stride: int
     instants: slice
 
-    def still(self, latents: Tensor) -> Tensor: ...
+    def keyframe_image(self, latents: Tensor) -> Tensor: ...
 
-    def from_stills(self, stills: Tensor) -> Tensor: ...
+    def from_keyframe_images(self, warped_frames: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class MosaicMemory:
     def __len__(self) -> int:
         return len(self.keyframes)
 
-    def remember(self, keyframe: Keyframe) -> MosaicMemory:
+    def update(self, keyframe: Keyframe) -> MosaicMemory:
         """A memory that also holds `keyframe`; when full, the most redundant older one goes."""
         keyframes = (*self.keyframes, keyframe)
         if self.capacity == 0:
@@ -144,7 +144,7 @@ class MosaicMemory:
     def save(self, path: Path | str) -> None:
         """Writes all keyframes into one safetensors file."""
         tensors, told = self.tensors()
-        save_described(tensors, path, {"format": FORMAT, **told})
+        save_with_metadata(tensors, path, {"format": FORMAT, **told})
 
     @staticmethod
     def load(path: Path | str) -> MosaicMemory:
@@ -153,7 +153,7 @@ class MosaicMemory:
         Raises:
             FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
         """
-        return MosaicMemory.from_tensors(*load_described(path, (FORMAT,), "memory"))
+        return MosaicMemory.from_tensors(*load_with_metadata(path, (FORMAT,), "memory"))
 
 
 def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
@@ -163,14 +163,14 @@ def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
     goes the oldest that was drawn by heart, which can be drawn again, then the oldest of which edits left no patch.
     """
     for index, keyframe in enumerate(keyframes[:-1]):
-        if keyframe.is_by_heart:
+        if keyframe.is_from_atlas:
             return index
-    _, _, alive, still = gathered(keyframes, keyframes[0].alive.numel())
+    _, _, alive, poses = gathered(keyframes, keyframes[0].alive.numel())
     empty = (~alive.any(1))[:-1].nonzero().flatten().tolist()
     if empty:
         return empty[0]
-    distance_m = torch.cdist(still[:, :3, 3], still[:, :3, 3])
-    turned = 1.0 - (still[:, :3, 2] @ still[:, :3, 2].T)
+    distance_m = torch.cdist(poses[:, :3, 3], poses[:, :3, 3])
+    turned = 1.0 - (poses[:, :3, 2] @ poses[:, :3, 2].T)
     apart = distance_m + 4.0 * turned
     apart.fill_diagonal_(torch.inf)
     apart[:, -1] = torch.inf  # being like the newest is what every recent frame is
@@ -186,7 +186,7 @@ def _most_redundant(keyframes: Sequence[Keyframe]) -> int:
 
 
 @dataclass(frozen=True)
-class Recall:
+class Retrieved:
     """What a batch of memories gives for a batch of views; the network's input, and what is worth reporting.
 
     Attributes:
@@ -204,7 +204,7 @@ class Recall:
             or where nothing is covered.
         reliance: `[b, 4, H, W]`, how much memory is to be relied on beside the map, 1 to 0 where nothing is covered.
         pictures: `[b, 4, c, H, W]`, the same views as the map is known by heart; where it is not, the stills.
-        expected: `[b, c, h, w]`, latent of what memory and map together let expect; without a map, the Warped Latent.
+        conditioning_latent: `[b, c, h, w]`, latent fused from memory and map; without a map, the Warped Latent.
     """
 
     warped: Tensor
@@ -218,30 +218,30 @@ class Recall:
     generation: Tensor
     depth_m: Tensor
     pixels_covered: Tensor
-    stills: Tensor
-    doubt: Tensor
-    reliance: Tensor
+    warped_frames: Tensor
+    warp_uncertainty: Tensor
+    memory_weight: Tensor
     pictures: Tensor
-    expected: Tensor
+    conditioning_latent: Tensor
 
-    def views(self, chosen: slice) -> Recall:
+    def views(self, chosen: slice) -> Retrieved:
         """What is recalled for some of the views."""
-        return Recall(**{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
+        return Retrieved(**{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
 
 
 @torch.no_grad()
-def recall(
+def retrieve(
     memories: Sequence[Sequence[Keyframe]],
     world_from_camera: Tensor,
     image_from_camera: Tensor,
-    codec: StillCodec,
+    codec: KeyframeCodec,
     latent_shape: tuple[int, int, int],
     max_sources: int = 4,
     max_patches: int = 32,
     patch: int = 1,
     pictures: Sequence[Tensor | None] | None = None,
     supposed: Sequence[bool] | None = None,
-) -> Recall:
+) -> Retrieved:
     """Asks every memory what its next view should show, beside the map where that is known by heart.
 
     Pictures fill the holes of what memory shows, and each pixel is expected to lie between the two, by how much memory
@@ -262,16 +262,16 @@ def recall(
     c, h, w = latent_shape
     b, f = world_from_camera.shape[:2]
     size = (h * codec.stride, w * codec.stride)
-    cells = (size[0] // codec.still_stride, size[1] // codec.still_stride)
+    cells = (size[0] // codec.image_stride, size[1] // codec.image_stride)
     grid = (h // patch, w // patch)
     patch_k = rescale_intrinsics(image_from_camera, size, grid)
-    still_k = rescale_intrinsics(image_from_camera, size, cells)
+    image_k = rescale_intrinsics(image_from_camera, size, cells)
 
     def choose(cameras: Tensor, keyframes: Sequence[Sequence[Keyframe]], afar: Sequence[bool]) -> Selection:
         return select(keyframes, cameras[:, [0, -1]], patch_k, grid, max_sources, max_patches, afar)
 
     def warp(cameras: Tensor, sources: Sequence[Sequence[Keyframe]]) -> Warped:
-        return _warp(sources, cameras, still_k, codec, cells)
+        return _warp(sources, cameras, image_k, codec, cells)
 
     pictures, supposed = pictures or [None] * b, supposed or [False] * b
     # A picture shows what was seen from afar, and better.
@@ -282,19 +282,19 @@ def recall(
         [keyframes[index] for index in row if index >= 0] for keyframes, row in zip(memories, sources, strict=True)
     ]
     warped = for_all(warp, world_from_camera, chosen)
-    reliance = (1.0 + warped.cost / EVEN_COST).reciprocal()
+    memory_weight = (1.0 + warped.cost / EVEN_COST).reciprocal()
     by_heart = _behind(warped, pictures, supposed)
-    stills = torch.where(warped.covered[:, :, None], warped.stills, by_heart)
-    latent = expected = codec.from_stills(stills)
+    warped_frames = torch.where(warped.covered[:, :, None], warped.warped_frames, by_heart)
+    latent = conditioning_latent = codec.from_keyframe_images(warped_frames)
     if any(picture is not None for picture in pictures):
-        expected = codec.from_stills(torch.lerp(by_heart, stills, reliance[:, :, None]))
-    covered = warped.covered.to(stills.dtype)
+        conditioning_latent = codec.from_keyframe_images(torch.lerp(by_heart, warped_frames, memory_weight[:, :, None]))
+    covered = warped.covered.to(warped_frames.dtype)
     per_cell = cells[0] // h
     quarters = F.pixel_unshuffle(F.interpolate(covered, size=(2 * h, 2 * w), mode="area"), 2)  # frame by frame
     generation = F.avg_pool2d(warped.generation * covered, per_cell)  # [b, f, h, w]
     age = generation.mean(1, keepdim=True)
     generation = F.avg_pool2d(generation[:, -1], patch) if patch > 1 else generation[:, -1]
-    return Recall(
+    return Retrieved(
         warped=latent,
         warped_share=quarters.unflatten(1, (f, -1))[:, codec.instants].mean((1, 2)),
         covered=torch.cat([quarters, age.clamp_max(4.0) / 4.0], dim=1),
@@ -303,11 +303,11 @@ def recall(
         generation=generation,
         depth_m=warped.depth_m[:, -1],
         pixels_covered=warped.covered,
-        stills=stills,
-        doubt=torch.where(warped.covered, warped.moved_px.clamp_max(1.0), 1.0),
-        reliance=reliance,
+        warped_frames=warped_frames,
+        warp_uncertainty=torch.where(warped.covered, warped.moved_px.clamp_max(1.0), 1.0),
+        memory_weight=memory_weight,
         pictures=by_heart,
-        expected=expected,
+        conditioning_latent=conditioning_latent,
     )
 
 
@@ -316,10 +316,10 @@ def _behind(warped: Warped, pictures: Sequence[Tensor | None], supposed: Sequenc
     of one that is only supposed, the stills with its picture in their holes."""
     unknown = [i for i, picture in enumerate(pictures) if picture is None]
     if len(unknown) == len(pictures):
-        return fill_holes(warped.stills, warped.covered)
-    behind = warped.stills.clone()
+        return fill_holes(warped.warped_frames, warped.covered)
+    behind = warped.warped_frames.clone()
     if unknown:
-        behind[unknown] = fill_holes(warped.stills[unknown], warped.covered[unknown])
+        behind[unknown] = fill_holes(warped.warped_frames[unknown], warped.covered[unknown])
     for i, picture in enumerate(pictures):
         if picture is not None:
             behind[i] = torch.where(warped.covered[i][:, None], behind[i], picture) if supposed[i] else picture
@@ -329,33 +329,33 @@ def _behind(warped: Warped, pictures: Sequence[Tensor | None], supposed: Sequenc
 def _warp(
     chosen: Sequence[Sequence[Keyframe]],
     world_from_camera: Tensor,
-    still_k: Tensor,
-    codec: StillCodec,
+    image_k: Tensor,
+    codec: KeyframeCodec,
     cells: tuple[int, int],
 ) -> Warped:
     """Members with fewer sources than others are padded with keyframes that are not alive."""
     b, f = world_from_camera.shape[:2]
     s = max(len(sources) for sources in chosen)
     if s == 0:
-        channels = codec.still(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
+        channels = codec.keyframe_image(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
         nothing = world_from_camera.new_zeros(b, f, *cells)
-        stills = nothing[:, :, None].expand(-1, -1, channels, -1, -1)
-        return Warped(stills, nothing.bool(), nothing, nothing + torch.inf, nothing, nothing + torch.inf)
+        warped_frames = nothing[:, :, None].expand(-1, -1, channels, -1, -1)
+        return Warped(warped_frames, nothing.bool(), nothing, nothing + torch.inf, nothing, nothing + torch.inf)
     together = padded(chosen)
-    stills = codec.still(torch.stack([keyframe.latent for keyframe in together]))
-    magnify = stills.shape[-1] // together[0].alive.shape[-1]
+    images = codec.keyframe_image(torch.stack([keyframe.latent for keyframe in together]))
+    magnify = images.shape[-1] // together[0].alive.shape[-1]
 
     def enlarge(cellwise: Tensor) -> Tensor:
         return cellwise.repeat_interleave(magnify, -1).repeat_interleave(magnify, -2).unflatten(0, (b, s))
 
-    return warp_stills(
-        stills.unflatten(0, (b, s)),
+    return warp_frames(
+        images.unflatten(0, (b, s)),
         torch.stack([keyframe.depth_m for keyframe in together]).unflatten(0, (b, s)),
         enlarge(torch.stack([keyframe.generation for keyframe in together])),
         enlarge(torch.stack([keyframe.alive for keyframe in together])),
-        torch.stack([keyframe.world_from_still for keyframe in together]).unflatten(0, (b, s)),
+        torch.stack([keyframe.world_from_keyframe for keyframe in together]).unflatten(0, (b, s)),
         world_from_camera,
-        still_k.expand(b, 3, 3),
+        image_k.expand(b, 3, 3),
     )
 
 

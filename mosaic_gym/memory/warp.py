@@ -57,7 +57,7 @@ class Warped:
         cost: `[b, f, H, W]`, how badly the best source serves, see `source_cost`; inf where none does.
     """
 
-    stills: Tensor
+    warped_frames: Tensor
     covered: Tensor
     generation: Tensor
     depth_m: Tensor
@@ -178,8 +178,8 @@ def _rays(image_from_camera: Tensor, height: int, width: int) -> Tensor:
     return F.pad((uv - image_from_camera[:, :2, 2:]) / focal, (0, 0, 0, 1), value=1.0)
 
 
-def warp_stills(
-    stills: Float[Tensor, "b s c H W"],
+def warp_frames(
+    warped_frames: Float[Tensor, "b s c H W"],
     depth_m: Float[Tensor, "b s H W"],
     generation: Float[Tensor, "b s H W"],
     alive: Bool[Tensor, "b s H W"],
@@ -200,7 +200,7 @@ def warp_stills(
         world_from_source: `[b, s, 4, 4]`; world_from_target: `[b, f, 4, 4]`.
         image_from_camera: `[b, 3, 3]`, K on this grid.
     """
-    b, s, c, height, width = stills.shape
+    b, s, c, height, width = warped_frames.shape
     f = world_from_target.shape[1]
     target_from_source = invert_pose(world_from_target)[:, :, None] @ world_from_source[:, None]
     source_from_target = invert_pose(target_from_source)  # [b, f, s, 4, 4]
@@ -243,7 +243,9 @@ def warp_stills(
 
     # 2. The values, at fractional coordinates; cubic, for a view is resampled again and again, and linear blurs.
     grid, z, agrees, uv = look_up(surface_m)
-    sampled = F.grid_sample(for_every_target(stills), grid, mode="bicubic", padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(
+        for_every_target(warped_frames), grid, mode="bicubic", padding_mode="border", align_corners=False
+    )
     sampled = sampled.view(b, f, s, c, height, width)
     ages = F.grid_sample(for_every_target(generation), grid, padding_mode="border", align_corners=False)
     ages = ages.view(b, f, s, height, width)
@@ -255,7 +257,7 @@ def warp_stills(
     weight = torch.exp(-SHARPNESS * (cost - best.nan_to_num(posinf=0.0)))  # 0 where a cost is infinite
     weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-6)
     return Warped(
-        stills=(sampled * weight[:, :, :, None]).sum(2),
+        warped_frames=(sampled * weight[:, :, :, None]).sum(2),
         covered=covered[:, :, 0],
         generation=(ages * weight).sum(2),
         depth_m=torch.where(filled, surface_m, torch.inf),
@@ -284,7 +286,7 @@ def source_cost(target_m: Tensor, source_m: Tensor, generation: Tensor, target_f
 
 
 def fill_holes(
-    stills: Float[Tensor, "... c H W"], covered: Bool[Tensor, "... H W"]
+    warped_frames: Float[Tensor, "... c H W"], covered: Bool[Tensor, "... H W"]
 ) -> Float[Tensor, "... c H W"]:
     """Smoothly continues covered values into the holes (push-pull over an image pyramid).
 
@@ -294,9 +296,9 @@ def fill_holes(
     Returns:
         `[..., c, H, W]`: covered cells unchanged; zero everywhere if nothing is covered at all.
     """
-    shape = stills.shape
-    values = stills.reshape(-1, *shape[-3:])
-    weights = covered.reshape(-1, 1, *shape[-2:]).to(stills.dtype)
+    shape = warped_frames.shape
+    values = warped_frames.reshape(-1, *shape[-3:])
+    weights = covered.reshape(-1, 1, *shape[-2:]).to(warped_frames.dtype)
     return _push_pull(values * weights, weights).view(shape)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import carried, place_of
 from mosaic_gym.memory.keyframe import SUPPOSED, Keyframe
-from mosaic_gym.memory.mosaic import StillCodec
+from mosaic_gym.memory.mosaic import KeyframeCodec
 
 WITNESSES = 7
 """Remembered frames that a new one is recognised together with."""
@@ -62,7 +62,7 @@ def recognised(
     known = [i for i, keyframe in enumerate(best) if keyframe is not None and keyframe.trust > 0]
     if not known:
         return [None] * len(best)
-    here = place_of(torch.stack([best[i].world_from_still for i in known]))[:, None]
+    here = place_of(torch.stack([best[i].world_from_keyframe for i in known]))[:, None]
     there = torch.stack([best[i].place[:3] for i in known])[:, None]
     asked = cameras if len(known) == len(best) else cameras[known]
     places = dict(zip(known, carried(place_of(asked), here, there).unbind(), strict=True))
@@ -87,7 +87,7 @@ def is_known(keyframes: Sequence[Keyframe]) -> bool:
 @torch.no_grad()
 def recognise(
     atlas: Map,
-    codec: StillCodec,
+    codec: KeyframeCodec,
     keyframes: Sequence[Keyframe],
     frame: Float[Tensor, "3 H W"],
     camera: Float[Tensor, "4 4"],
@@ -119,7 +119,7 @@ def recognise(
     if familiar and len(known) >= WITNESSES and len(known) % AGAIN:
         return torch.cat([surest[0], surest.new_tensor([trust])])
     heard = [known[index] for index in _spread(len(known), WITNESSES)]
-    here = place_of(torch.stack([*(keyframe.world_from_still for keyframe in heard), camera]))
+    here = place_of(torch.stack([*(keyframe.world_from_keyframe for keyframe in heard), camera]))
     frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frame[None]])
     said = carried(here[-1:], here[:-1], torch.stack([keyframe.place[:3] for keyframe in heard]))
     guesses = torch.cat([surest, said])

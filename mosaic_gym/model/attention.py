@@ -52,9 +52,7 @@ def lifted_projection(
     return lift @ scaled, invert_pose(scaled) @ unlift
 
 
-def rotary_angles(
-    coordinates: Float[Tensor, "b n 3"], dimensions: int, theta: float
-) -> Float[Tensor, "b n half"]:
+def rotary_angles(coordinates: Float[Tensor, "b n 3"], dimensions: int, theta: float) -> Float[Tensor, "b n half"]:
     """Angles `[b, n, dimensions / 2]` at real-valued (t, v, u) coordinates `[b, n, 3]`, split as Wan splits them."""
     spatial = 2 * (dimensions // 6)
     angles = []

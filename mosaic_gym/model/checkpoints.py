@@ -1,10 +1,10 @@
 """A world's weights as one folder: safetensors and JSON, nothing else is ever read.
 
-    NAME/
-      world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps, the parts there are
-      transformer/ detail/ codec/ text_encoder/ depth/ outcome/ atlas/ scheduler/    each as diffusers saves it
-      starts.safetensors    start images, and their prompts in its metadata
-      README.md             the card
+NAME/
+  world.json            sizes, K, kinematics, budgets, the shipped number of denoising steps, the parts there are
+  transformer/ detail/ codec/ text_encoder/ depth/ outcome/ atlas/ scheduler/    each as diffusers saves it
+  starts.safetensors    start images, and their prompts in its metadata
+  README.md             the card
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import check_intrinsics
-from mosaic_gym.geometry.control import Control, is_finite, is_whole
+from mosaic_gym.geometry.control import control_from_settings, is_finite, is_whole
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
-from mosaic_gym.model.detail import DetailNet
-from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.parts import fingerprint_of, load_part, load_scheduler, save_part
+from mosaic_gym.model.refiner import Refiner
+from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline
 
-    from mosaic_gym.model.wan_codec import WanCodec, WanPrompts
+    from mosaic_gym.model.wan.codec import WanCodec, WanPrompts
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 FORMAT = "mosaic-world-5"
@@ -46,16 +46,18 @@ WAN_SIZE = (352, 640)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 KINDS = {
     "transformer": MosaicTransformer3DModel,
-    "detail": DetailNet,
+    "refiner": Refiner,
     "codec": LinearCodec,
     "text_encoder": ByteTextEncoder,
     "depth": ConvDepth,
-    "outcome": OutcomeHeads,
+    "reward_heads": RewardTerminationHeads,
     "atlas": Atlas,
 }
 """The networks of a folder, each in one of its own."""
-OPTIONAL = {"detail", "outcome", "atlas"}
+OPTIONAL = {"refiner", "reward_heads", "atlas"}
 """Networks that a world may do without."""
+FOLDERS = {"refiner": "detail", "reward_heads": "outcome"}
+"""Names in a checkpoint's folder and in its world.json, where they differ from the attribute's."""
 LEAST = {
     "height": 1,
     "width": 1,
@@ -75,7 +77,7 @@ class WorldSettings:
     Attributes:
         height, width: of the frames, pixels.
         image_from_camera: K `[3, 3]` in pixels, as rows.
-        control: the fields of `geometry.control.Control`.
+        control: what `geometry.control.control_settings` writes.
         denoising_steps: the shipped number, 1 or more.
         history: recent latent frames that are read, 1 or more.
         max_sources, max_patches: recall's budgets; 0 for nothing of that kind.
@@ -115,7 +117,7 @@ class WorldSettings:
         if not isinstance(self.control, Mapping):
             raise ValueError(f"control is a dict of the fields of Control; got {self.control!r}")
         try:
-            Control(**self.control)
+            control_from_settings(self.control)
         except (TypeError, ValueError) as error:
             raise ValueError(f"control is a dict of the fields of Control ({error})") from error
 
@@ -126,12 +128,12 @@ class WorldModel:
 
     settings: WorldSettings
     transformer: MosaicTransformer3DModel
-    detail: DetailNet | None
+    refiner: Refiner | None
     """None: frames are shown as the codec decodes them."""
     codec: LinearCodec | WanCodec
     text_encoder: ByteTextEncoder | WanPrompts
     depth: DepthEstimator
-    outcome: OutcomeHeads | None
+    reward_heads: RewardTerminationHeads | None
     """None: nothing is paid, and nothing ends."""
     atlas: Atlas | None
     """None: no map is known by heart."""
@@ -159,7 +161,15 @@ class WorldModel:
             self.codec.mean, self.codec.deviation = self.codec.mean.to(device), self.codec.deviation.to(device)
             self.depth.to(device)
             return self
-        networks = self.transformer, self.detail, self.codec, self.text_encoder, self.depth, self.outcome, self.atlas
+        networks = (
+            self.transformer,
+            self.refiner,
+            self.codec,
+            self.text_encoder,
+            self.depth,
+            self.reward_heads,
+            self.atlas,
+        )
         for network in networks:
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
@@ -181,7 +191,15 @@ class WorldModel:
 
         Taken once: another `depth` is to be set before.
         """
-        networks = self.transformer, self.detail, self.codec, self.text_encoder, self.atlas, self.depth, self.outcome
+        networks = (
+            self.transformer,
+            self.refiner,
+            self.codec,
+            self.text_encoder,
+            self.atlas,
+            self.depth,
+            self.reward_heads,
+        )
         told = asdict(self.settings)
         if self.pipeline is not None:
             told["causal"] = self.transformer.config.causal
@@ -205,7 +223,7 @@ class WorldModel:
         if self.pipeline is not None:
             raise ValueError(
                 "a Wan world is saved as its pipeline: model.pipeline.save_pretrained(folder). LoRA adapters are to be "
-                "fused first: mosaic_gym.model.wan.fuse_adapters(model.transformer)"
+                "fused first: mosaic_gym.fuse_adapters(model.transformer)"
             )
         if not isinstance(self.depth, ConvDepth):
             raise ValueError(
@@ -217,14 +235,14 @@ class WorldModel:
         folder.mkdir(parents=True, exist_ok=True)
         parts = [name for name in KINDS if getattr(self, name) is not None]
         for name in (*parts, "scheduler"):
-            save_part(getattr(self, name), folder / name)
+            save_part(getattr(self, name), folder / FOLDERS.get(name, name))
         for path in folder.glob("*/config.json"):  # diffusers notes where each part came from
             told = json.loads(path.read_text())
             told.pop("_name_or_path", None)
             path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
         starts = {"images": self.start_images.contiguous()}
         save_file(starts, folder / "starts.safetensors", metadata={"prompts": json.dumps(self.start_prompts)})
-        told = {"format": FORMAT, "parts": parts, **asdict(self.settings)}
+        told = {"format": FORMAT, "parts": [FOLDERS.get(name, name) for name in parts], **asdict(self.settings)}
         (folder / "world.json").write_text(json.dumps(told, indent=2) + "\n")
 
     @staticmethod
@@ -263,7 +281,11 @@ class WorldModel:
                 f"{tuple(images.shape)}: one of them is another's; copy the whole folder again"
             )
         scheduler = load_scheduler(folder)
-        loaded = {name: load_part(kind, folder, name) if name in parts else None for name, kind in KINDS.items()}
+        written = {name: FOLDERS.get(name, name) for name in KINDS}
+        loaded = {
+            name: load_part(kind, folder, written[name]) if written[name] in parts else None
+            for name, kind in KINDS.items()
+        }
         return WorldModel(
             settings=settings,
             scheduler=scheduler,
@@ -287,7 +309,7 @@ def is_wan(checkpoint: Path | str) -> bool:
     if (folder / "model_index.json").is_file() or (folder / "world.json").is_file():
         return (folder / "model_index.json").is_file()
     if folder.exists():
-        from mosaic_gym.model.wan_folder import lacks_index  # here, for pipelines take seconds to import
+        from mosaic_gym.model.wan.folder import lacks_index  # here, for pipelines take seconds to import
 
         return lacks_index(folder)  # cut short as it is, it is told as one
     return HUB_ID.fullmatch(str(checkpoint)) is not None and not folder.parent.exists()
@@ -296,8 +318,8 @@ def is_wan(checkpoint: Path | str) -> bool:
 def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[str, Any]) -> WorldModel:
     """A world around a pretrained Wan pipeline."""
     # Pipelines take seconds to import, and a shipped checkpoint needs none.
-    from mosaic_gym.model.wan import WanOptions, load_depth, load_pipeline, plan_pipeline, wan_settings
-    from mosaic_gym.model.wan_codec import WanCodec, WanPrompts
+    from mosaic_gym.model.wan.codec import WanCodec, WanPrompts
+    from mosaic_gym.model.wan.pipeline import WanOptions, load_depth, load_pipeline, plan_pipeline, wan_settings
 
     known = {field.name for field in fields(WanOptions)}
     unknown = sorted(map(str, set(loading) - known))
@@ -315,11 +337,11 @@ def _wan_world(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[s
     model = WorldModel(
         settings=settings,
         transformer=pipeline.transformer,
-        detail=None,
+        refiner=None,
         codec=WanCodec(pipeline.vae, restarts=not pipeline.transformer.config.causal),
         text_encoder=WanPrompts(pipeline),
         depth=depth,
-        outcome=None,
+        reward_heads=None,
         atlas=None,
         scheduler=pipeline.scheduler,
         start_images=torch.empty(0, *size, 3, dtype=torch.uint8),

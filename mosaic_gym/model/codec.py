@@ -4,7 +4,7 @@ A clip is decoded latent by latent: `decode_next` takes where each clip stands a
 (nothing, for a codec whose latents stand alone). Besides, a codec says how its latents may be laid into another view:
 
 - `still(latents)` is its picture of the last of the four instants, on whatever grid it can offer;
-- `from_stills(stills)` makes a latent frame out of four such pictures, one for each instant;
+- `from_keyframe_images(stills)` makes a latent frame out of four such pictures, one for each instant;
 - `instants` are those of the four that such a latent shows: a cell of it is worth what memory covers of these.
 
 Warped Latent resamples stills between the two. For a linear codec both are matrix products, so that is
@@ -56,7 +56,7 @@ class LinearCodec(ModelMixin, ConfigMixin):
         return self.config.stride
 
     @property
-    def still_stride(self) -> int:
+    def image_stride(self) -> int:
         """Pixels of a frame for one cell of a still."""
         return 1
 
@@ -108,15 +108,15 @@ class LinearCodec(ModelMixin, ConfigMixin):
 
     def present(self, latent: Float[Tensor, "c h w"], stream: tuple[Any, ...]) -> Float[Tensor, "3 H W"]:
         """The last frame `[3, H, W]` of the last latent."""
-        return self.still(latent[None])[0]
+        return self.keyframe_image(latent[None])[0]
 
-    def still(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    def keyframe_image(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """The last frame `[b, 3, H, W]` of latents `[b, c, h, w]`."""
         return self._decode(latents, slice(FRAMES_PER_STEP - 1, FRAMES_PER_STEP))[:, 0]
 
-    def from_stills(self, stills: Float[Tensor, "b 4 3 H W"]) -> Float[Tensor, "b c h w"]:
+    def from_keyframe_images(self, warped_frames: Float[Tensor, "b 4 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Latents `[b, c, h, w]` of four stills `[b, 4, 3, H, W]`."""
-        return self.encode(stills)
+        return self.encode(warped_frames)
 
     def _decode(self, latents: Tensor, which: slice) -> Tensor:
         s = self.stride

@@ -204,6 +204,6 @@ def align_scale(depth_m: Tensor, known_m: Tensor, metric: bool = True, limit: fl
     return depth_m * torch.where(enough, factor, 1.0)[:, None, None]
 
 
-def relative_error(estimate_m: Tensor, engine_m: Tensor) -> Tensor:
+def relative_error(estimate_m: Tensor, true_m: Tensor) -> Tensor:
     """|estimate - engine| / engine, pixel by pixel."""
-    return (estimate_m - engine_m).abs() / engine_m
+    return (estimate_m - true_m).abs() / true_m

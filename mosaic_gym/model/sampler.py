@@ -9,7 +9,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 
@@ -36,7 +36,7 @@ def denoise(
     noise: Tensor,
     history: Tensor,
     history_cameras: Tensor,
-    recalled: Recall,
+    retrieved: Retrieved,
     cameras: Tensor,
     image_from_camera: Tensor,
     size: tuple[int, int],
@@ -62,7 +62,7 @@ def denoise(
             once a call, not once a level.
         guidance: classifier-free guidance, 1 for none.
     """
-    where = recalled, cameras, image_from_camera, size
+    where = retrieved, cameras, image_from_camera, size
     once = steps == len(noise) == 1  # one member's tokens are too few to keep a processor busy: fewer, larger calls
     context = transformer.read(history, history_cameras, *where, text, once=once)
     away = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.attention import Positions
 
 
@@ -56,7 +56,7 @@ class Context:
         target: of a model that has read: where the target's tokens are, and which keys they may look at.
     """
 
-    recalled: Recall
+    retrieved: Retrieved
     history: Tensor
     history_cameras: Tensor
     cameras: Tensor

@@ -25,7 +25,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.attention import (
     MosaicAttnProcessor,
     Positions,
@@ -135,7 +135,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         self,
         history: Tensor,
         history_cameras: Tensor,
-        recalled: Recall,
+        retrieved: Retrieved,
         target_cameras: Tensor,
         image_from_camera: Tensor,
         size: tuple[int, int],
@@ -154,7 +154,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             once: it will be looked at by one denoising step only, and goes through the blocks beside the target then:
                 equal to rounding, and a third faster where calls cost more than arithmetic.
         """
-        context = Context(recalled, history, history_cameras, target_cameras, image_from_camera, size, text)
+        context = Context(retrieved, history, history_cameras, target_cameras, image_from_camera, size, text)
         if once or not self.config.causal:
             return context
         if hasattr(self, "_hf_hook"):  # as a call of forward would have fetched an offloaded model
@@ -167,7 +167,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         text = self.condition_embedder.text_embedder(text.to(clean.values.dtype))
         told = tuple(block.attn2.processor.told(block.attn2, text) for block in self.blocks)
         keys_values = self._read_blocks(clean.values, modulation, told, at)
-        grid, cameras = self._target_places(recalled.warped.unflatten(0, target_cameras.shape[:2]), context)
+        grid, cameras = self._target_places(retrieved.warped.unflatten(0, target_cameras.shape[:2]), context)
         target = self._positions(grid, cameras, clean.values, context)
         if exists is not None:
             target.key_mask = torch.cat([exists, exists.new_ones(grid.shape[:2])], dim=1)[:, None, None]
@@ -194,10 +194,13 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
             target = Tokens(values, *self._target_places(noisy, context), exists)
             clean = self._clean_tokens(context)
             clocks, modulations = self._clock(torch.cat([torch.zeros_like(timestep), timestep]), target.values)
-            clock, (still, modulation) = clocks.chunk(2)[1], modulations.chunk(2)
+            clock, (clean_modulation, modulation) = clocks.chunk(2)[1], modulations.chunk(2)
             counts = clean.values.shape[1], target.values.shape[1]
             each_token = torch.cat(
-                [each[:, None].expand(-1, n, -1, -1) for each, n in zip((still, modulation), counts, strict=True)],
+                [
+                    each[:, None].expand(-1, n, -1, -1)
+                    for each, n in zip((clean_modulation, modulation), counts, strict=True)
+                ],
                 dim=1,
             )
             both = clean.then(target)
@@ -210,17 +213,19 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
                 at.key_mask = both.exists[:, None, None] & (ours[:, None] | ~ours)
             text = self.condition_embedder.text_embedder(context.text.to(both.values.dtype))
             told = (text,) * len(self.blocks)
-            tokens = self._through_blocks(both.values, each_token, told, at, None, counts[0], (still, modulation))
+            tokens = self._through_blocks(
+                both.values, each_token, told, at, None, counts[0], (clean_modulation, modulation)
+            )
         shift, scale = (self.scale_shift_table + clock[:, None]).chunk(2, dim=1)
         tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
         said = self._onto_grid(self.proj_out(tokens), noisy)
         if self.config.insertion == "split":
-            return context.recalled.expected.view_as(noisy) + said
+            return context.retrieved.conditioning_latent.view_as(noisy) + said
         return said
 
     def _clean_tokens(self, context: Context) -> Tokens:
         """Recent latents on the grid before the target, and what memory gives."""
-        recalled, history = context.recalled, context.history
+        retrieved, history = context.retrieved, context.history
         t = history.shape[1]
         recent = self._embed(history)
         tokens = [
@@ -228,27 +233,27 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
                 recent,
                 self._grid(history, 0),
                 self._per_token(context.history_cameras, history),
-                recalled.patch_exists.new_ones(recent.shape[:2]),
+                retrieved.patch_exists.new_ones(recent.shape[:2]),
             )
         ]
         # Warped RoPE: a patch lies where it lands in its target frame, the fraction kept.
         b, frames = context.cameras.shape[:2]
-        patches = recalled.patches.unflatten(0, (b, frames))  # [b, t, n, c * p * p]
+        patches = retrieved.patches.unflatten(0, (b, frames))  # [b, t, n, c * p * p]
         n = patches.shape[2]
         if n:
             high, wide = self.config.patch_size[1:]
             cells = patches.flatten(1, 2).unflatten(2, (-1, high, wide)).transpose(1, 2)  # [b, c, t * n, p, p]
             values = _tokens_of(self.patch_embedding, cells.to(recent.dtype))
-            uv = recalled.patch_uv.unflatten(0, (b, frames))
+            uv = retrieved.patch_uv.unflatten(0, (b, frames))
             time = torch.arange(t, t + frames, device=uv.device, dtype=uv.dtype)[:, None].expand(b, frames, n)
             landing = torch.stack([time, uv[..., 1] / high - 0.5, uv[..., 0] / wide - 0.5], dim=-1)
-            exists = recalled.patch_exists.unflatten(0, (b, frames)).flatten(1)
-            cameras = recalled.patch_cameras.unflatten(0, (b, frames)).flatten(1, 2)
+            exists = retrieved.patch_exists.unflatten(0, (b, frames)).flatten(1)
+            cameras = retrieved.patch_cameras.unflatten(0, (b, frames)).flatten(1, 2)
             tokens.append(Tokens(values, landing.flatten(1, 2), cameras, exists))
         if self.config.insertion == "split":
             kinds = [each.values + self.kind_embedding[i] for i, each in enumerate(tokens)]
             tokens = [replace(each, values=values) for each, values in zip(tokens, kinds, strict=True)]
-        elif bool(recalled.warped_share.any()):
+        elif bool(retrieved.warped_share.any()):
             tokens.append(self._warped_tokens(context, t))
         if len(tokens) == 1:
             return tokens[0]
@@ -258,10 +263,10 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
 
     def _warped_tokens(self, context: Context, first: int) -> Tokens:
         """The Warped Latent of the target frames as tokens of their own, where memory covers most of a token."""
-        recalled = context.recalled
-        warped = recalled.warped.unflatten(0, context.cameras.shape[:2])
+        retrieved = context.retrieved
+        warped = retrieved.warped.unflatten(0, context.cameras.shape[:2])
         values = self._embed(warped)
-        shares = nn.functional.avg_pool2d(recalled.warped_share[:, None], tuple(self.config.patch_size[1:]))
+        shares = nn.functional.avg_pool2d(retrieved.warped_share[:, None], tuple(self.config.patch_size[1:]))
         exists = (shares > 0.5).flatten(1).unflatten(0, context.cameras.shape[:2]).flatten(1)
         return Tokens(values, self._grid(warped, first), self._per_token(context.cameras, warped), exists)
 
@@ -270,8 +275,10 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         if self.config.insertion == "split":
             # Scaled by how much signal it holds: pure noise says nothing, and then one step is a regression.
             values = self._embed(noisy * (1.0 - timestep.view(-1, 1, 1, 1, 1) / TIMESTEPS))
-            recalled = context.recalled
-            told = torch.cat([recalled.warped, recalled.covered, recalled.expected], dim=1).to(values.dtype)
+            retrieved = context.retrieved
+            told = torch.cat([retrieved.warped, retrieved.covered, retrieved.conditioning_latent], dim=1).to(
+                values.dtype
+            )
             return values + _tokens_of(self.warped_embedding, told).reshape(values.shape)
         return self._embed(noisy)
 
@@ -296,8 +303,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
     def _read_blocks(
         self, tokens: Tensor, modulation: Tensor, text: tuple[Any, ...], at: Positions
     ) -> tuple[tuple[Tensor, ...], ...]:
-        """What each block's attention keeps. What the last would make of the tokens is nobody's input: it is not made.
-        """
+        """What each block's attention stores. The last block's output is not computed, because nothing reads it."""
         *blocks, last = self.blocks
         kept = []
         tokens = tokens.contiguous()

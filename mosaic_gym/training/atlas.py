@@ -136,9 +136,7 @@ def fresh(store: EpisodeStore, sights: Sights) -> Atlas:
     side_m = float((high - low).max())
     corner_m = tuple(((high + low - side_m) / 2).tolist())
     floor_m, ceiling_m = heights(store)
-    return Atlas(
-        *sights.frames.shape[1:3], corner_m=corner_m, side_m=side_m, floor_m=floor_m, ceiling_m=ceiling_m
-    )
+    return Atlas(*sights.frames.shape[1:3], corner_m=corner_m, side_m=side_m, floor_m=floor_m, ceiling_m=ceiling_m)
 
 
 def train(config: Config) -> Atlas:

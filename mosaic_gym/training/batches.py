@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.training.run import exact_products
-from mosaic_gym.training.samples import Remembered, draw_state, forget_a_wedge, recall_mixed
+from mosaic_gym.training.samples import Remembered, draw_state, forget_a_wedge, retrieve_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mosaic_gym.training.world import Config
 
 
-MOST_DREAMT = 3
+MAX_ROLLED = 3
 """Steps before a batch's targets that are the model's own dream, at most."""
 WINDOW = 16
 """Drawn batches that samples met several times are taken from."""
@@ -50,18 +50,18 @@ class Batch:
     history: Tensor
     history_cameras: Tensor
     prompts: list[str]
-    recalled: Recall
+    retrieved: Retrieved
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of them, always in the same order."""
-        recalled = [getattr(self.recalled, each.name) for each in fields(Recall)]
-        return [self.latents, self.cameras, self.history, self.history_cameras, *recalled]
+        retrieved = [getattr(self.retrieved, each.name) for each in fields(Retrieved)]
+        return [self.latents, self.cameras, self.history, self.history_cameras, *retrieved]
 
     def mapped(self, change: Callable[[Tensor], Tensor], prompts: list[str] | None = None) -> Batch:
         """The batch with every tensor changed, and of other prompts if any are given."""
         own = [change(value) for value in self.tensors]
-        return Batch(*own[:4], self.prompts if prompts is None else prompts, Recall(*own[4:]))
+        return Batch(*own[:4], self.prompts if prompts is None else prompts, Retrieved(*own[4:]))
 
     def pin_memory(self) -> Batch:
         """The same batch where an accelerator fetches it by itself; a data loader looks for this name."""
@@ -88,9 +88,7 @@ def batches(world: MosaicWorld, episodes: list[Remembered], config: Config, run:
     return drawn if config.reuse == 1 else _met_again(drawn, config, run, first)
 
 
-def _drawn(
-    world: MosaicWorld, episodes: list[Remembered], config: Config, run: Run, first: int
-) -> Iterator[Batch]:
+def _drawn(world: MosaicWorld, episodes: list[Remembered], config: Config, run: Run, first: int) -> Iterator[Batch]:
     """The batches that are drawn, from the `first` on, on the world's device."""
     if not config.workers:
         for seed in run.seeds(first):
@@ -143,14 +141,14 @@ class _Drawer(Dataset):
         self.world, self.episodes, self.config = world, episodes, config
 
     def __getitem__(self, seed: int) -> Batch | None:
-        if _dreamt_steps(self.config, np.random.default_rng(seed)):
+        if _rolled_steps(self.config, np.random.default_rng(seed)):
             return None
         return draw_batch(self.world, self.episodes, self.config, seed)
 
 
-def _dreamt_steps(config: Config, rng: np.random.Generator) -> int:
+def _rolled_steps(config: Config, rng: np.random.Generator) -> int:
     """So many steps before the targets are the model's own dream; the first that a batch draws."""
-    return int(rng.integers(1, MOST_DREAMT + 1)) if rng.random() < config.dream else 0
+    return int(rng.integers(1, MAX_ROLLED + 1)) if rng.random() < config.dream else 0
 
 
 @exact_products()
@@ -158,7 +156,7 @@ def _dreamt_steps(config: Config, rng: np.random.Generator) -> int:
 def draw_batch(world: MosaicWorld, episodes: list[Remembered], config: Config, seed: int) -> Batch:
     """The batch of a seed, on the world's device."""
     rng = np.random.default_rng(seed)
-    dreamt = _dreamt_steps(config, rng)
+    dreamt = _rolled_steps(config, rng)
     states, members = [], []
     unread = world.model.text_encoder.encode([""])[0]
     long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + dreamt]
@@ -168,29 +166,29 @@ def draw_batch(world: MosaicWorld, episodes: list[Remembered], config: Config, s
         prompt = "" if rng.random() < config.empty_prompt else episodes[index].captions[step]
         state = draw_state(episodes[index], step - dreamt, config.mix, unread, seed, rng)
         if rng.random() < config.mix.wedge:
-            state = forget_a_wedge(state, episodes[index].keyframes[step].world_from_still, rng)
+            state = forget_a_wedge(state, episodes[index].keyframes[step].world_from_keyframe, rng)
         states.append(replace(state, prompt=prompt))
         members.append((index, step))
     if dreamt:  # without a dream nobody reads a prompt here; the run reads it with the weights that learn
         texts = world.model.text_encoder.encode([state.prompt for state in states])
         states = [replace(state, text=text) for state, text in zip(states, texts, strict=True)]
-        states = dream_ahead(world, episodes, states, members, dreamt)
+        states = roll_ahead(world, episodes, states, members, dreamt)
     targets = [episodes[index].keyframes[step] for index, step in members]
     cameras = torch.stack([target.world_from_camera for target in targets])
     pictures = world.pictures(states, cameras[:, None])
     rng = np.random.default_rng([seed, 1])  # the batch's own draws stay what they are, whatever the mixture
-    recalled = recall_mixed(world, states, cameras[:, None], pictures, config.mix, rng)
+    retrieved = retrieve_mixed(world, states, cameras[:, None], pictures, config.mix, rng)
     return Batch(
         latents=torch.stack([target.latent for target in targets]),
         cameras=cameras,
         history=torch.stack([state.history for state in states]),
         history_cameras=torch.stack([state.history_cameras for state in states]),
         prompts=[state.prompt for state in states],
-        recalled=recalled,
+        retrieved=retrieved,
     )
 
 
-def dream_ahead(
+def roll_ahead(
     world: MosaicWorld, episodes: list[Remembered], states: list[WorldState], members: list[tuple[int, int]], steps: int
 ) -> list[WorldState]:
     """Lets the present weights live through the `steps` steps before each target."""

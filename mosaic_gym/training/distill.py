@@ -46,19 +46,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mosaic_gym.data.episodes import EpisodeStore
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, fuse_adapters
+from mosaic_gym.model.wan.pipeline import WanOptions, fuse_adapters
 from mosaic_gym.training.finetune import (
     MIX,
+    build_long_enough_memories,
     check,
     draw_sample,
     leaning,
     noised,
     open_teacher,
     played_whole,
-    remember_long_enough,
     shifted,
 )
 from mosaic_gym.training.run import Run, budget_of, check_processes, check_resumable, checkpoint_in, recipe_of
@@ -147,7 +147,7 @@ class Sample:
 
     history: Tensor
     history_cameras: Tensor
-    recalled: Recall
+    retrieved: Retrieved
     latents: Tensor
     cameras: Tensor
     k: Tensor
@@ -161,9 +161,9 @@ class Sample:
         cameras = torch.cat([self.history_cameras, self.cameras[:, : len(frames)]], dim=1)
         return latents[:, -kept:], cameras[:, -kept:]
 
-    def view(self, index: int) -> Recall:
+    def view(self, index: int) -> Retrieved:
         """What memory gives for one frame of the clip."""
-        return self.recalled.views(slice(index, index + 1))
+        return self.retrieved.views(slice(index, index + 1))
 
 
 def causal_loss(student: nn.Module, sample: Sample, config: Config, generator: torch.Generator, kept: int) -> Tensor:
@@ -216,7 +216,7 @@ def score_losses(
     """
     sigma = leaning(generator, config.shift, clip).clamp(*SCORED)
     noisy, velocity = noised(clip.detach(), sigma, generator)
-    where = sample.history, sample.history_cameras, sample.recalled, sample.cameras, sample.k, sample.size
+    where = sample.history, sample.history_cameras, sample.retrieved, sample.cameras, sample.k, sample.size
     time, level = sigma * TIMESTEPS, sigma.view(-1, 1, 1, 1, 1)
     said = critic(noisy, time, critic.read(*where, sample.text)).float()
     critic_loss = F.mse_loss(said, velocity)
@@ -250,7 +250,7 @@ class Given:
     @cached_property
     def episodes(self) -> dict[int, Remembered]:
         """What is remembered of each episode; made when it is asked for, which takes long."""
-        return remember_long_enough(self.world, self.store, self.config, self.accelerator)
+        return build_long_enough_memories(self.world, self.store, self.config, self.accelerator)
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -378,7 +378,7 @@ def _budgets(config: Config) -> tuple[Budget, Budget]:
 def _sample(
     world: MosaicWorld, store: EpisodeStore, episodes: dict[int, Remembered], config: Config, seed: int
 ) -> Sample:
-    state, recalled, latents, cameras = draw_sample(world, store, episodes, config, seed, shortest=config.clip)
+    state, retrieved, latents, cameras = draw_sample(world, store, episodes, config, seed, shortest=config.clip)
     size = (world.height, world.width)
     history, history_cameras = state.history[None], state.history_cameras[None]
-    return Sample(history, history_cameras, recalled, latents, cameras, world.k[None], size, state.text[None])
+    return Sample(history, history_cameras, retrieved, latents, cameras, world.k[None], size, state.text[None])

@@ -36,13 +36,13 @@ from torch.nn.parallel import DistributedDataParallel
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
-from mosaic_gym.memory.mosaic import MosaicMemory, Recall
+from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved
 from mosaic_gym.model.checkpoints import WorldModel, is_wan
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, flow_shift, fuse_adapters
-from mosaic_gym.training.lifted import FOLDER, remember_all_of, resized
+from mosaic_gym.model.wan.pipeline import WanOptions, flow_shift, fuse_adapters
+from mosaic_gym.training.lifted import FOLDER, build_all_memories, resized
 from mosaic_gym.training.run import Run, budget_of, check_processes, check_resumable, exact_products, recipe_of
-from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, recall_mixed
+from mosaic_gym.training.samples import MemoryMix, Remembered, choose_past, retrieve_mixed
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.state import WorldState
 
@@ -198,11 +198,11 @@ def _long_enough(store: EpisodeStore, config: Any) -> list[int]:
     return found
 
 
-def remember_long_enough(
+def build_long_enough_memories(
     world: MosaicWorld, store: EpisodeStore, config: Any, accelerator: Accelerator
 ) -> dict[int, Remembered]:
     """The recorded episodes that a clip fits into, remembered, and kept in the run's folder."""
-    return remember_all_of(world, store, _long_enough(store, config), config.out / FOLDER, accelerator)
+    return build_all_memories(world, store, _long_enough(store, config), config.out / FOLDER, accelerator)
 
 
 @exact_products()
@@ -214,7 +214,7 @@ def draw_sample(
     config: Any,
     seed: int,
     shortest: int,
-) -> tuple[WorldState, Recall, Tensor, Tensor]:
+) -> tuple[WorldState, Retrieved, Tensor, Tensor]:
     """A state, what it recalls for a clip ahead, the clip `[1, t, c, h, w]` and its cameras `[1, t, 4, 4, 4]`.
 
     Args:
@@ -231,11 +231,11 @@ def draw_sample(
     frames = resized(stored["frames"][step - 1 : step + length], (world.height, world.width)).to(world.device)
     clip = torch.cat([frames[0, -1:], frames[1:].flatten(0, 1)])[None]
     latents = world.model.codec.encode_clip(clip)  # [1, 1 + t, c, h, w]
-    still = episode.keyframes[step - 1].world_from_still
+    previous_camera = episode.keyframes[step - 1].world_from_keyframe
     state = WorldState(
-        pose=Pose(still.double().cpu().numpy()),
+        pose=Pose(previous_camera.double().cpu().numpy()),
         history=latents[0, :1],
-        history_cameras=still.expand(1, FRAMES_PER_STEP, 4, 4),
+        history_cameras=previous_camera.expand(1, FRAMES_PER_STEP, 4, 4),
         memory=MosaicMemory(tuple(chosen)),
         prompt=prompt,
         text=world.model.text_encoder.encode([prompt])[0],
@@ -243,7 +243,7 @@ def draw_sample(
         step_index=step - 1,
     )
     cameras = torch.stack([each.world_from_camera for each in episode.keyframes[step : step + length]])[None]
-    return state, recall_mixed(world, [state], cameras, None, config.mix, rng), latents[:, 1:], cameras
+    return state, retrieve_mixed(world, [state], cameras, None, config.mix, rng), latents[:, 1:], cameras
 
 
 def leaning(generator: torch.Generator, shift: float, like: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ def train(config: Config) -> WorldModel:
     asked = {"averaged": False, "shared": True, "parts": model.fingerprint, "recipe": recipe_of(config, store)}
     asked["checkpoint_minutes"] = config.checkpoint_minutes
     run = Run(config.out, model.transformer, rate, *budget, accelerator, **asked)
-    episodes = {} if run.finished else remember_long_enough(world, store, config, accelerator)
+    episodes = {} if run.finished else build_long_enough_memories(world, store, config, accelerator)
     run.start_clock()
     k = world.k[None]
     copied = isinstance(run.model, DistributedDataParallel)
@@ -332,7 +332,7 @@ def train(config: Config) -> WorldModel:
         for index in range(each):
             # 1. A clip, what came before it, and what memory gives for it.
             sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index, shortest=1)
-            state, recalled, latents, cameras = sample
+            state, retrieved, latents, cameras = sample
             # 2. Noise.
             sigma = leaning(generator, config.shift, latents)
             noisy, velocity = noised(latents, sigma, generator)
@@ -341,7 +341,7 @@ def train(config: Config) -> WorldModel:
             with run.model.no_sync() if copied and not last else nullcontext():
                 with accelerator.autocast():
                     context = model.transformer.read(
-                        state.history[None], state.history_cameras[None], recalled, cameras, k,
+                        state.history[None], state.history_cameras[None], retrieved, cameras, k,
                         (world.height, world.width), state.text[None],
                     )  # fmt: skip
                     said = run.model(noisy, sigma * TIMESTEPS, context)

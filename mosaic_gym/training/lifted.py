@@ -68,7 +68,7 @@ def remember(world: MosaicWorld, store: EpisodeStore, index: int) -> MosaicMemor
     return MosaicMemory(tuple(keyframes), capacity=len(keyframes))
 
 
-def remember_all_of(
+def build_all_memories(
     world: MosaicWorld, store: EpisodeStore, indices: Sequence[int], folder: Path, accelerator: Accelerator
 ) -> dict[int, Remembered]:
     """These episodes, as `remember` has them: read from the folder what lies there, made and kept there what does not.

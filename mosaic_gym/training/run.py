@@ -72,7 +72,7 @@ def _check_budget(minutes: float | None, steps: int | None) -> None:
         raise ValueError(f"--steps is at least 1; got {steps}")
 
 
-PARTS = ("codec", "depth", "outcome", "atlas", "begin")
+PARTS = ("codec", "depth", "reward_heads", "atlas", "begin")
 """Fields of a recipe's config that name folders; what lies in those is told apart by itself."""
 FREE = ("out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", *PARTS)
 """Fields of a recipe's config in which a run may differ from the one that it goes on from."""

@@ -18,7 +18,7 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.memory.keyframe import Keyframe, lift
-from mosaic_gym.memory.mosaic import MosaicMemory, Recall
+from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved
 from mosaic_gym.memory.whereabouts import recognise_walk
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec, frames_to_float
@@ -45,7 +45,7 @@ class Remembered:
 
 
 @torch.no_grad()
-def remember_all(
+def build_memories(
     store: EpisodeStore,
     codec: LinearCodec,
     depth: DepthEstimator,
@@ -161,7 +161,7 @@ def draw_state(
         chosen = [worn(keyframe, wear, rng) for keyframe in chosen]
         history = worn(past[-1], wear, rng).latent
     return WorldState(
-        pose=Pose(past[-1].world_from_still.double().cpu().numpy()),
+        pose=Pose(past[-1].world_from_keyframe.double().cpu().numpy()),
         history=history[None],
         history_cameras=past[-1].world_from_camera[None],
         memory=MosaicMemory(tuple(chosen)),
@@ -179,7 +179,7 @@ def draw_warp(mix: MemoryMix, rng: np.random.Generator) -> str:
     return ("rope", "latent")[int(rng.integers(2))]
 
 
-def told_by(recalled: Recall, nothing: Recall, warps: Sequence[str]) -> Recall:
+def told_by(retrieved: Retrieved, nothing: Retrieved, warps: Sequence[str]) -> Retrieved:
     """What is recalled, each view told by one of the warps alone, or by both.
 
     Args:
@@ -187,28 +187,28 @@ def told_by(recalled: Recall, nothing: Recall, warps: Sequence[str]) -> Recall:
         warps: a member of `WARPS` for each view. `rope` leaves patches as tokens, where they land, beside a grid that
             nothing covers; `latent` leaves the warped grid, without patches.
     """
-    if len(warps) != len(recalled.warped):
-        raise ValueError(f"{len(recalled.warped)} views are told by as many warps; got {len(warps)}")
+    if len(warps) != len(retrieved.warped):
+        raise ValueError(f"{len(retrieved.warped)} views are told by as many warps; got {len(warps)}")
     if not set(warps) <= set(WARPS):
         raise ValueError(f"unknown warps {sorted(set(warps) - set(WARPS))}; the known ones are {', '.join(WARPS)}")
     rope, latent = (
-        torch.tensor([warp == kind for warp in warps], device=recalled.warped.device) for kind in ("rope", "latent")
+        torch.tensor([warp == kind for warp in warps], device=retrieved.warped.device) for kind in ("rope", "latent")
     )
     grids = {}
-    for name in (each.name for each in fields(Recall) if not each.name.startswith("patch")):
-        full, empty = getattr(recalled, name), getattr(nothing, name)
+    for name in (each.name for each in fields(Retrieved) if not each.name.startswith("patch")):
+        full, empty = getattr(retrieved, name), getattr(nothing, name)
         grids[name] = torch.where(rope.view(-1, *[1] * (full.ndim - 1)), empty, full)
-    return replace(recalled, **grids, patch_exists=recalled.patch_exists & ~latent[:, None])
+    return replace(retrieved, **grids, patch_exists=retrieved.patch_exists & ~latent[:, None])
 
 
-def recall_mixed(
+def retrieve_mixed(
     world: MosaicWorld,
     states: Sequence[WorldState],
     cameras: Tensor,
     pictures: Sequence[Tensor | None] | None,
     mix: MemoryMix,
     rng: np.random.Generator,
-) -> Recall:
+) -> Retrieved:
     """What states recall for their next views from cameras `[b, t, 4, 4, 4]`, told as `mix` says.
 
     The paper's ablation has a mixture of the two warps ahead of either, on every column.
@@ -216,13 +216,13 @@ def recall_mixed(
     Args:
         pictures: of the `b * t` views, as `MosaicWorld.pictures` draws them; None without a map.
     """
-    recalled = world.recall(states, cameras, pictures)
+    retrieved = world.retrieve(states, cameras, pictures)
     warps = [draw_warp(mix, rng) for _ in states]
     if set(warps) == {"both"}:
-        return recalled
+        return retrieved
     empty = [replace(state, memory=replace(state.memory, keyframes=())) for state in states]
-    nothing = world.recall(empty, cameras, pictures)
-    return told_by(recalled, nothing, [warp for warp in warps for _ in range(cameras.shape[1])])
+    nothing = world.retrieve(empty, cameras, pictures)
+    return told_by(retrieved, nothing, [warp for warp in warps for _ in range(cameras.shape[1])])
 
 
 def forget_a_wedge(state: WorldState, world_from_camera: Tensor, rng: np.random.Generator) -> WorldState:

@@ -10,7 +10,7 @@ mixes: `--mix.alone 0.67` tells a third of the samples by both, and a third by e
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +20,25 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from mosaic_gym.data.episodes import EpisodeStore
-from mosaic_gym.geometry.control import Control
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.geometry.control import Control, control_settings
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.codec import LinearCodec, frames_to_uint8
 from mosaic_gym.model.depth import ConvDepth
-from mosaic_gym.model.detail import DetailNet
-from mosaic_gym.model.outcome import OutcomeHeads
 from mosaic_gym.model.parts import fingerprint_of, round_to_half
+from mosaic_gym.model.refiner import Refiner
+from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import TIMESTEPS, MosaicTransformer3DModel
-from mosaic_gym.training.batches import MOST_DREAMT, batches, dream_ahead
+from mosaic_gym.training.batches import MAX_ROLLED, batches, roll_ahead
 from mosaic_gym.training.run import Run, budget_of, exact_products, recipe_of
-from mosaic_gym.training.samples import MemoryMix, Remembered, draw_state, remember_all
+from mosaic_gym.training.samples import MemoryMix, Remembered, build_memories, draw_state
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 BY_ITSELF = 0.5
 """What the transformer's own frames count beside the finished ones: planners look at its latents alone."""
-AWAY_DREAMT = 2
+AWAY_ROLLED = 2
 """Steps that the model has dreamt before those that it is validated on away from what it remembers."""
 SOFTENING = 2e-4
 """Squared error, on the scale of [-1, 1], below which a sample is good enough not to be pressed further: 43 dB,
@@ -56,8 +56,8 @@ class Config:
     """What `train codec` wrote."""
     depth: Path = Path("runs/depth/weights")
     """What `train depth` wrote."""
-    outcome: Path = Path("runs/outcome/weights")
-    """What `train outcome` wrote."""
+    reward_heads: Path = Path("runs/reward_heads/weights")
+    """What `train reward-heads` wrote."""
     atlas: Path = Path("runs/atlas/weights")
     """What `train atlas` wrote."""
     begin: Path | None = None
@@ -105,13 +105,13 @@ class Learner(nn.Module):
     def __init__(
         self,
         transformer: MosaicTransformer3DModel,
-        detail: DetailNet,
+        refiner: Refiner,
         text_encoder: ByteTextEncoder,
         codec: LinearCodec,
     ):
         super().__init__()
         self.transformer = transformer
-        self.detail = detail
+        self.refiner = refiner
         self.codec = codec
         self.text_encoder = text_encoder
 
@@ -122,18 +122,18 @@ class Learner(nn.Module):
         tokens: Tensor,
         history: Tensor,
         history_cameras: Tensor,
-        recalled: Recall,
+        retrieved: Retrieved,
         cameras: Tensor,
         k: Tensor,
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """The frames `[b, 4, 3, H, W]` believed to be behind `noisy`: the transformer's, and touched up."""
         text = self.text_encoder(tokens)
-        context = self.transformer.read(history, history_cameras, recalled, cameras[:, None], k, size, text)
+        context = self.transformer.read(history, history_cameras, retrieved, cameras[:, None], k, size, text)
         latents = self.transformer(noisy[:, None], sigma * TIMESTEPS, context)[:, 0]
         believed = self.codec.decode(latents)
-        told = recalled.stills, recalled.pictures, recalled.doubt, recalled.reliance
-        return believed, self.detail(believed, *told)
+        told = retrieved.warped_frames, retrieved.pictures, retrieved.warp_uncertainty, retrieved.memory_weight
+        return believed, self.refiner(believed, *told)
 
 
 def frame_loss(predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,15 +153,16 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         FileNotFoundError: one of them is not there.
     """
     told = {"low_cpu_mem_usage": False, "use_safetensors": True}
-    for part in ("codec", "depth", "outcome", "atlas"):
+    for part in ("codec", "depth", "reward_heads", "atlas"):
         folder = getattr(config, part)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
-                f"nothing is trained under {folder}: run `mosaic-gym train {part}` first, or say where it is (--{part})"
+                f"nothing is trained under {folder}: run `mosaic-gym train {part.replace('_', '-')}` first, or say "
+                f"where it is (--{part.replace('_', '-')})"
             )
     codec = LinearCodec.from_pretrained(config.codec, **told)
     depth = ConvDepth.from_pretrained(config.depth, **told)
-    outcome = OutcomeHeads.from_pretrained(config.outcome, **told)
+    reward_heads = RewardTerminationHeads.from_pretrained(config.reward_heads, **told)
     atlas = Atlas.from_pretrained(config.atlas, **told)
     text_encoder = ByteTextEncoder()
     transformer = MosaicTransformer3DModel(
@@ -184,11 +185,11 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         height=images.shape[1],
         width=images.shape[2],
         image_from_camera=tuple(tuple(map(float, row)) for row in store.image_from_camera),
-        control=asdict(Control()),
+        control=control_settings(Control()),
         scenario=store.told(0)["scenario"],
     )
     scheduler = FlowMatchEulerDiscreteScheduler()
-    parts = transformer, DetailNet(), codec, text_encoder, depth, outcome, atlas, scheduler
+    parts = transformer, Refiner(), codec, text_encoder, depth, reward_heads, atlas, scheduler
     return WorldModel(settings, *parts, images, prompts)
 
 
@@ -204,7 +205,7 @@ def start_views(store: EpisodeStore, count: int = 32) -> tuple[Tensor, tuple[str
 def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: int = 32) -> dict[str, float]:
     """One step on held-out episodes, in dB, and by how much the networks are better than what they are given.
 
-    *Ahead* has all of the past in memory; *away* nothing of the last steps, and has dreamt the last `AWAY_DREAMT`;
+    *Ahead* has all of the past in memory; *away* nothing of the last steps, and has dreamt the last `AWAY_ROLLED`;
     *lost* has nothing of the last steps either, and its place on the map is not known.
     """
     ahead = MemoryMix(forget=0.0, last_only=0.0, most=1000, worn=0.0, away=0.0, unplaced=0.0)
@@ -212,7 +213,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
     lost = replace(away, unplaced=1.0)
     codec, unread = world.model.codec, world.model.text_encoder.encode([""])[0]
     told = {}
-    for name, mix, dreamt in (("ahead", ahead, 0), ("away", away, AWAY_DREAMT), ("lost", lost, 0)):
+    for name, mix, dreamt in (("ahead", ahead, 0), ("away", away, AWAY_ROLLED), ("lost", lost, 0)):
         rng = np.random.default_rng(0)
         states, members = [], []
         for _ in range(count):
@@ -223,12 +224,12 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
             members.append((index, step))
         texts = world.model.text_encoder.encode([episodes[index].captions[step] for index, step in members])
         states = [replace(state, text=text) for state, text in zip(states, texts, strict=True)]
-        states = dream_ahead(world, episodes, states, members, dreamt)
+        states = roll_ahead(world, episodes, states, members, dreamt)
         targets = [episodes[index].keyframes[step] for index, step in members]
         true = codec.decode(torch.stack([target.latent for target in targets]))
         cameras = torch.stack([target.world_from_camera for target in targets])[:, None]
-        given = codec.decode(world.recall(states, cameras, world.pictures(states, cameras)).expected)
-        after = dream_ahead(world, episodes, states, [(index, step + 1) for index, step in members], 1)
+        given = codec.decode(world.retrieve(states, cameras, world.pictures(states, cameras)).conditioning_latent)
+        after = roll_ahead(world, episodes, states, [(index, step + 1) for index, step in members], 1)
         shown = codec.decode(torch.cat([state.history[-1:] for state in after]))
         # A view from where the body rests is exact; it counts as 50 dB.
         errors = [(each.clamp(-1, 1) - true).square().mean((1, 2, 3, 4)).clamp_min(4e-5) for each in (shown, given)]
@@ -242,7 +243,7 @@ def validate(world: MosaicWorld, episodes: list[Remembered], run: Run, count: in
 
 def _check_long_enough(config: Config, episodes: list[Remembered], heldout: list[Remembered]) -> None:
     """Raises ValueError if there is nothing to draw a sample from."""
-    least, least_heldout = MOST_DREAMT + 2 if config.dream else 2, AWAY_DREAMT + 2
+    least, least_heldout = MAX_ROLLED + 2 if config.dream else 2, AWAY_ROLLED + 2
     shortest = min(len(each.keyframes) for each in heldout)
     if max(len(each.keyframes) for each in episodes) < least or shortest < least_heldout:
         raise ValueError(
@@ -265,17 +266,17 @@ def train(config: Config) -> WorldModel:
     model.depth.to(device).eval()
     model.atlas.to(device).eval()
     networks = model.codec, model.depth, model.atlas
-    episodes = remember_all(store, *networks, config.episodes, hinted=True)
-    heldout = remember_all(EpisodeStore(config.data, "heldout"), *networks, config.episodes, hinted=True)
+    episodes = build_memories(store, *networks, config.episodes, hinted=True)
+    heldout = build_memories(EpisodeStore(config.data, "heldout"), *networks, config.episodes, hinted=True)
     _check_long_enough(config, episodes, heldout)
-    learner = Learner(model.transformer, model.detail, model.text_encoder, model.codec)
+    learner = Learner(model.transformer, model.refiner, model.text_encoder, model.codec)
     # What is learnt against is not the run's to change: a resumed one must meet the same.
-    parts = fingerprint_of((model.codec, model.depth, model.outcome, model.atlas))
+    parts = fingerprint_of((model.codec, model.depth, model.reward_heads, model.atlas))
     given = {"begin": config.begin, "parts": parts, "recipe": recipe_of(config, store)}
     run = Run(config.out, learner, config.learning_rate, *budget, accelerator, **given)
     # The dreaming world holds the averaged weights, which are what ships; the run keeps them up to date.
     average = run.average
-    model.transformer, model.detail, model.text_encoder = average.transformer, average.detail, average.text_encoder
+    model.transformer, model.refiner, model.text_encoder = average.transformer, average.refiner, average.text_encoder
     world = MosaicWorld(model, device=str(device), denoising_steps=1)
     size = (world.height, world.width)
     k = torch.tensor(model.settings.image_from_camera, device=device).expand(config.batch, 3, 3)
@@ -300,7 +301,7 @@ def train(config: Config) -> WorldModel:
                 model.text_encoder.tokenize(batch.prompts),
                 batch.history,
                 batch.history_cameras,
-                batch.recalled,
+                batch.retrieved,
                 batch.cameras,
                 k,
                 size,
@@ -311,7 +312,7 @@ def train(config: Config) -> WorldModel:
         run.update(loss + BY_ITSELF * by_itself, {"db": decibels, **told})
         if run.step_index % (500 * config.reuse) == 0:
             told = validate(world, heldout, run)
-    for name in ("transformer", "detail", "text_encoder"):  # copies: a longer run goes on from what is not rounded
+    for name in ("transformer", "refiner", "text_encoder"):  # copies: a longer run goes on from what is not rounded
         setattr(model, name, copy.deepcopy(getattr(model, name)))
         round_to_half(getattr(model, name))
     print("world: one step on held-out episodes:", validate(world, heldout, run))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_pose, pose_at
 from mosaic_gym.memory.keyframe import Keyframe
-from mosaic_gym.memory.mosaic import MosaicMemory, recall
+from mosaic_gym.memory.mosaic import MosaicMemory, retrieve
 from mosaic_gym.memory.whereabouts import recognise
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
-from mosaic_gym.model.room import room_for
+from mosaic_gym.model.device import out_of_memory_guard
 from mosaic_gym.worlds.protocol import Start, View
 from mosaic_gym.worlds.state import WorldState
 
@@ -55,12 +55,10 @@ class Beginning:
         return state, self._view(state.memory, poses, frames, depth_m.float().cpu().numpy(), sees)
 
     @torch.no_grad()
-    def _rest_in(
-        self, memory: MosaicMemory, asked: Pose | None, prompt: str, seed: int
-    ) -> tuple[WorldState, View]:
+    def _rest_in(self, memory: MosaicMemory, asked: Pose | None, prompt: str, seed: int) -> tuple[WorldState, View]:
         """A body at rest in a memory, and what it sees there: dreamt, for nobody has shown it."""
         last = memory.keyframes[-1]
-        pose = Pose(last.world_from_still.double().cpu().numpy()) if asked is None else asked
+        pose = Pose(last.world_from_keyframe.double().cpu().numpy()) if asked is None else asked
         latents, cameras = last.latent[None], last.world_from_camera[None]
         if self.model.codec.restarts:  # a clip begins with a still
             cameras = cameras[:, -1:].expand(-1, FRAMES_PER_STEP, -1, -1)
@@ -87,14 +85,14 @@ class Beginning:
     def _pictured(self, prompt: str, seed: int) -> np.ndarray:
         """A first frame made from the prompt alone, uint8 `[H, W, 3]`: a clip of one latent with nothing before it."""
         cameras = self._cameras([[pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP])
-        nothing = recall([()], cameras[0], self.k, self.model.codec, self._latent_shape, 0, 0, self._patch)
+        nothing = retrieve([()], cameras[0], self.k, self.model.codec, self._latent_shape, 0, 0, self._patch)
         empty = torch.zeros(1, 0, *self._latent_shape, device=self.device)
         text = self.model.text_encoder.encode([prompt])
         latents = self._sample(empty, cameras[:, :0], nothing, cameras, text, [(seed, BEFORE)])
         (stream,) = self.model.codec.begin(latents[:, 0])
         return frames_to_uint8(self.model.codec.present(latents[0, 0], stream)).cpu().numpy()
 
-    @room_for("encoding what is seen")
+    @out_of_memory_guard("encoding what is seen")
     @torch.no_grad()
     def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
         """The state after truly seeing four frames (uint8 `[4, H, W, 3]`) from four poses, as a robot would.
@@ -112,7 +110,7 @@ class Beginning:
             _, streams = self.model.codec.decode_next(latents[0], streams)
         keyframe, _ = self._lift_true(state, frames, latents[0], cameras[0], state.step_index + 1)
         (future,) = self._carried_on([state], [poses], latents, seen[None], cameras, streams)
-        return replace(future, memory=state.memory.remember(keyframe))
+        return replace(future, memory=state.memory.update(keyframe))
 
     @torch.no_grad()
     def begin(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
@@ -124,7 +122,7 @@ class Beginning:
         self._check_frames(frames, poses)
         return self._begin(frames, poses, seed, prompt, self._checked_memory(None))[0]
 
-    @room_for("encoding the first frame")
+    @out_of_memory_guard("encoding the first frame")
     @torch.no_grad()
     def _begin(
         self,
@@ -139,7 +137,7 @@ class Beginning:
         cameras = self._cameras([poses])[0]  # [1, 4, 4, 4]
         state = self._at_rest(poses[-1], latents, cameras, memory, prompt, seed)
         keyframe, depth_m = self._lift_true(state, frames, latents, cameras, 0)
-        return replace(state, memory=memory.remember(keyframe)), depth_m
+        return replace(state, memory=memory.update(keyframe)), depth_m
 
     def _at_rest(
         self, pose: Pose, latents: Tensor, cameras: Tensor, memory: MosaicMemory, prompt: str, seed: int
@@ -169,7 +167,7 @@ class Beginning:
         """
         depth_m = self._estimate(frames)[None]
         if len(state.memory):
-            depth_m = align_scale(depth_m, self.recall([state], cameras[None]).depth_m, self.model.depth.metric)
+            depth_m = align_scale(depth_m, self.retrieve([state], cameras[None]).depth_m, self.model.depth.metric)
         true = torch.zeros(1, *self.patch_grid, device=self.device)
         place = self._recognise(frames, state.memory, cameras[0, -1])
         (keyframe,) = self.lift(latents, depth_m, cameras, true, [step], place)
@@ -201,7 +199,7 @@ class Beginning:
         """Frames uint8 `[4, H, W, 3]` as `[1, 4, 3, H, W]` in [-1, 1]."""
         return frames_to_float(torch.tensor(frames, device=self.device))[None]
 
-    @room_for("the depth estimator")
+    @out_of_memory_guard("the depth estimator")
     @torch.no_grad()
     def _estimate(self, frames: np.ndarray) -> Tensor:
         """Depth `[H, W]` of the last of four frames, metres."""

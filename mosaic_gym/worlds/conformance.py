@@ -69,7 +69,10 @@ def check_world(
         if not world.forkable:
             _check_it_says_so(world)
             return
-        walk, other = _thrusts(WALK, max(steps, batch_steps)), _thrusts(OTHER_WALK, max(steps, batch_steps))
+        walk, other = (
+            _action_vectors(WALK, max(steps, batch_steps)),
+            _action_vectors(OTHER_WALK, max(steps, batch_steps)),
+        )
         start, _ = world.start(Start(seed=11))
         middle, _ = _roll(world, start, walk[:steps])
         alone = _roll(world, middle, walk)[1]
@@ -83,18 +86,18 @@ def check_world(
         world.close()
 
 
-def _thrusts(names: tuple[str, ...], count: int) -> np.ndarray:
+def _action_vectors(names: tuple[str, ...], count: int) -> np.ndarray:
     """`[count, 3]`; a walk that is over begins again."""
     return np.array([ACTIONS[names[step % len(names)]] for step in range(count)])
 
 
-def _roll(world: World, state: State, thrusts: np.ndarray) -> tuple[State, list[View]]:
+def _roll(world: World, state: State, action_vectors: np.ndarray) -> tuple[State, list[View]]:
     """The last state, and each view as it was when it was shown."""
     shown, views = [], []
-    for thrust in thrusts:
-        given = thrust[None].copy()
+    for action_vector in action_vectors:
+        given = action_vector[None].copy()
         (state,), (view,) = world.step([state], given)
-        _expect_equal(given[0], thrust, "the actions given to a step stay as they were")
+        _expect_equal(given[0], action_vector, "the actions given to a step stay as they were")
         shown.append(view)
         views.append(_copied(view))
     _same(views, shown, "a view stays as it was shown, whatever is stepped after it")
@@ -136,7 +139,7 @@ def _check_views(world: World) -> None:
     _expect(cameras.shape == (FRAMES_PER_STEP, 4, 4), "there are four cameras [4, 4]", f"shape {cameras.shape}")
     _expect(0.0 <= view.coverage <= 1.0, "coverage is a share, 0 to 1", view.coverage)
     _expect_equal(frames, same.frames, "the same seed starts with the same frames")
-    (after,), (seen,) = world.step([again], _thrusts(("forward",), 1))
+    (after,), (seen,) = world.step([again], _action_vectors(("forward",), 1))
     _same([view], [shown], "a view stays as it was shown, whatever is stepped after it")
     _expect(after.step_index == 1, "a step adds one to step_index", after.step_index)
     off = np.abs(after.pose.world_from_camera - seen.world_from_camera[-1]).max()
@@ -146,8 +149,8 @@ def _check_views(world: World) -> None:
 def _check_it_says_so(world: World) -> None:
     """A world with one true present refuses to go back, plainly."""
     state, _ = world.start(Start(seed=5))
-    world.step([state], _thrusts(("forward",), 1))
-    for act in (lambda: world.step([state], _thrusts(("forward",), 1)), lambda: world.pack(state)):
+    world.step([state], _action_vectors(("forward",), 1))
+    for act in (lambda: world.step([state], _action_vectors(("forward",), 1)), lambda: world.pack(state)):
         try:
             act()
         except RuntimeError:
@@ -156,22 +159,20 @@ def _check_it_says_so(world: World) -> None:
         _expect(False, promise, "no error")
 
 
-def _check_repeats(
-    world: World, middle: State, before: list[View], walk: np.ndarray, other: np.ndarray
-) -> None:
+def _check_repeats(world: World, middle: State, before: list[View], walk: np.ndarray, other: np.ndarray) -> None:
     _roll(world, middle, other)
     _same(before, _roll(world, middle, walk)[1], "a state's future repeats, whatever other forks did meanwhile")
 
 
-def _check_sharing(world: World, middle: State, thrusts: Collection[np.ndarray]) -> None:
+def _check_sharing(world: World, middle: State, action_vectors: Collection[np.ndarray]) -> None:
     """Forks grow with what diverged only: what a step left as it was, it did not copy.
 
     Looked at are the arrays and tensors that states hold, and not what they are packed as, which may be copies. One
     that was copied and changed has diverged.
     """
     held = _held(middle)
-    for thrust in thrusts:
-        (after,), _ = world.step([middle], thrust[None])
+    for action_vector in action_vectors:
+        (after,), _ = world.step([middle], action_vector[None])
         for content, (name, addresses) in _held(after).items():
             shared = content not in held or not addresses.isdisjoint(held[content][1])
             _expect(shared, "forks share what is equal", f"{name} was copied")
@@ -220,13 +221,13 @@ def _check_packing(
     make: Callable[[], World], world: World, middle: State, before: list[View], walk: np.ndarray
 ) -> None:
     """A state goes through a file, as `env.save` writes it and `env.load` reads it."""
-    from mosaic_gym.memory.files import save_described
+    from mosaic_gym.memory.files import save_with_metadata
 
     tensors, about = world.pack(middle)
     _check_packed(tensors, about)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
-        save_described(tensors, path, {"format": FORMAT, "state": about})
+        save_with_metadata(tensors, path, {"format": FORMAT, "state": about})
         _same(before, _roll(world, _unpacked(world, path), walk)[1], "a saved state goes on bit for bit")
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
@@ -257,9 +258,9 @@ def _check_packed(tensors: dict[str, Any], about: dict[str, Any]) -> None:
 
 
 def _unpacked(world: World, path: Path) -> State:
-    from mosaic_gym.memory.files import load_described
+    from mosaic_gym.memory.files import load_with_metadata
 
-    tensors, told = load_described(path, (FORMAT,), "state")
+    tensors, told = load_with_metadata(path, (FORMAT,), "state")
     tensors = {name: value.to(getattr(world, "device", "cpu")) for name, value in tensors.items()}
     try:
         return world.unpack(tensors, told["state"])

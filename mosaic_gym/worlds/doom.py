@@ -15,11 +15,11 @@ import numpy as np
 import vizdoom
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, yaw_of
-from mosaic_gym.worlds.doom_engine import SCENARIOS, UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
+from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
 _DEAF_TICS = 16  # the engine ignores input in the first 14 tics of some scenarios
-_STRONGEST_THRUST = 50  # the engine's cap on a movement button, in 1/32 map units per tic
+_STRONGEST_PUSH = 50  # the engine's cap on a movement button, in 1/32 map units per tic
 _BRAKING = 1.0  # map units per tic squared that the body can surely brake by
 _LANDING_TICS = 2  # a body that was put somewhere stands on its feet after so many
 _PUT_M = 0.02  # how near a given camera counts as reached
@@ -53,7 +53,7 @@ class _Sight:
     labels: tuple[str, ...]
 
 
-def _engine_seed(seed: int) -> int:
+def _game_seed(seed: int) -> int:
     """The engine's seeds have 31 bits; larger ones are spread over them."""
     return seed if 0 <= seed < 2**31 else int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31
 
@@ -115,7 +115,7 @@ class DoomWorld:
         if asked is not None and self._surfaces is not None:
             self._check_place(asked)  # before anything moves: the engine could not go back
         self._moment += 1
-        game.set_seed(_engine_seed(start.seed))
+        game.set_seed(_game_seed(start.seed))
         game.new_episode()
         game.make_action([0, 0, 0], _DEAF_TICS)
         if game.is_episode_finished():
@@ -291,14 +291,14 @@ def _buttons(pose: Pose, targets: Sequence[Pose], tic: int) -> list[float]:
     velocity = pose.velocity_m[[0, 2]] * UNITS_PER_M
     missing = (target - pose.world_from_camera)[[0, 2], 3] * UNITS_PER_M
     right, forward = np.array([np.cos(yaw_rad), -np.sin(yaw_rad)]), np.array([np.sin(yaw_rad), np.cos(yaw_rad)])
-    thrust = 32 * (missing - velocity)
-    if max(abs(thrust @ forward), abs(thrust @ right)) > _STRONGEST_THRUST:
+    action_vector = 32 * (missing - velocity)
+    if max(abs(action_vector @ forward), abs(action_vector @ right)) > _STRONGEST_PUSH:
         first, second = (targets[tic], targets[tic + 1]) if tic + 1 < len(targets) else (targets[tic - 1], targets[tic])
         pace = (second.world_from_camera - first.world_from_camera)[[0, 2], 3] * UNITS_PER_M
         lag = missing - pace
         distance = np.hypot(*lag)
         if distance > 0:
             missing = pace + lag * min(1.0, np.sqrt(2 * _BRAKING / distance))
-        thrust = 32 * (missing - velocity)
-    pushes = np.clip(np.rint([thrust @ forward, thrust @ right]), -_STRONGEST_THRUST, _STRONGEST_THRUST)
+        action_vector = 32 * (missing - velocity)
+    pushes = np.clip(np.rint([action_vector @ forward, action_vector @ right]), -_STRONGEST_PUSH, _STRONGEST_PUSH)
     return [*pushes.tolist(), float(np.rad2deg(turn_rad))]

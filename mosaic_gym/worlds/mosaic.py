@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_action, control_from_settings
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.room import check_device, room_for
+from mosaic_gym.model.device import check_device, out_of_memory_guard
 from mosaic_gym.model.sampler import denoise, step_noise
 from mosaic_gym.worlds.beginning import Beginning
 from mosaic_gym.worlds.protocol import View, check_temperature
 from mosaic_gym.worlds.remembering import Remembering
 from mosaic_gym.worlds.showing import Showing
-from mosaic_gym.worlds.state import Glimpse, Keeping, WorldState
+from mosaic_gym.worlds.state import Keeping, LatentObservation, WorldState
 
 
 class MosaicWorld(Beginning, Remembering, Showing, Keeping):
@@ -65,9 +65,9 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
     ):
         self.device = check_device(device)
         settings = model.settings
-        with room_for("the networks' weights"):
+        with out_of_memory_guard("the networks' weights"):
             self.model = model.to(device)
-        for part in (model.depth, model.detail):
+        for part in (model.depth, model.refiner):
             if isinstance(part, torch.nn.Module):  # small convolutions are a tenth faster so
                 part.to(memory_format=torch.channels_last)
         self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
@@ -80,7 +80,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         self.atlas = model.atlas if atlas else None
         self.collision = collision
         self.temperature = check_temperature(temperature)
-        self.control = Control(**settings.control)
+        self.control = control_from_settings(settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
         self.k = torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device)
@@ -89,7 +89,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         self._latent_shape = (codec.channels, rows, columns)
         self._patch = model.transformer.config.patch_size[1]
         self.patch_grid = (rows // self._patch, columns // self._patch)
-        self._still_cells = (self.height // codec.still_stride, self.width // codec.still_stride)
+        self._image_cells = (self.height // codec.image_stride, self.width // codec.image_stride)
 
     @classmethod
     def from_pretrained(
@@ -125,9 +125,9 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         return ";".join([self.model.fingerprint, *unusual])
 
     @property
-    def pays(self) -> bool:
+    def has_rewards(self) -> bool:
         """Whether rewards and ends are predicted."""
-        return self.model.outcome is not None
+        return self.model.reward_heads is not None
 
     def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
         """Moves every body by its action `[b, 3]` and shows what it sees there.
@@ -155,9 +155,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         obstacles = self.obstacles(states)
         return [self.control.advance(*each) for each in zip(poses, checked, obstacles, strict=True)]
 
-    def see(
-        self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
-    ) -> tuple[list[WorldState], list[View]]:
+    def see(self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]) -> tuple[list[WorldState], list[View]]:
         """One step along given cameras: four poses for every state."""
         futures, views = self.see_chunk(states, poses)
         return futures, [shown[0] for shown in views]
@@ -181,39 +179,39 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         if len(poses) != len(states):
             raise ValueError(f"{len(states)} states take the poses of {len(states)} bodies; got those of {len(poses)}")
         cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
-        recalled = self.recall(states, cameras, self.pictures(states, cameras))
+        retrieved = self.retrieve(states, cameras, self.pictures(states, cameras))
         futures, made = list(states), []
-        for view, here, ahead in self._in_turn(recalled, cameras, poses):
+        for view, here, ahead in self._in_turn(retrieved, cameras, poses):
             latents = self.denoised(futures, view, here)  # [b, t, c, h, w]
             latents, frames, streams = self._decode(futures, latents, view)  # [b, t, 4, 3, H, W]
             futures = self._carried_on(futures, ahead, latents, frames, here, streams)
             made.append((latents, frames))
         latents, frames = made[0] if len(made) == 1 else (torch.cat(each, dim=1) for each in zip(*made, strict=True))
-        depth_m = self._estimate_depth(frames, recalled)
-        memories = self._remember(states, latents, depth_m, cameras, recalled)
+        depth_m = self._estimate_depth(frames, retrieved)
+        memories = self._remember(states, latents, depth_m, cameras, retrieved)
         outcomes = self._outcomes(states, frames)
         futures = [replace(future, memory=kept[-1]) for future, kept in zip(futures, memories, strict=True)]
-        return futures, self._shown(memories, poses, frames, depth_m, recalled.coverage, outcomes)
+        return futures, self._shown(memories, poses, frames, depth_m, retrieved.coverage, outcomes)
 
     def _in_turn(
-        self, recalled: Recall, cameras: Tensor, poses: Sequence[Sequence[Pose]]
-    ) -> Iterator[tuple[Recall, Tensor, Sequence[Sequence[Pose]]]]:
+        self, retrieved: Retrieved, cameras: Tensor, poses: Sequence[Sequence[Pose]]
+    ) -> Iterator[tuple[Retrieved, Tensor, Sequence[Sequence[Pose]]]]:
         """The parts of a clip that are made together: what is recalled for them, their cameras, and poses.
 
         They are all of it, or single latent frames for a causal network: it has learnt to make one behind clean ones.
         """
         t = cameras.shape[1]
         if t == 1 or not self.model.transformer.config.causal:
-            yield recalled, cameras, poses
+            yield retrieved, cameras, poses
             return
         for k in range(t):
             ahead = [each[FRAMES_PER_STEP * k : FRAMES_PER_STEP * (k + 1)] for each in poses]
-            yield recalled.views(slice(k, None, t)), cameras[:, k : k + 1], ahead
+            yield retrieved.views(slice(k, None, t)), cameras[:, k : k + 1], ahead
 
     @torch.no_grad()
     def foresee(
         self, states: Sequence[WorldState], actions: np.ndarray
-    ) -> tuple[list[WorldState], list[Glimpse]]:
+    ) -> tuple[list[WorldState], list[LatentObservation]]:
         """One step in latents alone, for planners: nothing is decoded, touched up, lifted or remembered.
 
         Args:
@@ -225,34 +223,34 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             )
         poses = self.move(states, actions)
         cameras = self._cameras(poses)
-        recalled = self.recall(states, cameras, self.pictures(states, cameras))
-        latents = self.denoised(states, recalled, cameras)
+        retrieved = self.retrieve(states, cameras, self.pictures(states, cameras))
+        latents = self.denoised(states, retrieved, cameras)
         streams = [state.stream for state in states]
         futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
-        coverage = recalled.coverage.tolist()
-        return futures, [Glimpse(latents[i, 0], coverage[i]) for i in range(len(states))]
+        coverage = retrieved.coverage.tolist()
+        return futures, [LatentObservation(latents[i, 0], coverage[i]) for i in range(len(states))]
 
     @torch.no_grad()
-    def denoised(self, states: Sequence[WorldState], recalled: Recall, cameras: Tensor) -> Tensor:
+    def denoised(self, states: Sequence[WorldState], retrieved: Retrieved, cameras: Tensor) -> Tensor:
         """The latents `[b, t, c, h, w]` of the states' next views from cameras `[b, t, 4, 4, 4]`."""
         b, t = cameras.shape[:2]
         if not self.network:
-            return recalled.expected.unflatten(0, (b, t))
+            return retrieved.conditioning_latent.unflatten(0, (b, t))
         return self._sample(
             torch.stack([state.history for state in states]),
             torch.stack([state.history_cameras for state in states]),
-            recalled,
+            retrieved,
             cameras,
             torch.stack([state.text for state in states]),
             [(state.seed, state.step_index + k) for state in states for k in range(t)],
         )
 
-    @room_for("the transformer")
+    @out_of_memory_guard("the transformer")
     def _sample(
         self,
         history: Tensor,
         history_cameras: Tensor,
-        recalled: Recall,
+        retrieved: Retrieved,
         cameras: Tensor,
         text: Tensor,
         clocks: Sequence[tuple[int, int]],
@@ -270,7 +268,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             noise,
             history,
             history_cameras,
-            recalled,
+            retrieved,
             cameras,
             self.k.expand(b, 3, 3),
             (self.height, self.width),
@@ -284,9 +282,9 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
     def _unwanted(self) -> Tensor:
         return self.model.text_encoder.encode([self.model.settings.negative_prompt])
 
-    @room_for("decoding frames")
+    @out_of_memory_guard("decoding frames")
     def _decode(
-        self, states: Sequence[WorldState], latents: Tensor, recalled: Recall
+        self, states: Sequence[WorldState], latents: Tensor, retrieved: Retrieved
     ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
         """Latents, the frames `[b, t, 4, 3, H, W]` they hold, and where every clip's decoding then stands."""
         streams = [state.stream for state in states]
@@ -295,15 +293,15 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             shown, streams = self.model.codec.decode_next(latent, streams)
             frames.append(shown)
         frames = torch.stack(frames, dim=1)
-        if not self.network or self.model.detail is None:
+        if not self.network or self.model.refiner is None:
             return latents, frames, streams
         flat = frames.flatten(0, 1)
         # What no screen can show must not be remembered either: on the way it would grow.
-        told = recalled.stills, recalled.pictures, recalled.doubt, recalled.reliance
-        touched = self.model.detail(flat, *told).clamp(-1.0, 1.0)
+        told = retrieved.warped_frames, retrieved.pictures, retrieved.warp_uncertainty, retrieved.memory_weight
+        touched = self.model.refiner(flat, *told).clamp(-1.0, 1.0)
         return self.model.codec.encode(touched).view_as(latents), touched.view_as(frames), streams
 
-    @room_for("encoding the last frame")
+    @out_of_memory_guard("encoding the last frame")
     def _carried_on(
         self,
         states: Sequence[WorldState],

@@ -15,7 +15,7 @@ from mosaic_gym.data.captions import caption
 from mosaic_gym.data.episodes import SPLITS, EpisodeStore, episode_folder, write_episode
 from mosaic_gym.data.explore import Explorer
 from mosaic_gym.worlds.doom import DoomWorld
-from mosaic_gym.worlds.doom_engine import check_scenario, choose_crop
+from mosaic_gym.worlds.doom_game import check_scenario, choose_crop
 from mosaic_gym.worlds.protocol import Start
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
-from mosaic_gym.memory.keyframe import BY_HEART, Keyframe, lift, median_per_cell
-from mosaic_gym.memory.mosaic import MosaicMemory, Recall, recall
+from mosaic_gym.memory.keyframe import FROM_ATLAS, Keyframe, lift, median_per_cell
+from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved, retrieve
 from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.memory.whereabouts import is_known, is_supposed, recognised
 from mosaic_gym.model.depth import align_scale
-from mosaic_gym.model.room import room_for
+from mosaic_gym.model.device import out_of_memory_guard
 from mosaic_gym.worlds.state import WorldState
 
 
@@ -25,12 +25,12 @@ class Remembering:
 
     def covered(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
         """Which pixels memory has something to say about, bool `[4, H, W]`, in a next view from four given poses."""
-        return self.recall([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
+        return self.retrieve([state], self._cameras([poses])).pixels_covered[0].cpu().numpy()
 
-    @room_for("what memory recalls")
-    def recall(
+    @out_of_memory_guard("what memory recalls")
+    def retrieve(
         self, states: Sequence[WorldState], cameras: Tensor, pictures: Sequence[Tensor | None] | None = None
-    ) -> Recall:
+    ) -> Retrieved:
         """What the states' memories give for their next cameras `[b, t, 4, 4, 4]`, metres: `b * t` views.
 
         Args:
@@ -42,7 +42,7 @@ class Remembering:
         where = cameras.flatten(0, 1), self.k, self.model.codec, self._latent_shape
         supposed = [each for each in (is_supposed(state.memory.keyframes) for state in states) for _ in range(t)]
         budgets = settings.max_sources, settings.max_patches, self._patch
-        return recall(memories, *where, *budgets, pictures, supposed)
+        return retrieve(memories, *where, *budgets, pictures, supposed)
 
     def _recallable(self, state: WorldState) -> Sequence[Keyframe]:
         """What a state remembers, without what was dreamt where its place on the map was known.
@@ -54,9 +54,9 @@ class Remembering:
         # Nothing draws them anew once no true frame is left to know the place by, as when one frame is all it keeps.
         if self.atlas is None or not any(keyframe.trust > 0 for keyframe in keyframes):
             return keyframes
-        return [keyframe for keyframe in keyframes if not keyframe.is_by_heart]
+        return [keyframe for keyframe in keyframes if not keyframe.is_from_atlas]
 
-    @room_for("the atlas")
+    @out_of_memory_guard("the atlas")
     @torch.no_grad()
     def pictures(self, states: Sequence[WorldState], cameras: Tensor) -> list[Tensor | None]:
         """The states' next views from cameras `[b, t, 4, 4, 4]`, as the atlas knows the map by heart: `b * t` of them.
@@ -74,7 +74,7 @@ class Remembering:
         views = iter(shown.unflatten(0, (-1, FRAMES_PER_STEP)))
         return [None if each is None else next(views) for each in known for _ in range(t)]
 
-    @room_for("what stands in the way")
+    @out_of_memory_guard("what stands in the way")
     def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
         """Places (x, z) `[n, 2]`, metres, that each state's body cannot pass.
 
@@ -97,16 +97,16 @@ class Remembering:
             lifted[i] = np.concatenate([lifted[i], around_m[:, [0, 2]]])
         return lifted
 
-    @room_for("the depth estimator")
-    def _estimate_depth(self, frames: Tensor, recalled: Recall) -> Tensor:
+    @out_of_memory_guard("the depth estimator")
+    def _estimate_depth(self, frames: Tensor, retrieved: Retrieved) -> Tensor:
         """Depth `[b, t, H, W]` of the last of every four frames, metres, on the scale of what memory knows."""
         last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
         depth_m = self.model.depth.estimate(last, self.k.expand(len(last), 3, 3))
-        return align_scale(depth_m, recalled.depth_m, self.model.depth.metric).unflatten(0, frames.shape[:2])
+        return align_scale(depth_m, retrieved.depth_m, self.model.depth.metric).unflatten(0, frames.shape[:2])
 
-    @room_for("what memory keeps")
+    @out_of_memory_guard("what memory keeps")
     def _remember(
-        self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, recalled: Recall
+        self, states: Sequence[WorldState], latents: Tensor, depth_m: Tensor, cameras: Tensor, retrieved: Retrieved
     ) -> list[list[MosaicMemory]]:
         """Every state's memory behind each of its new frames."""
         b, t = cameras.shape[:2]
@@ -115,21 +115,21 @@ class Remembering:
             known = recognised([state.memory.keyframes for state in states], cameras[:, :, -1])
             for i, place in enumerate(known):
                 if place is not None:
-                    places[i] = F.pad(place, (0, 1), value=BY_HEART)
+                    places[i] = F.pad(place, (0, 1), value=FROM_ATLAS)
         # A patch is one generation further from a true frame than what it was made from.
-        told = latents.flatten(0, 1), depth_m.flatten(0, 1), cameras.flatten(0, 1), recalled.generation + 1.0
+        told = latents.flatten(0, 1), depth_m.flatten(0, 1), cameras.flatten(0, 1), retrieved.generation + 1.0
         steps = [state.step_index + 1 + k for state in states for k in range(t)]
         keyframes = iter(self.lift(*told, steps, places.flatten(0, 1)))
         remembered = []
         for state in states:
             memory, memories = state.memory, []
             for _ in range(t):
-                memory = memory.remember(next(keyframes))
+                memory = memory.update(next(keyframes))
                 memories.append(memory)
             remembered.append(memories)
         return remembered
 
-    @room_for("what memory keeps")
+    @out_of_memory_guard("what memory keeps")
     def lift(
         self,
         latents: Tensor,
@@ -141,7 +141,7 @@ class Remembering:
     ) -> list[Keyframe]:
         """Keyframes, their depth on the grid of the codec's stills; see `memory.keyframe.lift`."""
         k = self.k
-        if self._still_cells != tuple(depth_m.shape[-2:]):
-            k = rescale_intrinsics(k, tuple(depth_m.shape[-2:]), self._still_cells)
-            depth_m = median_per_cell(depth_m, self._still_cells)
+        if self._image_cells != tuple(depth_m.shape[-2:]):
+            k = rescale_intrinsics(k, tuple(depth_m.shape[-2:]), self._image_cells)
+            depth_m = median_per_cell(depth_m, self._image_cells)
         return lift(latents, depth_m, cameras, k, generation, steps, places)

@@ -28,12 +28,12 @@ class Showing:
     def _outcomes(self, states: Sequence[WorldState], frames: Tensor) -> list[list[tuple[float, bool]]]:
         """The game's own rewards and ends, as the heads believe, drawn from (seed, step); none without heads."""
         b, t = frames.shape[:2]
-        if self.model.outcome is None:
+        if self.model.reward_heads is None:
             return [[(0.0, False)] * t] * b
         seeds = [state.seed for state in states for _ in range(t)]
         steps = [state.step_index + k for state in states for k in range(t)]
         last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
-        drawn = list(zip(*self.model.outcome.draw(last, seeds, steps, self.temperature), strict=True))
+        drawn = list(zip(*self.model.reward_heads.draw(last, seeds, steps, self.temperature), strict=True))
         return [drawn[i * t : i * t + t] for i in range(b)]
 
     def _shown(
@@ -81,4 +81,4 @@ class Showing:
         """Whether the place of a memory's newest keyframe is known, and the map reaches there."""
         if self.atlas is None or not is_known(memory.keyframes):
             return False
-        return self.atlas.holds(torch.tensor([memory.keyframes[-1].place_told]))
+        return self.atlas.holds(torch.tensor([memory.keyframes[-1].place_values]))

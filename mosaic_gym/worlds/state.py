@@ -47,7 +47,7 @@ class WorldState:
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class LatentObservation:
     """What a step in latents alone shows.
 
     Attributes:

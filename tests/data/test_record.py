@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
 
-from mosaic_gym import thrust_towards_depth
+from mosaic_gym import steer_towards_depth
 from mosaic_gym.data.captions import MAX_BYTES
 from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -136,13 +136,13 @@ def test_a_walker_walks_as_it_always_did():
     rows, columns = np.indices((45, 50))
     rng = np.random.default_rng(7)
     views = [1.0 + 3.0 * np.abs(np.sin(0.13 * columns + 0.7 * k)) + 0.01 * rows for k in range(5)]
-    thrusts = np.array([thrust_towards_depth(view, rng) for view in views])
-    np.testing.assert_allclose(thrusts[:, 2], [-0.519692, 0.314686, -1.0, -0.422648, 0.446332], atol=1e-6)
-    assert (thrusts[:, 0] == 1.0).all() and not thrusts[:, 1].any()
+    action_vectors = np.array([steer_towards_depth(view, rng) for view in views])
+    np.testing.assert_allclose(action_vectors[:, 2], [-0.519692, 0.314686, -1.0, -0.422648, 0.446332], atol=1e-6)
+    assert (action_vectors[:, 0] == 1.0).all() and not action_vectors[:, 1].any()
 
 
 @pytest.mark.parametrize(("open_side", "turn"), [("left", -1.0), ("right", 1.0)])
 def test_a_walker_before_a_wall_turns_to_where_there_is_more_room(open_side, turn):
     depth_m = np.full((32, 50), 0.9)
     depth_m[:, slice(0, 10) if open_side == "left" else slice(40, 50)] = 5.0
-    np.testing.assert_array_equal(thrust_towards_depth(depth_m, np.random.default_rng(0)), [0.0, 0.0, turn])
+    np.testing.assert_array_equal(steer_towards_depth(depth_m, np.random.default_rng(0)), [0.0, 0.0, turn])

@@ -11,8 +11,8 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from mosaic_gym import ACTIONS, pose_at
-from mosaic_gym.envs.mosaic_env import WorldEnv, make_dream, make_real
-from mosaic_gym.envs.tasks import EngineTask
+from mosaic_gym.envs.mosaic_env import WorldEnv, make_learned_env, make_simulator_env
+from mosaic_gym.envs.tasks import SimulatorTask
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.model import checkpoints
 
@@ -136,9 +136,9 @@ def test_dict_observation_holds_depth_pose_and_goal():
 def test_discrete_and_continuous_actions_move_alike():
     discrete, continuous = make_counting(), make_counting(action_space="continuous")
     discrete.reset(seed=0), continuous.reset(seed=0)
-    for index, thrust in enumerate(ACTIONS.values()):
+    for index, action_vector in enumerate(ACTIONS.values()):
         pose = discrete.step(index)[4]["pose"]
-        assert pose == continuous.step(np.array(thrust, np.float32))[4]["pose"]
+        assert pose == continuous.step(np.array(action_vector, np.float32))[4]["pose"]
 
 
 def test_seeds_follow_gymnasium():
@@ -267,18 +267,18 @@ def test_success_is_the_tasks_own_and_not_the_worlds_end():
     assert terminated and info["is_success"] is False, "the world ended it, far from the goal"
     env.world.last_step = 1000
     env.reset(seed=0)
-    env.episode = replace(env.episode, progress={"goal_m": [0.5, 2.0], "left_m": 1.5})
+    env.episode = replace(env.episode, task_state={"goal_m": [0.5, 2.0], "left_m": 1.5})
     told = [env.step(NAMES.index("forward")) for _ in range(2)]
     assert [each[2] for each in told] == [each[4]["is_success"] for each in told] == [False, True]
 
 
 def test_coverage_cannot_be_asked_of_a_world_without_memory():
-    with pytest.raises(ValueError, match="least_coverage needs memory=True"):
-        make_dream(memory=False, least_coverage=0.2)
+    with pytest.raises(ValueError, match="min_coverage needs memory=True"):
+        make_learned_env(memory=False, min_coverage=0.2)
 
 
 def test_the_engines_own_clock_ends_nothing():
-    env = make_real(task="engine")
+    env = make_simulator_env(task="engine")
     game = env.world._game
     env.reset(seed=0)
     assert game.get_episode_timeout() == 0
@@ -312,7 +312,7 @@ def test_registered_ids_lead_here_with_256_steps(id):
 
 
 def test_the_engine_task_passes_on_the_worlds_reward():
-    env = make_counting(task=EngineTask())
+    env = make_counting(task=SimulatorTask())
     env.reset(seed=0)
     assert [env.step(0)[1] for _ in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
@@ -343,7 +343,7 @@ def test_the_window_opens_at_the_first_picture_and_closes_twice():
     assert env._window is None and env.world.closed == 2
 
 
-@pytest.mark.parametrize("make", [make_dream, make_real])
+@pytest.mark.parametrize("make", [make_learned_env, make_simulator_env])
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [
@@ -370,17 +370,17 @@ def test_wrong_arguments_of_the_dream_name_the_fix_before_weights_are_read(monke
         monkeypatch.setattr(kind, "is_available", lambda: False)
     for denoising_steps in (0, 101, 2.0, "4", True):
         with pytest.raises(ValueError, match="from 1 to 100"):
-            make_dream(denoising_steps=denoising_steps)
+            make_learned_env(denoising_steps=denoising_steps)
     with pytest.raises(ValueError, match=r"trained at resolution \[64, 64\]; got \[96, 96\]"):
-        make_dream(resolution=96)
+        make_learned_env(resolution=96)
     with pytest.raises(ValueError, match="doom-tiny"):
-        make_dream(checkpoint="doom-huge")
+        make_learned_env(checkpoint="doom-huge")
     for wrong, named in (
         ({"memory": "no"}, "memory is True or False; got 'no'"),
         ({"collision": 1}, "collision is True or False; got 1"),
         ({"checkpoint": None}, "checkpoint is a name, a folder or a hub id; got None"),
         ({"prompt": 3}, "prompt is text; got int"),
-        ({"least_coverage": "0.2"}, "least_coverage is a share above 0 and up to 1, or None; got 0.2"),
+        ({"min_coverage": "0.2"}, "min_coverage is a share above 0 and up to 1, or None; got 0.2"),
         ({"patience": "3"}, "patience is a whole number of steps from 1; got '3'"),
         ({"patience": 2.5}, "patience is a whole number of steps from 1; got 2.5"),
         ({"temperature": "hot"}, "temperature is a finite number, 0 or more; got 'hot'"),
@@ -394,25 +394,25 @@ def test_wrong_arguments_of_the_dream_name_the_fix_before_weights_are_read(monke
         ({"loading": 3}, "loading is a dict of options for a Wan pipeline, or None; got 3"),
     ):
         with pytest.raises(ValueError, match=named):
-            make_dream(**wrong)
+            make_learned_env(**wrong)
 
 
 def test_a_dream_without_memory_takes_none():
     with pytest.raises(ValueError, match="cannot honour the option 'memory'"):
-        make_dream(memory=False).reset(options={"memory": "somewhere"})
+        make_learned_env(memory=False).reset(options={"memory": "somewhere"})
 
 
 def test_a_prompt_that_is_too_long_is_refused_when_the_dream_is_made():
     with pytest.raises(ValueError, match="at most 96 bytes; this one has 97"):
-        make_dream(prompt="x" * 97)
+        make_learned_env(prompt="x" * 97)
     with pytest.raises(ValueError, match="at most 96 bytes; this one has 97"):
         gym.make_vec("MosaicWorld-v0", num_envs=2, prompt="x" * 97)
-    make_dream(prompt="x" * 96).close()
+    make_learned_env(prompt="x" * 96).close()
 
 
 def test_an_unknown_scenario_names_the_known_ones():
     with pytest.raises(ValueError, match="my_way_home"):
-        make_real(scenario="my_way_out")
+        make_simulator_env(scenario="my_way_out")
     for scenario in (3, None):
         with pytest.raises(ValueError, match=f"scenario is a name, one of my_way_home.*; got {scenario}"):
-            make_real(scenario=scenario)
+            make_simulator_env(scenario=scenario)

@@ -11,7 +11,7 @@ from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.sb3 import MosaicVecEnv, make_sb3
-from mosaic_gym.envs.vector_env import make_dreams
+from mosaic_gym.envs.vector_env import make_learned_vector_env
 
 from .counting_world import CountingWorld, UnequalWorld, same
 
@@ -196,21 +196,21 @@ def test_the_dream_goes_through_sb3s_image_wrapper():
 class WalkOnTask:
     """A metre ahead is a point: a world whose best policy is known."""
 
-    draws_goal = False
+    samples_goal = False
 
-    def set_scenes(self, world, starts):
+    def sample_start_and_goal(self, world, starts):
         from mosaic_gym.envs.tasks import ExploreTask
 
-        return ExploreTask().set_scenes(world, starts)
+        return ExploreTask().sample_start_and_goal(world, starts)
 
     def begin(self, scene):
         return float(scene.view.world_from_camera[-1, 2, 3])
 
-    def judge(self, progress, view):
-        from mosaic_gym.envs.tasks import Judgement
+    def evaluate(self, task_state, view):
+        from mosaic_gym.envs.tasks import TaskStep
 
         here = float(view.world_from_camera[-1, 2, 3])
-        return Judgement(here, here - progress, False)
+        return TaskStep(here, here - task_state, False)
 
 
 def episode_returns(env: MosaicVecEnv, choose, episodes: int) -> np.ndarray:
@@ -236,7 +236,7 @@ def test_ppo_beats_random_where_the_best_policy_is_known():
     assert trained.mean() > random.mean() + 2 * (trained.std() + random.std()) / np.sqrt(24)
 
 
-@pytest.mark.parametrize("make", [make_sb3, make_dreams])
+@pytest.mark.parametrize("make", [make_sb3, make_learned_vector_env])
 def test_a_render_mode_there_is_not_is_refused_before_a_world_is_loaded(make):
     with pytest.raises(ValueError, match="render_mode of many members"):
         make(2, checkpoint="no such checkpoint", render_mode="human")
@@ -244,4 +244,4 @@ def test_a_render_mode_there_is_not_is_refused_before_a_world_is_loaded(make):
 
 def test_an_autoreset_mode_there_is_not_is_refused_before_a_world_is_loaded():
     with pytest.raises(ValueError, match="never is not a valid AutoresetMode|'never'"):
-        make_dreams(2, checkpoint="no such checkpoint", autoreset_mode="never")
+        make_learned_vector_env(2, checkpoint="no such checkpoint", autoreset_mode="never")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mosaic_gym import ACTIONS
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.mosaic_env import WorldEnv, make_real
+from mosaic_gym.envs.mosaic_env import WorldEnv, make_simulator_env
 from mosaic_gym.envs.tasks import ExploreTask, GoalTask, ReturnTask
 from mosaic_gym.envs.vector_env import WorldVectorEnv
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -181,7 +181,7 @@ def test_what_a_task_remembers_is_saved_or_refused(tmp_path):
     env.reset(seed=0)
     env.save(tmp_path / "here.safetensors")
     env.load(tmp_path / "here.safetensors")
-    assert env.episode.progress == {"it": [3, {"a": [0, 1], "b": True}]}
+    assert env.episode.task_state == {"it": [3, {"a": [0, 1], "b": True}]}
     for unfit in ({3: "a key that JSON makes a text of"}, {"it": object()}, {"it": (1, 2)}):
         env = WorldEnv(CountingWorld(), task=Remembering(unfit))
         env.reset(seed=0)
@@ -227,7 +227,7 @@ def test_there_is_nothing_to_keep_before_the_first_reset():
 
 
 def test_the_engine_says_that_it_cannot_be_forked():
-    env = make_real()
+    env = make_simulator_env()
     env.reset(seed=0)
     for act in (env.snapshot, lambda: env.fork(2), lambda: env.save("x")):
         with pytest.raises(RuntimeError, match="one true present"):

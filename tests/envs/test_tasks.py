@@ -8,12 +8,12 @@ from mosaic_gym import FRAMES_PER_STEP, Start, View, pose_at
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.tasks import (
     TASKS,
-    EngineTask,
     ExploreTask,
-    FixedScenes,
+    FixedStarts,
     GoalTask,
     ReturnTask,
-    Scene,
+    SimulatorTask,
+    StartAndGoal,
     make_task,
 )
 
@@ -34,7 +34,7 @@ def view_at(places_m, reward=0.0, terminated=False) -> View:
 
 
 def begun(task, view, goal_m=None):
-    return task.begin(Scene(None, view, view.frames[-1], goal_m))
+    return task.begin(StartAndGoal(None, view, view.frames[-1], goal_m))
 
 
 def wall_at(z_m: float, x_m: float = 0.0, turned_rad: float = 0.0) -> View:
@@ -50,29 +50,29 @@ def wall_at(z_m: float, x_m: float = 0.0, turned_rad: float = 0.0) -> View:
 def test_explore_pays_once_for_each_square_metre():
     # At 3.5 m, pixels lie at -3.06 to 3.06 m in steps of 0.875: seven or eight metres wide and high.
     task = ExploreTask(stride_px=1)
-    progress = begun(task, wall_at(3.5))
+    task_state = begun(task, wall_at(3.5))
     width = len(np.unique(np.floor((np.arange(8) - 3.5) / 4 * 3.5)))
-    assert len(progress) == width**2
+    assert len(task_state) == width**2
     told = []
     for view in (wall_at(3.5), wall_at(3.5, x_m=2.0), wall_at(3.5, x_m=2.0), wall_at(9.0), wall_at(3.5)):
-        judgement = task.judge(progress, view)
-        progress = json.loads(json.dumps(judgement.progress, default=np.ndarray.tolist))
-        told.append(judgement.reward)
-        assert not judgement.terminated
+        task_step = task.evaluate(task_state, view)
+        task_state = json.loads(json.dumps(task_step.task_state, default=np.ndarray.tolist))
+        told.append(task_step.reward)
+        assert not task_step.terminated
     assert told[0] == told[2] == told[3] == told[4] == 0.0 and width <= told[1] <= 3 * width
 
 
 def test_turning_round_shows_new_surface():
     task = ExploreTask()
-    progress = begun(task, wall_at(3.5))
-    assert task.judge(progress, wall_at(3.5, turned_rad=np.pi)).reward == len(progress)
+    task_state = begun(task, wall_at(3.5))
+    assert task.evaluate(task_state, wall_at(3.5, turned_rad=np.pi)).reward == len(task_state)
 
 
 def test_explore_remembers_nothing_of_other_episodes():
     task = ExploreTask()
     first, second = begun(task, wall_at(3.5)), begun(task, wall_at(3.5))
-    reward = task.judge(first, wall_at(5.5)).reward
-    assert task.judge(second, wall_at(5.5)).reward == reward > 0
+    reward = task.evaluate(first, wall_at(5.5)).reward
+    assert task.evaluate(second, wall_at(5.5)).reward == reward > 0
 
 
 def test_the_side_of_a_cube_is_an_argument():
@@ -82,20 +82,20 @@ def test_the_side_of_a_cube_is_an_argument():
 
 @pytest.mark.parametrize("terminated", [False, True])
 def test_engine_passes_on_reward_and_end(terminated):
-    task = EngineTask()
-    judgement = task.judge(begun(task, view_at([(0, 0)])), view_at([(0, 0)], reward=2.5, terminated=terminated))
-    assert (judgement.reward, judgement.terminated) == (2.5, terminated)
+    task = SimulatorTask()
+    task_step = task.evaluate(begun(task, view_at([(0, 0)])), view_at([(0, 0)], reward=2.5, terminated=terminated))
+    assert (task_step.reward, task_step.terminated) == (2.5, terminated)
 
 
 @pytest.mark.parametrize("kind", [GoalTask, ReturnTask])
 def test_reaching_pays_by_the_metre_and_ends_with_a_bonus(kind):
     task = kind(reach_m=1.0)
-    progress = begun(task, view_at([(0.0, 0.0)]), goal_m=(0.0, 4.0))
+    task_state = begun(task, view_at([(0.0, 0.0)]), goal_m=(0.0, 4.0))
     told = []
     for place in ((0.0, 1.5), (0.0, 1.0), (0.5, 3.5)):
-        judgement = task.judge(progress, view_at([place]))
-        progress = json.loads(json.dumps(judgement.progress))
-        told.append((round(judgement.reward, 6), judgement.terminated))
+        task_step = task.evaluate(task_state, view_at([place]))
+        task_state = json.loads(json.dumps(task_step.task_state))
+        told.append((round(task_step.reward, 6), task_step.terminated))
     left = float(np.hypot(0.5, 0.5))
     assert told == [(1.5, False), (-0.5, False), (round(3.0 - left + task.BONUS, 6), True)]
 
@@ -105,7 +105,7 @@ def test_a_scripted_walk_leads_away_from_where_it_began(kind):
     world = CountingWorld()
     task = kind(far_m=1.5)
     starts = [Start(seed=seed) for seed in (3, 4)]
-    for start, scene in zip(starts, task.set_scenes(world, starts), strict=True):
+    for start, scene in zip(starts, task.sample_start_and_goal(world, starts), strict=True):
         _, first = world.start(start)
         here_m = scene.view.world_from_camera[-1][[0, 2], 3]
         home_m = first.world_from_camera[-1][[0, 2], 3]
@@ -138,57 +138,57 @@ class Stuck(CountingWorld):
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_walk_that_leads_nowhere_is_walked_anew(kind, ends):
     world = Stuck(3, ends)
-    (scene,) = kind(steps=(4, 6)).set_scenes(world, [Start(seed=1)])
+    (scene,) = kind(steps=(4, 6)).sample_start_and_goal(world, [Start(seed=1)])
     here_m = scene.view.world_from_camera[-1][[0, 2], 3]
     assert np.hypot(*(here_m - scene.goal_m)) > 1.0 and not scene.view.terminated
     with pytest.raises(RuntimeError, match="8 scripted walks.*smaller reach_m"):
-        kind(steps=(4, 6)).set_scenes(Stuck(100, ends), [Start(seed=1)])
+        kind(steps=(4, 6)).sample_start_and_goal(Stuck(100, ends), [Start(seed=1)])
 
 
 def test_scenes_do_not_depend_on_who_is_prepared_beside():
     world, task = CountingWorld(), GoalTask()
-    together = task.set_scenes(world, [Start(seed=1), Start(seed=2)])
-    alone = task.set_scenes(world, [Start(seed=2)])
+    together = task.sample_start_and_goal(world, [Start(seed=1), Start(seed=2)])
+    alone = task.sample_start_and_goal(world, [Start(seed=2)])
     assert together[1].goal_m == alone[0].goal_m != together[0].goal_m
 
 
 @pytest.mark.parametrize("kind", ["goal", "return"])
 def test_fixed_scenes_are_set_once_and_drawn_by_seed(kind, monkeypatch):
-    world, task = CountingWorld(), FixedScenes(kind, 5)
+    world, task = CountingWorld(), FixedStarts(kind, 5)
     starts, begun_at = [], world.start
     monkeypatch.setattr(world, "start", lambda start: starts.append(start.seed) or begun_at(start))
-    drawn = task.set_scenes(world, [Start(seed=seed) for seed in range(30)])
+    drawn = task.sample_start_and_goal(world, [Start(seed=seed) for seed in range(30)])
     walked = len(starts)
     assert set(starts) == set(range(5)) and {id(scene) for scene in drawn} == {id(scene) for scene in task.scenes}
-    again = task.set_scenes(world, [Start(seed=seed) for seed in range(30)])
+    again = task.sample_start_and_goal(world, [Start(seed=seed) for seed in range(30)])
     assert all(one is other for one, other in zip(drawn, again, strict=True)) and len(starts) == walked
     env = WorldEnv(world, observation="dict", task=task)
-    assert task.draws_goal and task.remembers
+    assert task.samples_goal and task.remembers
     env.reset(seed=3)
     env.step(1)
-    assert env.episode.progress["goal_m"] == list(drawn[3].goal_m)
+    assert env.episode.task_state["goal_m"] == list(drawn[3].goal_m)
     WorldEnv(world, observation="dict", task=kind).restore(env.snapshot())  # which judges alike
 
 
 def test_fixed_scenes_cannot_begin_elsewhere():
-    world, task = CountingWorld(), FixedScenes(GoalTask(), 2)
+    world, task = CountingWorld(), FixedStarts(GoalTask(), 2)
     with pytest.raises(ValueError, match="at least 1 scene; got 0"):
-        FixedScenes("goal", 0)
+        FixedStarts("goal", 0)
     with pytest.raises(ValueError, match="another task to begin with a prompt"):
-        task.set_scenes(world, [Start(seed=0, prompt="a cave")])
+        task.sample_start_and_goal(world, [Start(seed=0, prompt="a cave")])
     task.prepare(world)
     with pytest.raises(ValueError, match="set in another world"):
-        task.set_scenes(CountingWorld(height=48), [Start(seed=0)])
+        task.sample_start_and_goal(CountingWorld(height=48), [Start(seed=0)])
     world.forkable = False
     with pytest.raises(ValueError, match="CountingWorld cannot go back to a scene; take GoalTask itself"):
-        task.set_scenes(world, [Start(seed=0)])
+        task.sample_start_and_goal(world, [Start(seed=0)])
 
 
 def test_the_tasks_by_name():
-    assert TASKS == {"engine": EngineTask, "explore": ExploreTask, "goal": GoalTask, "return": ReturnTask}
+    assert TASKS == {"engine": SimulatorTask, "explore": ExploreTask, "goal": GoalTask, "return": ReturnTask}
     mine = ExploreTask(cell_m=2.0)
     assert make_task(mine) is mine and isinstance(make_task("goal"), GoalTask)
     with pytest.raises(ValueError, match="unknown task 'fly'; the known ones are engine, explore, goal, return"):
         make_task("fly")
-    with pytest.raises(TypeError, match="lacks draws_goal, set_scenes, begin, judge"):
+    with pytest.raises(TypeError, match="lacks samples_goal, sample_start_and_goal, begin, judge"):
         make_task(3)

@@ -13,7 +13,7 @@ from mosaic_gym import ACTIONS, make_world
 from mosaic_gym.envs.episode import Rules
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.envs.tasks import ExploreTask, FixedScenes, Judgement
+from mosaic_gym.envs.tasks import ExploreTask, FixedStarts, TaskStep
 from mosaic_gym.envs.vector_env import WorldVectorEnv
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
@@ -74,8 +74,8 @@ def test_what_becomes_of_a_member_whose_episode_ended(mode):
 class SecondStep(ExploreTask):
     """Asks for a second step."""
 
-    def judge(self, progress, view):
-        return Judgement(progress, 1.0, False, success=bool(view.depth_m[0, 0] == 2))
+    def evaluate(self, task_state, view):
+        return TaskStep(task_state, 1.0, False, success=bool(view.depth_m[0, 0] == 2))
 
 
 @MODES
@@ -121,7 +121,7 @@ def test_the_action_of_a_member_that_begins_anew_is_not_looked_at(action_space, 
 
 @pytest.mark.parametrize(
     ("task", "asks"),
-    [("explore", False), ("engine", False), ("goal", True), (FixedScenes("explore", 2), False), (SecondStep(), True)],
+    [("explore", False), ("engine", False), ("goal", True), (FixedStarts("explore", 2), False), (SecondStep(), True)],
 )
 def test_only_of_tasks_that_can_succeed_it_is_told_whether_they_did(task, asks):
     # Stable-Baselines3 would count a success rate of 0 for others.
@@ -196,10 +196,10 @@ class SometimesUnable(ExploreTask):
 
     able = True
 
-    def set_scenes(self, world, starts):
+    def sample_start_and_goal(self, world, starts):
         if not self.able:
             raise RuntimeError("no such scene")
-        return super().set_scenes(world, starts)
+        return super().sample_start_and_goal(world, starts)
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
@@ -295,11 +295,11 @@ def test_the_first_reset_is_of_all():
 
 def test_lost_in_the_unknown_is_cut_off():
     # The counting world covers 1 - 1 / (2 + step) of its views.
-    env = WorldEnv(CountingWorld(), rules=Rules(least_coverage=0.8, patience=2))
+    env = WorldEnv(CountingWorld(), rules=Rules(min_coverage=0.8, min_coverage_patience=2))
     env.reset(seed=0)
     assert [env.step(FORWARD)[3] for _ in range(2)] == [False, True]
     for world, least in ((CountingWorld(), 0.6), (OnItsMap(), 0.8)):
-        env = WorldEnv(world, rules=Rules(least_coverage=least, patience=2))
+        env = WorldEnv(world, rules=Rules(min_coverage=least, min_coverage_patience=2))
         env.reset(seed=0)
         assert not any(env.step(FORWARD)[3] for _ in range(5))
 
@@ -316,7 +316,7 @@ class Flickering(CountingWorld):
 
 
 def test_patience_is_of_steps_on_end():
-    env = WorldEnv(Flickering(), rules=Rules(least_coverage=0.5, patience=2))
+    env = WorldEnv(Flickering(), rules=Rules(min_coverage=0.5, min_coverage_patience=2))
     env.reset(seed=0)
     assert [env.step(FORWARD)[3] for _ in range(4)] == [False, False, False, True], "covered in between, counted anew"
 
@@ -332,8 +332,8 @@ class OnItsMap(CountingWorld):
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ({"least_coverage": True}, "least_coverage is a share .*; got True"),
-        ({"least_coverage": "0.5"}, "least_coverage is a share"),
+        ({"min_coverage": True}, "min_coverage is a share .*; got True"),
+        ({"min_coverage": "0.5"}, "min_coverage is a share"),
         ({"max_steps": True}, "a whole number from 1, or None; got True"),
         ({"patience": True}, "patience is a whole number of steps from 1; got True"),
     ],

@@ -23,12 +23,12 @@ from tests.tiny_wan import save_pipeline
 class TenthTooFar(torch.nn.Module):
     """An estimator that is given the engine's depth and adds a tenth to it."""
 
-    def __init__(self, engine_m: list[np.ndarray]):
+    def __init__(self, true_m: list[np.ndarray]):
         super().__init__()
-        self.engine_m = torch.tensor(np.stack(engine_m))
+        self.true_m = torch.tensor(np.stack(true_m))
 
     def estimate(self, frames: torch.Tensor, image_from_camera: torch.Tensor) -> torch.Tensor:
-        return self.engine_m * 1.1
+        return self.true_m * 1.1
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_speed_is_measured_with_a_memory_that_fills(checkpoint):
 
 def test_speed_is_measured_past_the_ends_of_episodes(tmp_path):
     model = tiny_model(size=(64, 64))
-    model.outcome.tell.bias.data[-1] = 12.0  # every step ends its episode
+    model.reward_heads.tell.bias.data[-1] = 12.0  # every step ends its episode
     model.save_pretrained(tmp_path / "short")
     assert speed.steps_per_second(str(tmp_path / "short"), steps=2, warm_up=1)["value"] > 0
     assert speed.vector_ratio(str(tmp_path / "short"), members=2, steps=1)["ratio"] > 0

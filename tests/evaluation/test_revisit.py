@@ -30,7 +30,7 @@ from mosaic_gym.evaluation.paths import (
 )
 from mosaic_gym.evaluation.report import save_video, sheet
 from mosaic_gym.evaluation.revisit import GOALS, Config, collect, evaluate
-from mosaic_gym.evaluation.rollout import ARMS, Arms, measure_ahead, measure_return
+from mosaic_gym.evaluation.rollout import VARIANTS, Variants, measure_ahead, measure_return
 from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.model.checkpoints import WorldModel
@@ -118,10 +118,10 @@ def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(pat
 
 
 def test_memory_on_beats_memory_off_by_a_margin(shipped, path):
-    arms = Arms(shipped)
-    state = arms.after_history(path)
-    shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ("memory", "off")}
-    measured = {arm: measure_return(path, frames) for arm, frames in shown.items()}
+    variants = Variants(shipped)
+    state = variants.after_history(path)
+    shown = {variant: variants.dream(variant, [state], [path])[0] for variant in ("memory", "off")}
+    measured = {variant: measure_return(path, frames) for variant, frames in shown.items()}
     assert measured["memory"]["engine"] > measured["off"]["engine"] + 3.0
     assert measured["memory"]["ssim"] > measured["off"]["ssim"] + 0.1
 
@@ -136,18 +136,18 @@ def test_the_true_frames_are_a_perfect_return(path):
 def test_arms_differ_in_what_they_may_know():
     model = tiny_model(size=(48, 64))
     torch.nn.init.normal_(model.atlas.draw[-1].weight, std=0.5)  # the contrast of a map
-    arms, differ = Arms(model), []
+    variants, differ = Variants(model), []
     for path in collect(ahead_path, 4, model.settings):
-        state = arms.after_history(path)
-        places = [torch.tensor([*place_of(each.world_from_still), 1.0]) for each in state.memory.keyframes]
+        state = variants.after_history(path)
+        places = [torch.tensor([*place_of(each.world_from_keyframe), 1.0]) for each in state.memory.keyframes]
         known = [replace(each, place=at) for each, at in zip(state.memory.keyframes, places, strict=True)]
         state = replace(state, memory=replace(state.memory, keyframes=tuple(known)))
-        shown = {arm: arms.dream(arm, [state], [path])[0] for arm in ARMS}
+        shown = {variant: variants.dream(variant, [state], [path])[0] for variant in VARIANTS}
         assert all(frames.shape == (1, 4, 48, 64, 3) for frames in shown.values())
         differ.append(len({frames.tobytes() for frames in shown.values()}))
     # Where the last frame shows all that is in view, having more memory shows nothing else.
     assert max(differ) == 6 and min(differ) >= 5
-    covered = arms.world.covered(state, path.poses(path.history))
+    covered = variants.world.covered(state, path.poses(path.history))
     assert 0 < measure_ahead(path, shown["memory"], covered)["psnr"] < 60
     true = path.views[path.history].frames
     half = np.zeros((4, 48, 64), dtype=bool)

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mosaic_gym import Planner, Start
 from mosaic_gym.envs.sb3 import make_sb3
-from mosaic_gym.envs.tasks import EngineTask, GoalTask, Judgement, Reach
+from mosaic_gym.envs.tasks import GoalTask, Reach, SimulatorTask, TaskStep
 from mosaic_gym.evaluation.metrics import agreement
 from mosaic_gym.evaluation.transfer import benchmark
 from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
@@ -24,7 +24,7 @@ from mosaic_gym.evaluation.transfer.policies import (
     scripted,
     train,
 )
-from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording, dreamt_goals
+from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording, generated_goals
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.worlds.doom import DoomWorld
@@ -47,7 +47,7 @@ def line(count: int = 12, size: tuple[int, int] = SIZE, turned: int = 0) -> Reco
 def test_goals_are_where_a_recorded_walk_went_on_to():
     task = RecordedGoalTask([line(turned=4)], far_m=2.0, steps=(1, 3))
     world = MosaicWorld(tiny_model())
-    scenes = task.set_scenes(world, [Start(seed=seed) for seed in range(24)])
+    scenes = task.sample_start_and_goal(world, [Start(seed=seed) for seed in range(24)])
     met = set()
     for scene in scenes:
         here, there = int(scene.view.frames[-1, 0, 0, 0]), int(scene.goal[0, 0, 0])
@@ -71,8 +71,8 @@ def test_the_same_seed_is_the_same_episode_in_the_engine():
     frames = np.stack([view.frames[-1] for view in views])
     recording = Recording(frames, cameras, np.tile([1.0, 0.0, 0.2], (10, 1)))
     task = RecordedGoalTask([recording], far_m=0.5, steps=(1, 3))
-    (scene,) = task.set_scenes(engine, [Start(seed=1)])
-    (dreamt,) = RecordedGoalTask([line(10, (48, 64))], far_m=0.5, steps=(1, 3)).set_scenes(
+    (scene,) = task.sample_start_and_goal(engine, [Start(seed=1)])
+    (dreamt,) = RecordedGoalTask([line(10, (48, 64))], far_m=0.5, steps=(1, 3)).sample_start_and_goal(
         MosaicWorld(tiny_model(size=(48, 64))), [Start(seed=1)]
     )
     engine.close()
@@ -85,28 +85,28 @@ def test_the_same_seed_is_the_same_episode_in_the_engine():
 def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed(tmp_path, monkeypatch):
     world = MosaicWorld(tiny_model())
     recordings = [line(count=3), line(count=5)]
-    task = dreamt_goals(world, recordings, 8, tmp_path / "goals.safetensors")
+    task = generated_goals(world, recordings, 8, tmp_path / "goals.safetensors")
     assert len(task.scenes) == 8
     for number, scene in enumerate(task.scenes):
         recording = recordings[number % 2]
         assert int(scene.view.frames[-1, 0, 0, 0]) < len(recording.frames)
         assert task.begin(scene)["left_m"] > task.task.reach_m, "no episode is over before it begins"
     cut_off = tmp_path / "cut_off.safetensors"
-    dreamt_goals(world, recordings, 5, cut_off)
-    again = dreamt_goals(world, recordings, 8, cut_off).scenes
+    generated_goals(world, recordings, 5, cut_off)
+    again = generated_goals(world, recordings, 8, cut_off).scenes
     assert all((one.goal == other.goal).all() for one, other in zip(task.scenes, again, strict=True))
     for seeds in ([8, 0], [9], [0, 2]):
         with pytest.raises(ValueError, match=r"so far of 8: give starts whose seeds count up by one.*got \["):
-            task.task.set_scenes(world, [Start(seed=seed) for seed in seeds])
+            task.task.sample_start_and_goal(world, [Start(seed=seed) for seed in seeds])
     with monkeypatch.context() as patched:
         patched.setattr(GoalTask, "_walk_once", lambda *_: pytest.fail("these walks are kept"))
-        kept = dreamt_goals(world, recordings, 8, tmp_path / "goals.safetensors").scenes
+        kept = generated_goals(world, recordings, 8, tmp_path / "goals.safetensors").scenes
     for one, other in zip(task.scenes, kept, strict=True):
         assert (one.goal == other.goal).all() and one.goal_m == other.goal_m
         assert (one.view.frames == other.view.frames).all()
     starts = [Start(seed=seed) for seed in range(40)]
-    drawn = task.set_scenes(world, starts)
-    assert all(one is other for one, other in zip(drawn, task.set_scenes(world, starts), strict=True))
+    drawn = task.sample_start_and_goal(world, starts)
+    assert all(one is other for one, other in zip(drawn, task.sample_start_and_goal(world, starts), strict=True))
     assert len({id(scene) for scene in drawn}) > 5
     states, views = world.step([scene.state for scene in drawn[:2]], np.array([[1.0, 0.0, 0.0]] * 2))
     assert len(states) == len(views) == 2, "scenes can be walked on from"
@@ -114,9 +114,11 @@ def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed(tmp_path,
 
 def test_runs_count_alike_and_an_arm_without_training_has_one():
     told = [[{"success": float(n % 2), "return": n / 4} for n in range(40)], [{"success": 1.0, "return": 9.0}] * 40]
-    arm = benchmark.figures(told)
-    assert arm["success_of_runs"] == [0.5, 1.0] and arm["success"]["value"] == 0.75
-    assert arm["success"]["low"] <= 0.5 and arm["success"]["high"] == 1.0, "runs that differ so leave all between open"
+    variant = benchmark.figures(told)
+    assert variant["success_of_runs"] == [0.5, 1.0] and variant["success"]["value"] == 0.75
+    assert variant["success"]["low"] <= 0.5 and variant["success"]["high"] == 1.0, (
+        "runs that differ so leave all between open"
+    )
     alone = benchmark.figures([[{"success": 0.0, "return": 1.0}] * 200])
     assert alone["success"]["high"] == pytest.approx(0.0188, abs=1e-3), "none in 200 is not never"
     config = Config(runs=3)
@@ -144,7 +146,7 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     torch.nn.init.constant_(model.depth.head[1].bias, 1.5)  # random depths would hem a body in
     model.save_pretrained(tmp_path / "tiny")
     config = Config(
-        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=24, engine_steps=24, episodes=2,
+        checkpoint=str(tmp_path / "tiny"), data=data, out=tmp_path / "out", steps=24, simulator_steps=24, episodes=2,
         rank_episodes=2, plan_episodes=2, policies=3, places=4, scenes=2, rollout=4,
     )  # fmt: skip
     found = evaluate(config)
@@ -152,7 +154,7 @@ def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     assert set(found["ranking"]["returns_dream_engine"]) == {
         "turning", "dozing_50%", "random", "ahead", "scripted", "dream_0", "dream_1", "engine",
     }  # fmt: skip
-    assert {arm: len(told["success_of_runs"]) for arm, told in found["arms"].items() if arm != "random"} == {
+    assert {name: len(told["success_of_runs"]) for name, told in found["arms"].items() if name != "random"} == {
         "ahead": 1, "scripted": 1, "dream": 2, "engine": 1,
     }  # fmt: skip
     assert set(found["planner"]) == {"on", "place", "off"}
@@ -206,7 +208,7 @@ def test_the_engine_plays_what_the_checkpoint_was_trained_on(tmp_path, monkeypat
     played = []
     monkeypatch.setattr(Planner, "play", lambda _, env, seed: played.append(env.unwrapped.world) or (0.0, False))
     benchmark.plan(Config(out=tmp_path, plan_episodes=2), model)
-    engine = benchmark.open_engine(model.settings)
+    engine = benchmark.open_simulator(model.settings)
     played += [env.world for env in engine.get_attr("unwrapped")]
     engine.close()
     assert {(world.scenario, world.height, world.width) for world in played} == {("take_cover", 48, 64)}
@@ -231,14 +233,14 @@ def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():
     assert agreement(scenes, scenes, seed=0, draws=200)["engine_halves"] < 0.5
 
 
-class EverySecondEndsAtOnce(EngineTask):
+class EverySecondEndsAtOnce(SimulatorTask):
     """Every second episode ends at once, every fourth of them successful; the others run out of time."""
 
     def begin(self, scene):
         return {"soon": bool(scene.state.seed % 2), "there": scene.state.seed % 4 == 1}
 
-    def judge(self, progress, view):
-        return Judgement(progress, 1.0, progress["soon"], progress["there"])
+    def evaluate(self, progress, view):
+        return TaskStep(progress, 1.0, progress["soon"], progress["there"])
 
 
 def open_tiny(folder, task, members, steps, size=SIZE):
@@ -265,7 +267,7 @@ def test_episodes_that_are_added_draw_actions_of_their_own(tmp_path, monkeypatch
 
 
 def test_the_way_from_the_start_forgets_where_that_was_and_begins_anew_with_every_episode(tmp_path):
-    envs = open_tiny(tmp_path, EngineTask(), 2, 3)
+    envs = open_tiny(tmp_path, SimulatorTask(), 2, 3)
     envs.seed(0)
     seen = envs.reset()
     np.testing.assert_allclose(seen["pose"], np.tile([0, 0, 0, 1, 0], (2, 1)), atol=1e-6)

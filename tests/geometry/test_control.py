@@ -10,7 +10,7 @@ def test_walking_reaches_dooms_top_speed_and_rests_again():
     control, pose = Control(), pose_at(0, 0, 0, 0)
     for _ in range(30):
         pose = control.advance(pose, np.array(ACTIONS["forward"]))[-1]
-    top = control.thrust_forward_m / (1 - control.friction)
+    top = control.forward_acceleration_m / (1 - control.friction)
     before = pose.world_from_camera[2, 3]
     pose = control.advance(pose, np.array(ACTIONS["forward"]))[-1]
     assert (pose.world_from_camera[2, 3] - before) / FRAMES_PER_STEP == pytest.approx(top, rel=1e-3)
@@ -39,7 +39,9 @@ def test_the_four_poses_are_in_order_and_the_given_one_is_untouched():
     assert np.array_equal(pose.world_from_camera, kept)
 
 
-@pytest.mark.parametrize("name", ["thrust_forward_m", "thrust_strafe_m", "turn_rad", "friction", "radius_m"])
+@pytest.mark.parametrize(
+    "name", ["forward_acceleration_m", "strafe_acceleration_m", "turn_rad", "friction", "radius_m"]
+)
 @pytest.mark.parametrize("value", ["x", None, True, -0.1, np.nan, np.inf])
 def test_a_body_is_made_of_finite_numbers_from_0(name, value):
     with pytest.raises(ValueError, match=f"{name} is a finite number, 0 or more; got {value!r}"):

@@ -10,11 +10,11 @@ import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory import members, mosaic
-from mosaic_gym.memory.files import save_described
+from mosaic_gym.memory import batching, mosaic
+from mosaic_gym.memory.files import save_with_metadata
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
-from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory, recall
-from mosaic_gym.memory.recall import select
+from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory, retrieve
+from mosaic_gym.memory.retrieval import select
 from mosaic_gym.model.codec import LinearCodec
 from tests.tiny import lifted
 
@@ -86,7 +86,7 @@ def test_a_view_that_is_known_by_heart_does_without_what_was_seen_from_afar():
     codec, seen = LinearCodec(CHANNELS, 8), wall(8.0, pose())
     views = pose(z=5.0).expand(3, 4, 4, 4)
     pictures, supposed = [torch.zeros(4, 3, *SIZE), None, torch.zeros(4, 3, *SIZE)], [False, False, True]
-    told = recall([[seen]] * 3, views, K, codec, (CHANNELS, *GRID), pictures=pictures, supposed=supposed)
+    told = retrieve([[seen]] * 3, views, K, codec, (CHANNELS, *GRID), pictures=pictures, supposed=supposed)
     assert told.coverage[0] == 0.0 and (told.coverage[1:] > 0.5).all()
 
 
@@ -143,7 +143,7 @@ def test_the_warped_latent_of_an_unmoved_view_is_the_latent():
     frames = frame.expand(1, 4, 3, *SIZE)
     keyframe = lifted(codec.encode(frames)[0], torch.full(SIZE, 3.0), pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
     shape = (codec.channels, *GRID)
-    got = recall([[keyframe], []], pose().expand(2, 4, 4, 4), K, codec, shape)
+    got = retrieve([[keyframe], []], pose().expand(2, 4, 4, 4), K, codec, shape)
     assert torch.allclose(codec.decode(got.warped[:1]), frames, atol=1e-3)
     assert got.coverage.tolist() == [1.0, 0.0]
     assert got.patch_exists[0].any() and not got.patch_exists[1].any()
@@ -153,8 +153,8 @@ def test_members_of_a_batch_do_not_meet():
     codec = LinearCodec(CHANNELS, 8)
     one, two = [wall(3.0, pose(), 1), wall(2.5, pose(0.2), 2)], [wall(4.0, pose(), 3)]
     cameras = torch.stack([pose(0.1).expand(4, 4, 4), pose(0.0, 0.3).expand(4, 4, 4)])
-    together = recall([one, two], cameras, K, codec, (CHANNELS, *GRID))
-    alone = recall([two], cameras[1:], K, codec, (CHANNELS, *GRID))
+    together = retrieve([one, two], cameras, K, codec, (CHANNELS, *GRID))
+    alone = retrieve([two], cameras[1:], K, codec, (CHANNELS, *GRID))
     assert torch.allclose(together.warped[1:], alone.warped, atol=1e-5)
     assert torch.equal(together.patch_uv[1:], alone.patch_uv)
 
@@ -197,11 +197,11 @@ def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkey
     memories = [[shared, wall(2.5, pose(0.2), 2, rough=0.1)], [], [shared], far]
     cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
     asked = cameras, K, codec, (CHANNELS, *GRID)
-    alone = recall(memories, *asked)
+    alone = retrieve(memories, *asked)
     monkeypatch.setattr(mosaic, "for_all", lambda work, cameras, *given: work(cameras, *given))
-    together = recall(memories, *asked)
+    together = retrieve(memories, *asked)
     assert alone.patch_exists.any(1).tolist() == [True, False, True, True]
-    for each in fields(mosaic.Recall):
+    for each in fields(mosaic.Retrieved):
         assert torch.allclose(getattr(together, each.name), getattr(alone, each.name), atol=1e-5), each.name
 
 
@@ -214,14 +214,14 @@ def test_members_side_by_side_change_no_other_threads_and_have_their_own_after_a
     was = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        members._workers.cache_clear()
-        assert list(members._workers(2).map(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
+        batching._workers.cache_clear()
+        assert list(batching._workers(2).map(lambda _: torch.get_num_threads(), range(2))) == [1, 1]
         assert torch.get_num_threads() == told_by(torch.get_num_threads) == 2
     finally:
         torch.set_num_threads(was)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=lambda: sender.send(list(members._workers(2).map(abs, [-1, -2]))), daemon=True)
+    child = context.Process(target=lambda: sender.send(list(batching._workers(2).map(abs, [-1, -2]))), daemon=True)
     child.start()
     assert receiver.poll(20), "a forked process waits for its parent's threads"
     assert receiver.recv() == [1, 2]
@@ -243,14 +243,14 @@ def test_keyframes_that_were_lifted_together_do_not_keep_one_another_alive():
 def test_a_keyframe_that_edits_left_empty_goes_before_one_that_shows_something():
     walls = tuple(wall(3.0, pose(x=x), step=step) for step, x in enumerate((0.0, 0.01, 10.0)))
     emptied = MosaicMemory(walls, capacity=3).edited({1: torch.ones(GRID, dtype=torch.bool)}, None)
-    assert [keyframe.step for keyframe in emptied.remember(wall(3.0, pose(x=20.0), step=3)).keyframes] == [0, 2, 3]
+    assert [keyframe.step for keyframe in emptied.update(wall(3.0, pose(x=20.0), step=3)).keyframes] == [0, 2, 3]
 
 
 def test_a_file_that_lacks_part_of_a_memory_is_called_damaged(tmp_path):
     tensors, told = MosaicMemory((wall(3.0, pose()),)).tensors()
-    save_described({"0.latent": tensors["0.latent"]}, tmp_path / "part", {"format": FORMAT, **told})
+    save_with_metadata({"0.latent": tensors["0.latent"]}, tmp_path / "part", {"format": FORMAT, **told})
     del told["steps"]
-    save_described(tensors, tmp_path / "stepless", {"format": FORMAT, **told})
+    save_with_metadata(tensors, tmp_path / "stepless", {"format": FORMAT, **told})
     for name in ("part", "stepless"):
         with pytest.raises(ValueError, match="the memory is damaged"):
             MosaicMemory.load(tmp_path / name)
@@ -260,12 +260,12 @@ def test_remembering_leaves_the_old_memory_as_it_was_and_keeps_to_capacity():
     memory = MosaicMemory(capacity=3)
     grown = memory
     for step, x in enumerate((0.0, 5.0, 5.01, 10.0, 15.0)):
-        grown = grown.remember(wall(3.0, pose(x), step, step))
+        grown = grown.update(wall(3.0, pose(x), step, step))
     assert len(memory) == 0
     # Of the two that stand side by side the older goes, then of the evenly spread ones the older of the first two.
     assert [keyframe.step for keyframe in grown.keyframes] == [0, 3, 4]
-    assert len(MosaicMemory(capacity=0).remember(wall(3.0, pose()))) == 0
-    last = MosaicMemory(capacity=1).remember(wall(3.0, pose(), 0, 0)).remember(wall(3.0, pose(), 1, 1))
+    assert len(MosaicMemory(capacity=0).update(wall(3.0, pose()))) == 0
+    last = MosaicMemory(capacity=1).update(wall(3.0, pose(), 0, 0)).update(wall(3.0, pose(), 1, 1))
     assert [keyframe.step for keyframe in last.keyframes] == [1]
 
 
@@ -312,14 +312,14 @@ def test_a_warped_latent_is_covered_by_what_covers_the_frames_that_it_shows():
     turned = torch.stack([pose(), pose(), pose(), pose(yaw_rad=3.0)])[None]
     linear = LinearCodec(CHANNELS, 8)
     of_last = SimpleNamespace(
-        channels=CHANNELS, stride=8, still_stride=8, instants=slice(-1, None), still=lambda latents: latents,
-        from_stills=lambda stills: stills[:, -1],
+        channels=CHANNELS, stride=8, image_stride=8, instants=slice(-1, None), keyframe_image=lambda latents: latents,
+        from_keyframe_images=lambda warped_frames: warped_frames[:, -1],
     )  # fmt: skip
     latent = torch.randn(CHANNELS, *GRID, generator=torch.Generator().manual_seed(0))
     depth_m = {8: torch.full(GRID, 3.0), 1: torch.full(SIZE, 3.0)}
     for codec, share in ((linear, 0.75), (of_last, 0.0)):
-        k = rescale_intrinsics(K, SIZE, tuple(depth_m[codec.still_stride].shape))
-        seen = lifted(latent, depth_m[codec.still_stride], pose().expand(4, 4, 4), k, torch.zeros(GRID), 0)
-        told = recall([[seen]], turned, K, codec, (CHANNELS, *GRID))
+        k = rescale_intrinsics(K, SIZE, tuple(depth_m[codec.image_stride].shape))
+        seen = lifted(latent, depth_m[codec.image_stride], pose().expand(4, 4, 4), k, torch.zeros(GRID), 0)
+        told = retrieve([[seen]], turned, K, codec, (CHANNELS, *GRID))
         assert told.coverage[0] == 0.75 and (told.warped_share == share).all()
         assert torch.equal(told.covered[0, 12:16].mean(0), torch.zeros(GRID)), "coverage is told frame by frame"

@@ -12,19 +12,19 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym import Start
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model import checkpoints
-from mosaic_gym.model.checkpoints import WEIGHTS, WorldModel
-from mosaic_gym.model.room import check_device
+from mosaic_gym.model.checkpoints import FOLDERS, WEIGHTS, WorldModel
+from mosaic_gym.model.device import check_device
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
 
-OPTIONAL = "detail", "outcome", "atlas"
+OPTIONAL = "refiner", "reward_heads", "atlas"
 
 
-@pytest.mark.parametrize("absent", [("detail",), ("outcome",), ("atlas",), OPTIONAL])
+@pytest.mark.parametrize("absent", [("refiner",), ("reward_heads",), ("atlas",), OPTIONAL])
 def test_parts_that_a_world_does_without_are_saved_as_none(absent, tmp_path):
     model = replace(tiny_model(), **dict.fromkeys(absent))
     model.save_pretrained(tmp_path)
-    assert not any((tmp_path / name).exists() for name in absent)
+    assert not any((tmp_path / FOLDERS.get(name, name)).exists() for name in absent)
     loaded = WorldModel.from_pretrained(tmp_path)
     assert [name for name in OPTIONAL if getattr(loaded, name) is None] == list(absent)
     assert loaded.fingerprint == model.fingerprint
@@ -174,7 +174,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
 
 def test_a_checkpoints_fingerprint_is_of_its_settings_and_networks_alone():
     model = tiny_model()
-    order = "transformer", "detail", "codec", "text_encoder", "atlas", "depth", "outcome"
+    order = "transformer", "refiner", "codec", "text_encoder", "atlas", "depth", "reward_heads"
     told = json.dumps(asdict(model.settings), sort_keys=True)
     assert model.fingerprint == checkpoints.fingerprint_of([getattr(model, name) for name in order], told)
 

@@ -25,8 +25,8 @@ def test_a_still_is_the_last_frame_and_stills_make_a_clip():
     codec = LinearCodec(64, stride=4)
     codec.fit(blocks())
     latents = codec.encode(frames)
-    assert torch.allclose(codec.still(latents), codec.decode(latents)[:, -1], atol=1e-6)
-    assert torch.equal(codec.from_stills(frames), latents)
+    assert torch.allclose(codec.keyframe_image(latents), codec.decode(latents)[:, -1], atol=1e-6)
+    assert torch.equal(codec.from_keyframe_images(frames), latents)
 
 
 def test_components_are_orthonormal_and_latent_errors_times_scale_are_pixel_errors():

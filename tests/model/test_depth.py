@@ -66,9 +66,9 @@ def save_anything(folder, kind="metric"):
         if name.startswith("head.") and weights.dim() > 1:
             torch.nn.init.normal_(weights)  # so that pixels differ
     model.save_pretrained(folder)
-    DPTImageProcessor(
-        size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14
-    ).save_pretrained(folder)
+    DPTImageProcessor(size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -1,13 +1,12 @@
 """Pretrained Wan: equal to diffusers' own classes, and decoded piece by piece."""
 
-
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
 from mosaic_gym.model.sampler import denoise
-from mosaic_gym.model.wan_codec import WanCodec
+from mosaic_gym.model.wan.codec import WanCodec
 from tests.tiny_wan import (
     CHANNELS,
     GRID,
@@ -16,7 +15,7 @@ from tests.tiny_wan import (
     K,
     context_for,
     in_ours,
-    nothing_recalled,
+    nothing_retrieved,
     tiny_pipeline,
     tiny_transformer,
     tiny_vae,
@@ -66,7 +65,7 @@ def test_sampling_equals_the_pipeline_for_the_same_noise():
     history = codec.encode(image.double().expand(1, 4, 3, *SIZE))[:, None]
     cameras = torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4, 4)
     mine = denoise(
-        ours, pipeline.scheduler, noise.transpose(1, 2)[:, 1:], history, cameras[:, :1], nothing_recalled(cameras),
+        ours, pipeline.scheduler, noise.transpose(1, 2)[:, 1:], history, cameras[:, :1], nothing_retrieved(cameras),
         cameras, K.double()[None], SIZE, wanted, 4, unwanted, 3.0,
     )  # fmt: skip
     apart = (mine.transpose(1, 2) - theirs[:, :, 1:]).abs().max() / theirs.abs().max()

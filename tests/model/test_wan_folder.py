@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from mosaic_gym.model.wan import WanOptions, load_pipeline, plan_pipeline
-from mosaic_gym.model.wan_folder import lacks_index
+from mosaic_gym.model.wan.folder import lacks_index
+from mosaic_gym.model.wan.pipeline import WanOptions, load_pipeline, plan_pipeline
 
 EXACT = WanOptions(dtype="float64")
 UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -23,7 +23,9 @@ def place(folder, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    monkeypatch.setattr("mosaic_gym.model.wan._load_component", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "mosaic_gym.model.wan.pipeline._load_component", lambda *_, **__: pytest.fail("weights were read")
+    )
 
 
 def test_components_without_an_index_are_told_from_other_folders(place, tmp_path):

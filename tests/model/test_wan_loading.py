@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan import WanOptions, fuse_adapters, load_pipeline
-from mosaic_gym.model.wan_codec import WanCodec
+from mosaic_gym.model.wan.codec import WanCodec
+from mosaic_gym.model.wan.pipeline import WanOptions, fuse_adapters, load_pipeline
 from tests.tiny import pickled_only
 from tests.tiny_wan import (
     CHANNELS,

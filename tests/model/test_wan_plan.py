@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.model.attention import Positions, lifted_projection, rotary_angles, turns
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.wan import WanOptions, fuse_adapters, load_pipeline, plan_pipeline
-from mosaic_gym.model.wan_cameras import METRES_PER_UNIT
+from mosaic_gym.model.wan.cameras import METRES_PER_UNIT
+from mosaic_gym.model.wan.pipeline import WanOptions, fuse_adapters, load_pipeline, plan_pipeline
 from tests.tiny_wan import SIZE, save_adapter
 
 EXACT = WanOptions(dtype="float64")
@@ -35,7 +35,9 @@ def test_mistakes_show_before_anything_large_is_loaded(folder, depth, tmp_path, 
     wide = {part: tmp_path / f"wide_{part}.safetensors" for part in "AB"}
     for part, path in wide.items():
         save_file({name: each.repeat(2, 2) if f"lora_{part}" in name else each for name, each in weights.items()}, path)
-    monkeypatch.setattr("mosaic_gym.model.wan._load_component", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "mosaic_gym.model.wan.pipeline._load_component", lambda *_, **__: pytest.fail("weights were read")
+    )
     for place, size, loading, said in (
         (folder, (64, 80), {}, "take multiples of 32"),
         (folder, SIZE, {"depth": "no/such"}, "depth model 'no/such'"),
@@ -95,7 +97,7 @@ def test_a_transformer_is_causal_where_that_is_asked_for(folder):
 
 
 def test_what_quantisation_lacks_is_named(folder, monkeypatch):
-    monkeypatch.setattr("mosaic_gym.model.wan.find_spec", lambda name: None)
+    monkeypatch.setattr("mosaic_gym.model.wan.pipeline.find_spec", lambda name: None)
     for cuda, said in ((False, "needs a CUDA GPU"), (True, r"needs bitsandbytes: pip install 'mosaic-gym\[quantis")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         for kind in ("4bit", "8bit"):

@@ -7,8 +7,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from mosaic_gym.model.sampler import denoise
-from mosaic_gym.model.wan import WanOptions, load_pipeline
-from tests.tiny_wan import CHANNELS, EXACT, GRID, SIZE, TEXT, K, context_for, nothing_recalled
+from mosaic_gym.model.wan.pipeline import WanOptions, load_pipeline
+from tests.tiny_wan import CHANNELS, EXACT, GRID, SIZE, TEXT, K, context_for, nothing_retrieved
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -49,7 +49,7 @@ def test_guidance_away_from_the_prompt_itself_asks_the_network_once(folder, caus
     def sampled(unwanted):
         calls.clear()
         return denoise(
-            pipeline.transformer, pipeline.scheduler, noise, history, cameras, nothing_recalled(cameras), cameras,
+            pipeline.transformer, pipeline.scheduler, noise, history, cameras, nothing_retrieved(cameras), cameras,
             K.expand(2, 3, 3), SIZE, text, 3, unwanted, 5.0,
         ), len(calls)  # fmt: skip
 

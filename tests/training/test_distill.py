@@ -17,8 +17,8 @@ from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS
-from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.model.wan_codec import WanPrompts
+from mosaic_gym.model.wan.codec import WanPrompts
+from mosaic_gym.model.wan.pipeline import WanOptions
 from mosaic_gym.training import distill, finetune, lifted
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -37,9 +37,7 @@ def config(given: tuple[Path, Path, Path], out: Path, **changes) -> distill.Conf
     data, pipeline, depth = given
     told = {"steps": 6, "clip": 2, "episodes": 3, "precision": "no", "learning_rate": 1e-3, "every": 2}
     told |= {"denoising_steps": 2, "loading": WanOptions(dtype="float32", depth=str(depth), guidance=1.0)}
-    return distill.Config(
-        from_=str(pipeline), data=data, out=out, height=SIZE[0], width=SIZE[1], **{**told, **changes}
-    )
+    return distill.Config(from_=str(pipeline), data=data, out=out, height=SIZE[0], width=SIZE[1], **{**told, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def scene(given, tmp_path_factory):
     """A teacher, student and critic, and a sample whose prompt is one."""
     asked = config(given, tmp_path_factory.mktemp("scene"), shift=5.0, guidance=1.0)
     world, store = finetune.open_teacher(asked, "cpu")
-    episodes = finetune.remember_long_enough(world, store, asked, Accelerator())
+    episodes = finetune.build_long_enough_memories(world, store, asked, Accelerator())
     teacher = world.model.transformer
     pair = SimpleNamespace(student=distill.student_of(teacher, asked), critic=distill.begun(teacher))
     sample = distill._sample(world, store, episodes, asked, seed=4)

@@ -27,7 +27,7 @@ from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.wan import WanOptions
+from mosaic_gym.model.wan.pipeline import WanOptions
 from mosaic_gym.training import distill, finetune, lifted
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import Remembered
@@ -191,9 +191,9 @@ def test_memory_is_told_by_both_warps_or_one(given):
     episodes = {0: Remembered(list(lifted.remember(world, store, 0).keyframes), store.captions(0))}
     seen = set()
     for seed in range(60):
-        _, recalled, latents, cameras = finetune.draw_sample(world, store, episodes, config(given, Path("x")), seed, 2)
+        _, retrieved, latents, cameras = finetune.draw_sample(world, store, episodes, config(given, Path("x")), seed, 2)
         assert latents.shape[:2] == (1, 2) and cameras.shape == (1, 2, 4, 4, 4)
-        seen.add((bool(recalled.patch_exists.any()), bool(recalled.covered[:, :-1].any())))
+        seen.add((bool(retrieved.patch_exists.any()), bool(retrieved.covered[:, :-1].any())))
     assert seen >= {(True, True), (True, False), (False, True), (False, False)}
 
 
@@ -279,7 +279,7 @@ def test_what_a_run_cannot_go_on_from_is_told_before_anything_is_encoded(given, 
 
 
 def test_what_is_encoded_before_training_takes_none_of_its_minutes(given, tmp_path, monkeypatch):
-    begun, remember, update = [], finetune.remember_long_enough, Run.update
+    begun, remember, update = [], finetune.build_long_enough_memories, Run.update
 
     def slow(*arguments):
         remembered = remember(*arguments)
@@ -290,7 +290,7 @@ def test_what_is_encoded_before_training_takes_none_of_its_minutes(given, tmp_pa
         assert run.started >= begun[0]
         update(run, *arguments)
 
-    monkeypatch.setattr(finetune, "remember_long_enough", slow)
+    monkeypatch.setattr(finetune, "build_long_enough_memories", slow)
     monkeypatch.setattr(Run, "update", listen)
     finetune.train(config(given, tmp_path, steps=None, minutes=0.01, episodes=1))
     assert len(begun) == 1
@@ -301,8 +301,8 @@ def test_clips_are_of_every_length_from_the_one_that_a_step_makes(given, tmp_pat
 
     def listen(*arguments, **told):
         sample = draw(*arguments, **told)
-        state, recalled, latents, cameras = sample
-        assert latents.shape[1] == cameras.shape[1] == len(recalled.warped) and len(state.history) == 1
+        state, retrieved, latents, cameras = sample
+        assert latents.shape[1] == cameras.shape[1] == len(retrieved.warped) and len(state.history) == 1
         lengths.append(latents.shape[1])
         return sample
 
@@ -353,9 +353,9 @@ def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, t
     def files() -> set[Path]:
         return set((tmp_path / lifted.FOLDER).iterdir())
 
-    first = finetune.remember_long_enough(world, store, asked, alone)
+    first = finetune.build_long_enough_memories(world, store, asked, alone)
     true = files()
-    again = finetune.remember_long_enough(world, store, asked, alone)
+    again = finetune.build_long_enough_memories(world, store, asked, alone)
     assert list(first) == list(again) == [0, 1] and files() == true and len(true) == 2
     for index in first:
         assert first[index].captions == again[index].captions == store.captions(index)
@@ -387,20 +387,20 @@ def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, t
     ):
         change()
         before = files()
-        finetune.remember_long_enough(world, store, asked, alone)
+        finetune.build_long_enough_memories(world, store, asked, alone)
         assert len(files()) == len(before) + more, f"another of {what}"
     (tmp_path / lifted.FOLDER / f"cut-off.1{lifted.PARTIAL}").touch()
     before = files()
     monkeypatch.setattr(MosaicMemory, "save", full_disk)
     store.told(0).update(captions=["more"] * 6)
     with pytest.raises(OSError, match="No space left"):
-        finetune.remember_long_enough(world, store, asked, alone)
+        finetune.build_long_enough_memories(world, store, asked, alone)
     assert {path.suffix for path in files()} == {".safetensors"} and len(files()) == len(before) - 1, "nothing partial"
     monkeypatch.undo()
     for path in files():
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="delete it, and the episode is encoded anew"):
-        finetune.remember_long_enough(world, store, asked, alone)
+        finetune.build_long_enough_memories(world, store, asked, alone)
 
 
 def test_steps_are_encoded_together_as_they_would_be_alone(given, monkeypatch):
@@ -564,8 +564,8 @@ if os.environ.get("ACCELERATE_USE_FSDP"):  # accelerate shares weights out among
 given, out, full = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), sys.argv[5] == "full"
 written, checkpoint = [], Run.checkpoint
 Run.checkpoint = lambda run: (written.append(run.step_index), checkpoint(run))
-ordered, shared_out = [], finetune.remember_long_enough
-finetune.remember_long_enough = lambda *told: (ordered.append(shared_out(*told)), ordered[-1])[1]
+ordered, shared_out = [], finetune.build_long_enough_memories
+finetune.build_long_enough_memories = lambda *told: (ordered.append(shared_out(*told)), ordered[-1])[1]
 encoded, remember = [], lifted.remember
 lifted.remember = lambda world, store, index: (encoded.append(index), remember(world, store, index))[1]
 alone, no_sync = [], DistributedDataParallel.no_sync

@@ -21,15 +21,15 @@ from torch import nn
 from mosaic_gym.cli import COMMANDS, main
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.evaluation.revisit import collect
-from mosaic_gym.memory.mosaic import Recall
+from mosaic_gym.memory.mosaic import Retrieved
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
-from mosaic_gym.model.wan import WanOptions
-from mosaic_gym.training import atlas, codec, depth, distill, finetune, outcome, world
+from mosaic_gym.model.wan.pipeline import WanOptions
+from mosaic_gym.training import atlas, codec, depth, distill, finetune, reward_heads, world
 from mosaic_gym.training.batches import WINDOW, Batch, _Drawer, batches, draw_batch
 from mosaic_gym.training.run import Run, budget_of, check_resumable, checkpoint_in, recipe_of
-from mosaic_gym.training.samples import remember_all
+from mosaic_gym.training.samples import build_memories
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import record_few, tiny_atlas
@@ -45,7 +45,9 @@ def parts(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     codec.train(codec.Config(data=data, out=folder / "codec", channels=24, steps=40))
     depth.train(depth.Config(data=data, out=folder / "depth", minutes=None, steps=2, batch=2, widths=(8, 8, 16, 16)))
-    outcome.train(outcome.Config(data=data, out=folder / "outcome", minutes=None, steps=2, batch=8, widths=(8, 8)))
+    reward_heads.train(
+        reward_heads.Config(data=data, out=folder / "outcome", minutes=None, steps=2, batch=8, widths=(8, 8))
+    )
     atlas.train(atlas.Config(data=data, out=folder / "atlas", minutes=None, steps=2, batch=4))
     return folder
 
@@ -53,7 +55,8 @@ def parts(data, tmp_path_factory) -> Path:
 def world_config(data: Path, parts: Path, out: Path, steps: int) -> world.Config:
     return world.Config(
         data=data, codec=parts / "codec", depth=parts / "depth" / "weights",
-        outcome=parts / "outcome" / "weights", atlas=parts / "atlas" / "weights", out=out, minutes=None, steps=steps,
+        reward_heads=parts / "outcome" / "weights", atlas=parts / "atlas" / "weights", out=out, minutes=None,
+        steps=steps,
         batch=2, layers=1, heads=1, ffn=32, dream=0.5,
     )  # fmt: skip
 
@@ -111,7 +114,7 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
     model = world.train(config)
     assert model.transformer.proj_out.weight.abs().max() > 0
     dreaming = MosaicWorld(model)
-    episodes = remember_all(EpisodeStore(data, "train"), model.codec, model.depth, model.atlas, hinted=True)
+    episodes = build_memories(EpisodeStore(data, "train"), model.codec, model.depth, model.atlas, hinted=True)
     run = SimpleNamespace(step_index=0, seeds=lambda first: iter(range(first, 8)))
     alone = list(islice(batches(dreaming, episodes, replace(config, workers=0), run), 8))
     ahead = list(islice(batches(dreaming, episodes, config, run), 8))
@@ -126,15 +129,17 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
         assert torch.equal(one.cameras, other.cameras) and torch.equal(one.history_cameras, other.history_cameras)
         # Another number of threads rounds differently.
         torch.testing.assert_close(one.history, other.history, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(one.recalled.expected, other.recalled.expected, atol=1e-3, rtol=1e-3)
-        assert torch.equal(one.recalled.patch_exists, other.recalled.patch_exists)
+        torch.testing.assert_close(
+            one.retrieved.conditioning_latent, other.retrieved.conditioning_latent, atol=1e-3, rtol=1e-3
+        )
+        assert torch.equal(one.retrieved.patch_exists, other.retrieved.patch_exists)
 
 
 def test_samples_are_met_again_among_others_and_the_same_after_a_resume(monkeypatch):
     def told_by_number(world, episodes, config, seed) -> Batch:
         told = torch.arange(config.batch) + config.batch * seed
-        values = [told.clone() for _ in range(4 + len(fields(Recall)))]
-        return Batch(*values[:4], [str(int(each)) for each in told], Recall(*values[4:]))
+        values = [told.clone() for _ in range(4 + len(fields(Retrieved)))]
+        return Batch(*values[:4], [str(int(each)) for each in told], Retrieved(*values[4:]))
 
     def met(first: int, last: int) -> list[Batch]:
         run = SimpleNamespace(step_index=first, seeds=itertools.count)
@@ -171,7 +176,7 @@ def test_what_is_drawn_is_placed_exactly_however_coarsely_a_run_multiplies(monke
         raise _CutOff
 
     seen = []
-    monkeypatch.setattr("mosaic_gym.training.batches._dreamt_steps", stop)
+    monkeypatch.setattr("mosaic_gym.training.batches._rolled_steps", stop)
     torch.set_float32_matmul_precision("high")  # as a run on an accelerator does
     try:
         with pytest.raises(_CutOff):
@@ -218,8 +223,11 @@ def test_an_atlas_goes_on_from_a_finished_one_of_the_same_map(data, parts, tmp_p
     begun = parts / "atlas" / "weights"
     config = atlas.Config(data=data, begin=begun, out=tmp_path / "still", minutes=None, steps=1, batch=4)
     before = Atlas.from_pretrained(begun, low_cpu_mem_usage=False)
-    still, moved = atlas.train(replace(config, learning_rate=0.0)), atlas.train(replace(config, out=tmp_path / "moved"))
-    assert torch.equal(still.fine_plane, before.fine_plane) and not torch.equal(moved.fine_plane, before.fine_plane)
+    unchanged, moved = (
+        atlas.train(replace(config, learning_rate=0.0)),
+        atlas.train(replace(config, out=tmp_path / "moved")),
+    )
+    assert torch.equal(unchanged.fine_plane, before.fine_plane) and not torch.equal(moved.fine_plane, before.fine_plane)
     tiny_atlas((32, 48)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="draws frames of .32, 48."):
         atlas.train(replace(config, begin=tmp_path / "other"))
@@ -229,10 +237,10 @@ def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
     store = EpisodeStore(data, "heldout")
     fitted = LinearCodec.from_pretrained(parts / "codec"), depth.ConvDepth(widths=(8, 8, 16))
     with pytest.raises(ValueError, match="draws frames of .32, 48., recorded are .48, 64."):
-        remember_all(store, *fitted, tiny_atlas((32, 48)))
+        build_memories(store, *fitted, tiny_atlas((32, 48)))
     with pytest.raises(ValueError, match="leaves the atlas's map"):
-        remember_all(store, *fitted, Atlas(48, 64, corner_m=(-90.0, 0.0), side_m=8.0))
-    (found,), (hinted,) = (remember_all(store, *fitted, tiny_atlas((48, 64)), hinted=hint) for hint in (False, True))
+        build_memories(store, *fitted, Atlas(48, 64, corner_m=(-90.0, 0.0), side_m=8.0))
+    (found,), (hinted,) = (build_memories(store, *fitted, tiny_atlas((48, 64)), hinted=hint) for hint in (False, True))
     assert len(found.keyframes) == len(found.captions) == len(hinted.keyframes) == 6
 
 
@@ -259,7 +267,7 @@ def test_depth_training_lowers_its_loss(data, tmp_path):
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
 
 
-@pytest.mark.parametrize("recipe", [outcome, depth, atlas, world, finetune, distill])
+@pytest.mark.parametrize("recipe", [reward_heads, depth, atlas, world, finetune, distill])
 def test_either_budget_is_enough_and_both_are_one_too_many(recipe, tmp_path):
     usual = recipe.Config("nowhere") if recipe in (finetune, distill) else recipe.Config()
     assert budget_of(replace(usual, minutes=0.5), minutes=9.0) == (0.5, None)
@@ -276,7 +284,7 @@ def test_parts_that_are_not_trained_yet_are_named(data, parts, tmp_path):
             world.train(replace(config, **{part: tmp_path / "nowhere"}))
 
 
-@pytest.mark.parametrize("recipe", [outcome, depth, atlas, world, finetune, distill])
+@pytest.mark.parametrize("recipe", [reward_heads, depth, atlas, world, finetune, distill])
 @pytest.mark.parametrize("budget", [{"steps": 0}, {"steps": -5}, {"minutes": 0.0}, {"minutes": -1.0}])
 def test_a_budget_of_nothing_is_refused(recipe, budget):
     usual = recipe.Config("nowhere") if recipe in (finetune, distill) else recipe.Config()

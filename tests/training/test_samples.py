@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.mosaic import MosaicMemory, Recall
+from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved
 from mosaic_gym.training.samples import (
     WARPS,
     MemoryMix,
@@ -17,7 +17,7 @@ from mosaic_gym.training.samples import (
     draw_warp,
     forget_a_wedge,
     gone_astray,
-    recall_mixed,
+    retrieve_mixed,
     told_by,
 )
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -74,8 +74,8 @@ def test_places_go_astray_together_and_what_was_not_recognised_stays_so():
         offs.append(off[0])
     off_m = torch.stack(offs)[:, :2].norm(dim=-1)
     assert 0.0 < off_m.median() < 0.03 < off_m.max() < 0.2
-    still = gone_astray(keyframes, 0.0, np.random.default_rng(0))
-    assert torch.equal(still[0].place, keyframes[0].place)
+    unchanged = gone_astray(keyframes, 0.0, np.random.default_rng(0))
+    assert torch.equal(unchanged[0].place, keyframes[0].place)
 
 
 def test_some_samples_know_no_place():
@@ -95,21 +95,21 @@ def test_every_view_is_told_by_its_own_warp():
     world = MosaicWorld(tiny_model(), atlas=False)
     states = [world.start(Start(seed=seed))[0] for seed in (1, 2, 3)]
     cameras = torch.stack([state.history_cameras for state in states])
-    recalled = world.recall(states, cameras)
-    nothing = world.recall([replace(state, memory=MosaicMemory()) for state in states], cameras)
-    told = told_by(recalled, nothing, ["both", "rope", "latent"])
-    assert recalled.patch_exists.any(1).all() and recalled.pixels_covered.flatten(1).any(1).all()
-    for name in (field.name for field in fields(Recall)):
-        assert torch.equal(getattr(told, name)[0], getattr(recalled, name)[0]), f"both: {name}"
-        rope = recalled if name.startswith("patch") else nothing
+    retrieved = world.retrieve(states, cameras)
+    nothing = world.retrieve([replace(state, memory=MosaicMemory()) for state in states], cameras)
+    told = told_by(retrieved, nothing, ["both", "rope", "latent"])
+    assert retrieved.patch_exists.any(1).all() and retrieved.pixels_covered.flatten(1).any(1).all()
+    for name in (field.name for field in fields(Retrieved)):
+        assert torch.equal(getattr(told, name)[0], getattr(retrieved, name)[0]), f"both: {name}"
+        rope = retrieved if name.startswith("patch") else nothing
         assert torch.equal(getattr(told, name)[1], getattr(rope, name)[1]), f"rope: {name}"
         if name != "patch_exists":
-            assert torch.equal(getattr(told, name)[2], getattr(recalled, name)[2]), f"latent: {name}"
+            assert torch.equal(getattr(told, name)[2], getattr(retrieved, name)[2]), f"latent: {name}"
     assert not told.patch_exists[2].any() and not told.covered[1, :-1].any() and told.coverage[1] == 0
     with pytest.raises(ValueError, match="3 views are told by as many warps; got 1"):
-        told_by(recalled, nothing, ["both"])
+        told_by(retrieved, nothing, ["both"])
     with pytest.raises(ValueError, match=r"unknown warps .'bent'.; the known ones are both, rope, latent"):
-        told_by(recalled, nothing, ["both", "bent", "rope"])
+        told_by(retrieved, nothing, ["both", "bent", "rope"])
 
 
 def test_warps_are_drawn_as_often_as_the_mixture_says():
@@ -126,7 +126,7 @@ def test_a_mixture_tells_clips_whole():
     world = MosaicWorld(tiny_model(), atlas=False)
     states = [world.start(Start(seed=seed))[0] for seed in range(12)]
     cameras = torch.stack([state.history_cameras.expand(2, 4, 4, 4) for state in states])  # clips of two steps
-    told = recall_mixed(world, states, cameras, None, MemoryMix(alone=1.0), np.random.default_rng(0))
+    told = retrieve_mixed(world, states, cameras, None, MemoryMix(alone=1.0), np.random.default_rng(0))
     kinds = torch.stack([told.patch_exists.any(1), told.pixels_covered.flatten(1).any(1)], dim=1).view(12, 2, 2)
     assert torch.equal(kinds[:, 0], kinds[:, 1]), "both steps of a clip alike"
     assert {tuple(kind) for kind in kinds[:, 0].tolist()} == {(True, False), (False, True)}

@@ -121,7 +121,7 @@ class ThroughFace:
         self.world.close()
 
 
-class EngineThroughFace:
+class SimulatorThroughFace:
     """The registered engine through Gymnasium's `SyncVectorEnv` or Stable-Baselines3's `DummyVecEnv`, one body each."""
 
     forkable = False

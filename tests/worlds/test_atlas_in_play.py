@@ -58,7 +58,7 @@ def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
     pictures = by_heart(world, state, cameras)[None]
     assert torch.allclose(beside.pictures, pictures, atol=1e-5)
     assert torch.equal(beside.stills, torch.where(covered, plain.stills, beside.pictures))
-    assert torch.equal(beside.warped, world.model.codec.from_stills(beside.stills))
+    assert torch.equal(beside.warped, world.model.codec.from_keyframe_images(beside.stills))
     for name in ("covered", "doubt", "reliance", "coverage", "depth_m", "patches"):
         assert torch.equal(getattr(beside, name), getattr(plain, name))
 
@@ -74,7 +74,7 @@ def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there
         covered, reliance = beside.pixels_covered, beside.reliance
         assert not reliance[~covered].any()
         assert least < float(reliance[covered].mean()) <= most
-        expected = world.model.codec.decode(beside.expected)
+        expected = world.model.codec.decode(beside.conditioning_latent)
         between = beside.pictures + reliance[:, :, None] * (beside.stills - beside.pictures)
         assert torch.allclose(expected, between, atol=1e-3)
 
@@ -92,7 +92,7 @@ def test_a_place_that_is_not_recognised_is_not_filled(world):
     assert world.pictures([state], cameras) == [None]
     plain = world.recall([state], cameras, [None])
     assert torch.equal(plain.pictures, plain.stills)
-    assert plain.expected is plain.warped
+    assert plain.conditioning_latent is plain.warped
     without = MosaicWorld(world.model, atlas=False)
     assert without.pictures([recognised_state(world, 2)], cameras) == [None]
 
@@ -108,7 +108,7 @@ def test_from_a_place_that_is_only_supposed_holes_are_filled_and_nothing_else(wo
     drawn = by_heart(world, supposed, cameras)[None]
     assert torch.allclose(beside.pictures, torch.where(covered, plain.stills, drawn), atol=1e-5)
     assert torch.equal(beside.stills, beside.pictures)
-    expected = world.model.codec.decode(beside.expected)
+    expected = world.model.codec.decode(beside.conditioning_latent)
     assert torch.allclose(expected[covered], plain.stills[covered], atol=1e-3)
     both = world.recall([known, supposed], cameras.expand(2, -1, -1, -1, -1), pictures * 2)
     assert torch.equal(both.pictures[0], world.recall([known], cameras, pictures).pictures[0])
@@ -125,7 +125,7 @@ def test_what_the_map_does_not_know_begins_where_it_is_likest(world):
     (first,) = state.memory.keyframes
     assert first.trust == SUPPOSED
     (after,), (supposed,) = world.step([state], RIGHT[None])
-    assert after.memory.keyframes[-1].is_by_heart, "what is dreamt there is drawn anew, like anything by heart"
+    assert after.memory.keyframes[-1].is_from_atlas, "what is dreamt there is drawn anew, like anything by heart"
     _, (known,) = world.step([recognised_state(world, 1)], RIGHT[None])
     assert known.on_map and not supposed.on_map
     _, (without,) = MosaicWorld(world.model, atlas=False).step([recognised_state(world, 1)], RIGHT[None])
@@ -150,7 +150,7 @@ def test_one_whose_place_is_known_does_not_change_another(world):
     assert not torch.equal(together.stills[0], plain.stills[0])
     for name in ("stills", "pictures"):
         assert torch.equal(getattr(together, name)[1], getattr(plain, name)[1])
-    assert torch.allclose(together.expected[1], plain.warped[1], atol=1e-5)
+    assert torch.allclose(together.conditioning_latent[1], plain.warped[1], atol=1e-5)
 
 
 def test_the_atlas_changes_what_is_dreamt_and_each_member_has_its_own_place(world):
@@ -193,9 +193,9 @@ def test_dreamt_frames_are_not_believed_about_where_they_are(world):
     poses.append(world.control.advance(poses[0][-1], RIGHT))
     (after,), _ = world.see_chunk([state], [[*poses[0], *poses[1]]])
     first, *dreamt = after.memory.keyframes
-    assert first.trust == 1.0 and [keyframe.is_by_heart for keyframe in dreamt] == [True, True]
+    assert first.trust == 1.0 and [keyframe.is_from_atlas for keyframe in dreamt] == [True, True]
     for keyframe in dreamt:
-        place = carried(place_of(keyframe.world_from_still), place_of(first.world_from_still), ON_MAP[:3])
+        place = carried(place_of(keyframe.world_from_keyframe), place_of(first.world_from_keyframe), ON_MAP[:3])
         assert torch.allclose(keyframe.place[:3], place, atol=1e-5)
     lost, _ = world.step([recognised_state(world, 1, torch.zeros(4))], RIGHT[None])
     assert not lost[0].memory.keyframes[-1].place.any()
@@ -234,7 +234,7 @@ def test_the_last_frame_alone_is_recalled_though_it_was_drawn_by_heart(world):
     still = np.zeros((1, 3))
     (after,), _ = forgetful.step([state], still)
     (only,) = after.memory.keyframes
-    assert only.is_by_heart and forgetful.pictures([after], asked(forgetful, after)) == [None]
+    assert only.is_from_atlas and forgetful.pictures([after], asked(forgetful, after)) == [None]
     _, (view,) = forgetful.step([after], still)
     assert view.coverage > 0.5
 
@@ -246,5 +246,5 @@ def test_a_full_memory_lets_go_of_what_can_be_drawn_again(world):
     heart = dataclasses.replace(first, place=torch.tensor([0.0, 0.0, 0.0, -1.0]), step=1)
     far = first.moved(torch.eye(4).index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(50.0)))
     for keyframe in (first.moved(torch.eye(4)), heart, far):
-        memory = memory.remember(keyframe)
+        memory = memory.update(keyframe)
     assert [keyframe.step for keyframe in memory.keyframes] == [0, 0, 0]

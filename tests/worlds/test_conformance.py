@@ -16,7 +16,7 @@ from mosaic_gym.worlds.conformance import check_world
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.envs.counting_world import CountingState, CountingWorld
 from tests.tiny import tiny_model
-from tests.worlds.faces import EngineThroughFace, ThroughFace
+from tests.worlds.faces import SimulatorThroughFace, ThroughFace
 
 
 def make_tiny() -> MosaicWorld:
@@ -43,7 +43,7 @@ def test_the_dream_conforms_through_both_vector_faces(make, face):
 
 @pytest.mark.parametrize("face", ["gymnasium", "sb3"])
 def test_the_engine_conforms_through_both_vector_faces(face):
-    check_world(partial(EngineThroughFace, face))
+    check_world(partial(SimulatorThroughFace, face))
 
 
 class Forgetful(CountingWorld):

@@ -84,8 +84,8 @@ def test_depth_and_k_carry_one_view_into_the_next(world):
         assert inside.float().mean() > 0.5
         return float((seen - true)[inside].abs().mean())
 
-    still = float(np.abs(before.frames[-1].astype(float) - after.frames[-1]).mean())
-    assert error(1.0) < 0.7 * still
+    unchanged = float(np.abs(before.frames[-1].astype(float) - after.frames[-1]).mean())
+    assert error(1.0) < 0.7 * unchanged
     assert error(1.0) < error(1.15) and error(1.0) < error(0.87)
 
 

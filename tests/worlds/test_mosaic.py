@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory.mosaic import recall
+from mosaic_gym.memory.mosaic import retrieve
 from mosaic_gym.model.checkpoints import WorldModel, resolve
 from mosaic_gym.model.codec import frames_to_uint8
-from mosaic_gym.model.detail import DetailNet
 from mosaic_gym.model.parts import round_to_half
+from mosaic_gym.model.refiner import Refiner
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start, World
 from tests.tiny import SIZE, pickled_only, tiny_model
@@ -85,10 +85,10 @@ def test_a_context_for_one_look_gives_what_one_that_is_kept_gives(world):
         states, _ = world.step(states, np.array(actions, dtype=float))
     cameras = torch.stack([state.history_cameras for state in states])
     cameras[1] = cameras[1] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # looks the other way
-    recalled = world.recall(states, cameras)
-    assert recalled.patch_exists.any() and not recalled.patch_exists.all(), "some rows are padding"
+    retrieved = world.retrieve(states, cameras)
+    assert retrieved.patch_exists.any() and not retrieved.patch_exists.all(), "some rows are padding"
     history, text = (torch.stack([getattr(state, name) for state in states]) for name in ("history", "text"))
-    where = history, cameras, recalled, cameras, world.k.expand(2, 3, 3), (world.height, world.width), text
+    where = history, cameras, retrieved, cameras, world.k.expand(2, 3, 3), (world.height, world.width), text
     transformer = world.model.transformer
     noise, time = torch.randn_like(history), torch.tensor([1000.0, 400.0])
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_without_the_network_what_is_seen_is_the_warp(world):
     k = torch.tensor(world.model.settings.image_from_camera)
     cameras = torch.tensor(shown.world_from_camera, dtype=torch.float32)[None]
     codec = world.model.codec
-    warped = recall([state.memory.keyframes], cameras, k, codec, tuple(state.history.shape[1:])).warped
+    warped = retrieve([state.memory.keyframes], cameras, k, codec, tuple(state.history.shape[1:])).warped
     assert np.array_equal(shown.frames, frames_to_uint8(codec.decode(warped))[0].numpy())
     (_,), (dreamt,) = world.step([state], RIGHT[None])
     assert not np.array_equal(shown.frames, dreamt.frames)
@@ -296,15 +296,15 @@ def test_a_world_keeps_as_much_as_it_is_made_for(world):
         begun, _ = world.start(Start(seed=2, memory=dataclasses.replace(state.memory, capacity=capacity)))
         assert begun.memory.capacity == world.capacity and len(begun.memory) == 5
     spliced = state.memory.spliced(state.memory, torch.eye(4))
-    full = dataclasses.replace(spliced, capacity=3).remember(state.memory.keyframes[0])
+    full = dataclasses.replace(spliced, capacity=3).update(state.memory.keyframes[0])
     assert len(full) == 3
 
 
 def test_a_world_without_heads_pays_nothing_and_the_engine_task_says_so(world):
-    silent = MosaicWorld(dataclasses.replace(world.model, outcome=None))
+    silent = MosaicWorld(dataclasses.replace(world.model, reward_heads=None))
     for make in (lambda task: WorldEnv(silent, task=task), lambda task: Members(silent, 2, task=task)):
         make("explore")
-        with pytest.raises(ValueError, match="mosaic-gym train outcome"):
+        with pytest.raises(ValueError, match="mosaic-gym train reward-heads"):
             make("engine")
 
 
@@ -323,7 +323,7 @@ def test_damaged_folders_name_what_is_wrong(world, tmp_path):
         (lambda folder: cut(folder / "starts.safetensors"), "starts.safetensors is missing or damaged"),
         (lambda folder: save_file({"images": torch.zeros(1)}, folder / "starts.safetensors"), "missing or damaged"),
         (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "lacks its part 'scheduler'"),
-        (lambda folder: DetailNet((16, 8, 8)).save_config(folder / "detail"), "'detail'.*another shape"),
+        (lambda folder: Refiner((16, 8, 8)).save_config(folder / "detail"), "'detail'.*another shape"),
     ]):  # fmt: skip
         world.model.save_pretrained(tmp_path / str(number))
         break_it(tmp_path / str(number))

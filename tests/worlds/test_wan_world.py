@@ -157,14 +157,14 @@ def test_a_causal_network_makes_a_clip_frame_by_frame(kwargs, kind):
 def test_memory_reaches_the_picture(world, told):
     state, _ = world.start(Start(1))
     cameras = world._cameras([world.control.advance(state.pose, FORWARD[0])])
-    recalled = world.recall([state], cameras)
-    assert recalled.patch_exists.any() and recalled.pixels_covered.any()
-    assert recalled.patches.shape[-1] == recalled.warped.shape[1] * 4  # a patch is what a token spans
+    retrieved = world.retrieve([state], cameras)
+    assert retrieved.patch_exists.any() and retrieved.pixels_covered.any()
+    assert retrieved.patches.shape[-1] == retrieved.warped.shape[1] * 4  # a patch is what a token spans
     if told == "patches":
-        silent = replace(recalled, patch_exists=torch.zeros_like(recalled.patch_exists))
+        silent = replace(retrieved, patch_exists=torch.zeros_like(retrieved.patch_exists))
     else:
-        silent = replace(recalled, warped_share=torch.zeros_like(recalled.warped_share))
-    one, other = (world.denoised([state], each, cameras) for each in (recalled, silent))
+        silent = replace(retrieved, warped_share=torch.zeros_like(retrieved.warped_share))
+    one, other = (world.denoised([state], each, cameras) for each in (retrieved, silent))
     assert (one - other).abs().max() > 1e-4
 
 
@@ -172,11 +172,11 @@ def test_what_covers_only_frames_before_the_last_is_no_clean_token(world):
     state, _ = world.start(Start(1))
     cameras = world._cameras([world.control.advance(state.pose, FORWARD[0])])
     cameras[:, :, 3] = cameras[:, :, 3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # turned about
-    recalled = world.recall([state], cameras)
-    shown = recalled.pixels_covered[0].float().mean((1, 2))
+    retrieved = world.retrieve([state], cameras)
+    shown = retrieved.pixels_covered[0].float().mean((1, 2))
     assert (shown[:3] > 0.5).all() and shown[3] == 0
     context = world.model.transformer.read(
-        state.history[None], state.history_cameras[None], recalled, cameras, world.k[None], SIZE, state.text[None]
+        state.history[None], state.history_cameras[None], retrieved, cameras, world.k[None], SIZE, state.text[None]
     )
     assert not world.model.transformer._warped_tokens(context, 1).exists.any()
 
@@ -195,9 +195,9 @@ def test_a_relative_depth_model_lets_the_body_move_and_keeps_the_scale_of_its_fi
     (poses,) = world.move([state], FORWARD)
     assert np.linalg.norm(poses[-1].world_from_camera[:3, 3]) > 0.1
     answering(7.0)
-    still = np.zeros((1, 3))
+    noop = np.zeros((1, 3))
     for _ in range(2):
-        (state,), (view,) = world.step([state], still)
+        (state,), (view,) = world.step([state], noop)
         assert np.median(view.depth_m / first.depth_m) == pytest.approx(1.0, rel=0.02)
     # Of what memory has not seen, half is new: the wall keeps its scale, though the frame's own median is another's.
     near = 20.0 * ramp.where(torch.arange(SIZE[1]) < SIZE[1] // 2, 10.0 * ramp)

@@ -45,7 +45,7 @@ BLIND = {"turning": "turn_right", "backing": "backward", "sidling": "right", "ci
 """Policies that are ranked beside the arms, by the action they repeat."""
 DOZING = (0.5, 0.75, 0.9)
 """Further ones: the script, by the share of its steps that it stands still."""
-RECIPE = ("data", "steps", "engine_steps", "policies", "places", "scenes", "rollout", "seed")
+RECIPE = ("data", "steps", "simulator_steps", "policies", "places", "scenes", "rollout", "seed")
 """Of `Config`: a folder of results is of one choice of these."""
 RULES = 2
 """What the dream does with a body, counted up when that changes: results of others do not go together."""
@@ -65,7 +65,7 @@ class Config:
     """Of PPO in the dream, with seeds counted up: they differ by more than episodes tell. (The engine has one.)"""
     steps: int = 60_000
     """Steps of PPO in the dream, for each run."""
-    engine_steps: int | None = None
+    simulator_steps: int | None = None
     """Steps of PPO in the engine; None for as many as the recording has, 0 to leave it out."""
     episodes: int = 200
     """Engine episodes for each arm."""
@@ -87,7 +87,7 @@ class Config:
     """Of PPO's first run, scenes and chance. (The planner draws its plans from each episode's own seed.)"""
 
 
-def open_engine(settings: WorldSettings, task: Task | None = None, members: int = 1) -> VecEnv:
+def open_simulator(settings: WorldSettings, task: Task | None = None, members: int = 1) -> VecEnv:
     """The goal task, or another, in as many engines, which play what a checkpoint of these settings was trained on."""
     import gymnasium as gym
     from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
@@ -154,7 +154,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.evaluation.transfer import policies as known
     from mosaic_gym.evaluation.transfer.plot import draw
-    from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, engine_task, remembered
+    from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, remembered, simulator_task
     from mosaic_gym.model.checkpoints import WorldModel
 
     if min(config.episodes, config.policies) < 2 or min(config.steps, config.places, config.scenes, config.runs) < 1:
@@ -182,23 +182,23 @@ def evaluate(config: Config) -> dict[str, Any]:
         was = ", ".join(f"{name}={told.get(name)}" for name in differs)
         raise ValueError(f"{config.out} holds what was found with {was}; ask for the same, or give another --out")
 
-    engine = open_engine(world.settings)
+    engine = open_simulator(world.settings)
     model = known.make_policy(engine, config.rollout, config.seed)
-    train_in_dream(config, store, world)
-    arms: dict[str, list[Callable[[int], Choose]]] = {
+    train_in_learned_world(config, store, world)
+    variants: dict[str, list[Callable[[int], Choose]]] = {
         "random": [known.at_random],
         "ahead": [partial(known.always, "forward")],
         "scripted": [known.scripted],
         "dream": [partial(known.learnt, model, tested_policy(config, name)) for name in names_of("dream", config)],
     }
     recorded = sum(len(store.load(index)) for index in range(len(store)))
-    engine_steps = recorded if config.engine_steps is None else config.engine_steps
-    if engine_steps:
-        arms["engine"] = [partial(known.learnt, model, train_in_engine(config, world.settings, engine_steps))]
+    simulator_steps = recorded if config.simulator_steps is None else config.simulator_steps
+    if simulator_steps:
+        variants["engine"] = [partial(known.learnt, model, train_in_simulator(config, world.settings, simulator_steps))]
 
     found: dict[str, Any] = {"arms": {}, "config": {**vars(config), "data": str(config.data), "out": str(config.out)}}
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + 10 * config.episodes, 10)
-    for name, runs in arms.items():
+    for name, runs in variants.items():
         told = [
             walked(
                 config.out / f"engine_{each}.json", lambda: engine, choose, seeds, config.seed, f"{each} in the engine"
@@ -219,12 +219,12 @@ def evaluate(config: Config) -> dict[str, Any]:
         # From bad to good, by design: what training keeps on its way to one policy is too much alike to have an order.
         ranked = {name: partial(known.always, action) for name, action in BLIND.items()}
         ranked |= {f"dozing_{share:.0%}": partial(known.dozing, share) for share in DOZING}
-        for arm, runs in arms.items():
-            ranked |= zip(names_of(arm, config), runs, strict=True)
+        for variant, runs in variants.items():
+            ranked |= zip(names_of(variant, config), runs, strict=True)
         heldout = EpisodeStore(config.data, "heldout")
         places = {
-            "dream": lambda: open_dream(config, RecordedGoalTask(remembered(heldout, world))),
-            "engine": lambda: open_engine(world.settings, engine_task(heldout)),
+            "dream": lambda: open_learned_world(config, RecordedGoalTask(remembered(heldout, world))),
+            "engine": lambda: open_simulator(world.settings, simulator_task(heldout)),
         }
         found["ranking"] = rank(config, places, ranked)
     if config.plan_episodes:
@@ -234,9 +234,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     return found
 
 
-def names_of(arm: str, config: Config) -> list[str]:
+def names_of(variant: str, config: Config) -> list[str]:
     """One for each run of the arm that is trained in the dream, and of another the arm itself."""
-    return [f"{arm}_{run}" for run in range(config.runs)] if arm == "dream" else [arm]
+    return [f"{variant}_{run}" for run in range(config.runs)] if variant == "dream" else [variant]
 
 
 def tested_policy(config: Config, name: str) -> Path:
@@ -258,10 +258,10 @@ def figures(told: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
     return {"success": runs_interval(success), "return": runs_interval(gained), **of_runs}
 
 
-def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> None:
+def train_in_learned_world(config: Config, store: EpisodeStore, world: WorldModel) -> None:
     """Trains the runs in the dream that have not ended yet, all from the same scenes."""
     from mosaic_gym.evaluation.transfer import policies as known
-    from mosaic_gym.evaluation.transfer.recorded import dreamt_goals, remembered
+    from mosaic_gym.evaluation.transfer.recorded import generated_goals, remembered
     from mosaic_gym.worlds.mosaic import MosaicWorld
 
     weights = [tested_policy(config, name) for name in names_of("dream", config)]
@@ -269,20 +269,20 @@ def train_in_dream(config: Config, store: EpisodeStore, world: WorldModel) -> No
     if not missing:
         return
     places = remembered(store, world, config.places)
-    task = dreamt_goals(MosaicWorld(world), places, config.scenes, config.out / "goals.safetensors", config.seed)
+    task = generated_goals(MosaicWorld(world), places, config.scenes, config.out / "goals.safetensors", config.seed)
     for run, folder in missing.items():
-        dream = open_dream(config, task)
+        dream = open_learned_world(config, task)
         known.train(known.make_policy(dream, config.rollout, config.seed + run), config.steps, folder, config.policies)
         dream.close()
 
 
-def train_in_engine(config: Config, settings: WorldSettings, steps: int) -> Path:
+def train_in_simulator(config: Config, settings: WorldSettings, steps: int) -> Path:
     """The policy trained in the engine; trained first, if it has not been."""
     from mosaic_gym.evaluation.transfer import policies as known
 
     weights = tested_policy(config, "engine")
     if not weights.is_file():
-        engines = open_engine(settings, members=4)
+        engines = open_simulator(settings, members=4)
         # As many samples between updates as the dream's many members give.
         policy = known.make_policy(engines, config.rollout * MEMBERS // 4, config.seed)
         known.train(policy, steps, weights.parent, config.policies)
@@ -290,7 +290,7 @@ def train_in_engine(config: Config, settings: WorldSettings, steps: int) -> Path
     return weights
 
 
-def open_dream(config: Config, task: Task) -> VecEnv:
+def open_learned_world(config: Config, task: Task) -> VecEnv:
     """A task in the dream, many members at once."""
     from stable_baselines3.common.vec_env import VecTransposeImage
 

@@ -47,10 +47,10 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     plt.close(figure)
 
 
-def _bars(axes: Axes, arms: Mapping[str, dict[str, dict[str, float]]], colours: list[str]) -> None:
+def _bars(axes: Axes, variants: Mapping[str, dict[str, dict[str, float]]], colours: list[str]) -> None:
     """Successes by name, with their intervals."""
-    rows = [told["success"] for told in arms.values()]
+    rows = [told["success"] for told in variants.values()]
     values = [row["value"] for row in rows]
     reach = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
-    axes.bar(list(arms), values, yerr=reach, capsize=4, color=colours[: len(rows)])
+    axes.bar(list(variants), values, yerr=reach, capsize=4, color=colours[: len(rows)])
     axes.set_ylim(0.0, 1.0)

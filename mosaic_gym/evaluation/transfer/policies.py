@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import nn
 
-from mosaic_gym.data.explore import thrust_towards_depth
+from mosaic_gym.data.explore import steer_towards_depth
 from mosaic_gym.geometry.control import ACTIONS
 
 DISCOUNT = 0.95
@@ -191,8 +191,8 @@ def scripted(seed: int) -> Choose:
     known = np.array(list(ACTIONS.values()))
 
     def choose(seen: dict[str, np.ndarray]) -> np.ndarray:
-        thrusts = np.stack([thrust_towards_depth(depth_m, rng) for depth_m in seen["depth"]])
-        return np.square(known - thrusts[:, None]).sum(-1).argmin(-1)
+        action_vectors = np.stack([steer_towards_depth(depth_m, rng) for depth_m in seen["depth"]])
+        return np.square(known - action_vectors[:, None]).sum(-1).argmin(-1)
 
     return choose
 

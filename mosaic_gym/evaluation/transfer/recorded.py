@@ -1,8 +1,8 @@
 """The goal task at recorded places, where the dream remembers the recording.
 
 `RecordedGoalTask` ends where the recorded walk went on to, so that dream and engine can play the same episodes.
-`dreamt_goals` is the goal task itself, whose scripted walk is dreamt: what is trained in the dream meets the task that
-the engine will set.
+`generated_goals` is the goal task itself, whose scripted walk is generated: what is trained in the learned world
+meets the task that the simulator sets later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mosaic_gym.envs.tasks import FixedScenes, GoalTask, Reach, Scene
+from mosaic_gym.envs.tasks import FixedStarts, GoalTask, Reach, StartAndGoal
 from mosaic_gym.worlds.protocol import Start, World
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ class RecordedGoalTask(Reach):
         ends = {int(far[steps:].argmax()) + steps for steps in drawn if far[steps:].any()}
         return sorted(here + end for end in ends)
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """See `Task`. The same seed is the same scene, in the dream and in the engine."""
         return [self._scene(world, start) for start in starts]
 
-    def _scene(self, world: World, start: Start) -> Scene:
+    def _scene(self, world: World, start: Start) -> StartAndGoal:
         rng = np.random.default_rng([start.seed, 2])
         index, here, goals = self.ways[int(rng.integers(len(self.ways)))]
         goal, recording = int(rng.choice(goals)), self.recordings[index]
@@ -94,10 +94,10 @@ class RecordedGoalTask(Reach):
             start = replace(start, image=recording.frames[here], memory=recording.memory)
         state, view = world.start(start)
         x, z = recording.cameras[goal, [0, 2], 3]
-        return Scene(state, view, recording.frames[goal].copy(), (float(x), float(z)))
+        return StartAndGoal(state, view, recording.frames[goal].copy(), (float(x), float(z)))
 
 
-class KeptGoals(GoalTask):
+class StoredGoals(GoalTask):
     """The goal task, for starts whose seeds count up from 0: where their walks ended is kept, and not walked again.
 
     Args:
@@ -108,7 +108,7 @@ class KeptGoals(GoalTask):
         super().__init__()
         self.path = path
 
-    def set_scenes(self, world: World, starts: Sequence[Start]) -> list[Scene]:
+    def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
         """See `Task`.
 
         Raises:
@@ -127,9 +127,9 @@ class KeptGoals(GoalTask):
                 f"up by one, the first of them from 0 to {len(goals)}; got {seeds}"
             )
         known = [start for start in starts if start.seed < len(goals)]
-        walked: list[Scene] = []
+        walked: list[StartAndGoal] = []
         if len(known) < len(starts):
-            walked = super().set_scenes(world, starts[len(known) :])
+            walked = super().sample_start_and_goal(world, starts[len(known) :])
             goals += [scene.goal for scene in walked]
             places_m += [np.array(scene.goal_m) for scene in walked]
             written = self.path.with_suffix(".part")
@@ -139,21 +139,23 @@ class KeptGoals(GoalTask):
         for start in known:
             state, view = world.start(start)
             x, z = places_m[start.seed]
-            scenes.append(Scene(state, view, goals[start.seed], (float(x), float(z))))
+            scenes.append(StartAndGoal(state, view, goals[start.seed], (float(x), float(z))))
         return scenes + walked
 
 
-def dreamt_goals(world: World, recordings: Sequence[Recording], scenes: int, keep: Path, seed: int = 0) -> FixedScenes:
+def generated_goals(
+    world: World, recordings: Sequence[Recording], scenes: int, keep: Path, seed: int = 0
+) -> FixedStarts:
     """The goal task from recorded places: scenes that are dreamt once, in `world`, and that episodes draw among.
 
     Args:
         world: the dream, or another that plays the same states.
         recordings: with memories; scenes begin in each as often, at any of their steps.
         scenes: to dream.
-        keep: the file of `KeptGoals`, for the same of everything else.
+        keep: the file of `StoredGoals`, for the same of everything else.
         seed: of where they begin.
     """
-    task = FixedScenes(KeptGoals(keep), scenes, lambda n: _somewhere(recordings[n % len(recordings)], n, seed))
+    task = FixedStarts(StoredGoals(keep), scenes, lambda n: _somewhere(recordings[n % len(recordings)], n, seed))
     task.prepare(world)
     return task
 
@@ -165,7 +167,7 @@ def _somewhere(recording: Recording, number: int, seed: int) -> Start:
     )
 
 
-def engine_task(store: EpisodeStore) -> RecordedGoalTask:
+def simulator_task(store: EpisodeStore) -> RecordedGoalTask:
     """The task at the places of recorded episodes, for the engine."""
     return RecordedGoalTask([_recording(store, index) for index in range(len(store))])
 
@@ -173,10 +175,10 @@ def engine_task(store: EpisodeStore) -> RecordedGoalTask:
 def remembered(store: EpisodeStore, model: WorldModel, places: int | None = None) -> list[Recording]:
     """The first `places` recorded episodes (None for all), with memories of them; depth is estimated, as in play."""
     from mosaic_gym.memory.mosaic import MosaicMemory
-    from mosaic_gym.training.samples import remember_all
+    from mosaic_gym.training.samples import build_memories
 
     recordings = []
-    for index, episode in enumerate(remember_all(store, model.codec, model.depth, model.atlas, places)):
+    for index, episode in enumerate(build_memories(store, model.codec, model.depth, model.atlas, places)):
         memory = MosaicMemory(tuple(episode.keyframes), model.settings.capacity)
         recordings.append(replace(_recording(store, index), memory=memory))
     return recordings

@@ -80,9 +80,7 @@ class Drawing:
         return colours.permute(0, 2, 3, 1), log_depth
 
     @torch.no_grad()
-    def walls(
-        self, places: Float[Tensor, "b 3"], image_from_camera: Float[Tensor, "3 3"]
-    ) -> Float[Tensor, "b n 2"]:
+    def walls(self, places: Float[Tensor, "b 3"], image_from_camera: Float[Tensor, "3 3"]) -> Float[Tensor, "b n 2"]:
         """Where rays all around places end: metres to the right of each place and ahead of it, `[b, n, 2]`.
 
         Args:

@@ -39,7 +39,7 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
 
 
-class DetailNet(ModelMixin, ConfigMixin):
+class Refiner(ModelMixin, ConfigMixin):
     """A U-Net over the four frames of a step, at half, quarter and eighth resolution.
 
     Args:
@@ -68,10 +68,10 @@ class DetailNet(ModelMixin, ConfigMixin):
     def forward(
         self,
         believed: Float[Tensor, "b 4 3 H W"],
-        stills: Float[Tensor, "b 4 3 H W"],
+        warped_frames: Float[Tensor, "b 4 3 H W"],
         pictures: Float[Tensor, "b 4 3 H W"],
-        doubt: Float[Tensor, "b 4 H W"],
-        reliance: Float[Tensor, "b 4 H W"],
+        warp_uncertainty: Float[Tensor, "b 4 H W"],
+        memory_weight: Float[Tensor, "b 4 H W"],
     ) -> Float[Tensor, "b 4 3 H W"]:
         """The step's frames `[b, 4, 3, H, W]`, nominally in [-1, 1].
 
@@ -90,8 +90,8 @@ class DetailNet(ModelMixin, ConfigMixin):
         height, width = believed.shape[-2:]
         if height % 8 or width % 8:
             raise ValueError(f"the detail network takes sizes that 8 divides; got {height}x{width}")
-        planes = torch.stack([doubt, reliance], dim=2)
-        x = torch.cat([believed, stills, pictures, planes], dim=2).flatten(1, 2)
+        planes = torch.stack([warp_uncertainty, memory_weight], dim=2)
+        x = torch.cat([believed, warped_frames, pictures, planes], dim=2).flatten(1, 2)
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
         fine = self.fine(self.stem(x))
         middle = self.middle(self.down(fine))
@@ -102,6 +102,6 @@ class DetailNet(ModelMixin, ConfigMixin):
         strokes, logits = drawn.split((3, 3), dim=2)
         begins = logits.new_tensor([TRUST, 0.0, 0.0])[:, None, None]
         belief, _, by_heart = (4.0 * logits + begins).softmax(2).split(1, 2)
-        drawn = stills + belief * (believed - stills) + by_heart * (pictures - stills) + strokes
-        expected = torch.lerp(pictures, stills, reliance[:, :, None])
-        return expected + (doubt * (1.0 - reliance))[:, :, None] * (drawn - expected)
+        drawn = warped_frames + belief * (believed - warped_frames) + by_heart * (pictures - warped_frames) + strokes
+        expected = torch.lerp(pictures, warped_frames, memory_weight[:, :, None])
+        return expected + (warp_uncertainty * (1.0 - memory_weight))[:, :, None] * (drawn - expected)

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.codec import frames_to_float
-from mosaic_gym.model.outcome import SIGNS, OutcomeHeads
+from mosaic_gym.model.reward_heads import SIGNS, RewardTerminationHeads
 from mosaic_gym.training.run import Run, budget_of, recipe_of
 
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train outcome` takes."""
+    """What `mosaic-gym train reward-heads` takes."""
 
     data: Path = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Path = Path("runs/outcome")
+    out: Path = Path("runs/reward_heads")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
     minutes: float | None = None
     """Wall time of training, earlier pieces included and reading the recording left out; 3 without --steps."""
@@ -63,7 +63,7 @@ def rareness(rewards: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def report(heads: OutcomeHeads, store: EpisodeStore) -> dict[str, float]:
+def report(heads: RewardTerminationHeads, store: EpisodeStore) -> dict[str, float]:
     """On held-out steps: how likely an end is held, at steps that ended and at others; and the reward's error."""
     frames, rewards, ends = outcomes(store)
     told = [heads(frames_to_float(part)) for part in frames.split(256)]
@@ -75,7 +75,7 @@ def report(heads: OutcomeHeads, store: EpisodeStore) -> dict[str, float]:
     return {**found, "reward_error": float((expected - rewards).abs().mean())}
 
 
-def train(config: Config) -> OutcomeHeads:
+def train(config: Config) -> RewardTerminationHeads:
     """Trains, prints how ends are told on held-out steps, and writes the averaged weights."""
     budget = budget_of(config, minutes=3.0)
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def train(config: Config) -> OutcomeHeads:
     rare, weights = rareness(rewards, ends)
     common = torch.arange(len(frames))
     special = common[rare] if rare.any() else common
-    heads = OutcomeHeads(config.widths)
+    heads = RewardTerminationHeads(config.widths)
     heads.reward_values.copy_(sign_values(rewards))
     run = Run(config.out, heads, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store))
     device = accelerator.device

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mosaic_gym.model.room import room_for
+from mosaic_gym.model.device import out_of_memory_guard
 
 PROMPT_TOKENS = 512
 """What Wan's transformers were trained with; shorter prompts are padded with zeros."""
@@ -58,20 +58,20 @@ class WanCodec(nn.Module):
         return self.vae.config.scale_factor_spatial
 
     @property
-    def still_stride(self) -> int:
+    def image_stride(self) -> int:
         """A still is the latent itself: resampling it is the paper's Warped Latent, on its own grid."""
         return self.stride
 
     instants = slice(-1, None)
     """A latent made of stills is the last one's."""
 
-    def still(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def keyframe_image(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The latents: they belong to their last instant, whose depth and camera place them."""
         return latents
 
-    def from_stills(self, stills: Float[Tensor, "b 4 c h w"]) -> Float[Tensor, "b c h w"]:
+    def from_keyframe_images(self, warped_frames: Float[Tensor, "b 4 c h w"]) -> Float[Tensor, "b c h w"]:
         """Of four stills `[b, 4, c, h, w]` the last, `[b, c, h, w]`."""
-        return stills[:, self.instants][:, 0]
+        return warped_frames[:, self.instants][:, 0]
 
     def encode(
         self, frames: Float[Tensor, "b 4 3 H W"], before: Float[Tensor, "b 3 H W"] | None = None
@@ -96,7 +96,7 @@ class WanCodec(nn.Module):
         moments = self.vae.encode(frames.transpose(1, 2).to(self.vae.dtype)).latent_dist
         return ((moments.mode().to(self.mean.dtype) - self.mean) / self.deviation).transpose(1, 2)
 
-    @room_for("decoding frames")
+    @out_of_memory_guard("decoding frames")
     def decode_next(
         self, latents: Float[Tensor, "b c h w"], streams: Sequence[Stream]
     ) -> tuple[Float[Tensor, "b f 3 H W"], list[Stream]]:
@@ -123,7 +123,7 @@ class WanCodec(nn.Module):
         """
         return [(latent.clone(),) for latent in latents]
 
-    @room_for("decoding frames")
+    @out_of_memory_guard("decoding frames")
     def present(self, latent: Tensor, stream: Stream) -> Float[Tensor, "3 H W"]:
         """The last frame `[3, H, W]` that was shown; of a clip that has only begun it is decoded here."""
         if len(stream) == 1:
@@ -202,7 +202,7 @@ class WanPrompts:
                 raise ValueError(f"a prompt has at most {PROMPT_TOKENS} tokens; this one has {len(tokens)}. Shorten it")
         return told
 
-    @room_for("the text encoder")
+    @out_of_memory_guard("the text encoder")
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """`[b, 512, d]` of prompts; what is behind a prompt's end is zero.
 

@@ -33,7 +33,7 @@ _VARIABLES = (
     "VELOCITY_Y",
     "POSITION_Z",
 )
-_ENGINE_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
+_SCREEN_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
 _PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, whatever the resolution
 _BODY_RADIUS = 15.0  # map units; the engine's is 16, and a body that touches a wall is at most a unit inside that
 _EYES = 41.0  # map units, above the floor a body stands on
@@ -45,13 +45,13 @@ class Crop:
     """How a picture is cut from the engine's screen: centred, then averaged in square blocks.
 
     Attributes:
-        engine_height, engine_width: the screen, pixels, always 4:3.
+        screen_height, screen_width: the screen, pixels, always 4:3.
         height, width: the picture, pixels.
         factor: screen pixels along each side of a picture pixel.
     """
 
-    engine_height: int
-    engine_width: int
+    screen_height: int
+    screen_width: int
     height: int
     width: int
     factor: int
@@ -60,19 +60,19 @@ class Crop:
     def window(self) -> tuple[slice, slice]:
         """The part of the screen that is kept: rows and columns."""
         rows, columns = self.height * self.factor, self.width * self.factor
-        top, left = (self.engine_height - rows) // 2, (self.engine_width - columns) // 2
+        top, left = (self.screen_height - rows) // 2, (self.screen_width - columns) // 2
         return slice(top, top + rows), slice(left, left + columns)
 
     @property
     def image_from_camera(self) -> np.ndarray:
         """K `[3, 3]` float64 in pixels of the picture: the screen spans 90 degrees across."""
-        focal_px = self.engine_width / 2 / self.factor
+        focal_px = self.screen_width / 2 / self.factor
         return np.array(
             [[focal_px, 0.0, self.width / 2], [0.0, focal_px * _PIXEL_ASPECT, self.height / 2], [0.0, 0.0, 1.0]]
         )
 
     def shrink_frame(self, screen: np.ndarray) -> np.ndarray:
-        """uint8 `[height, width, 3]` from the screen's uint8 `[engine_height, engine_width, 3]`."""
+        """uint8 `[height, width, 3]` from the screen's uint8 `[screen_height, screen_width, 3]`."""
         rows = screen[self.window].reshape(self.height, self.factor, -1)
         # Added slice by slice: numpy's own sum over short inner axes takes four times as long.
         columns = sum(rows[:, index].astype(np.uint16) for index in range(self.factor))
@@ -97,11 +97,11 @@ class Crop:
 
 def choose_crop(height: int, width: int) -> Crop:
     """The smallest engine screen of which `(height, width)` is a whole fraction, touching two sides."""
-    for engine_height, engine_width in _ENGINE_SIZES:
-        factor = min(engine_height // max(height, 1), engine_width // max(width, 1))
-        touches = factor * height == engine_height or factor * width == engine_width
+    for screen_height, screen_width in _SCREEN_SIZES:
+        factor = min(screen_height // max(height, 1), screen_width // max(width, 1))
+        touches = factor * height == screen_height or factor * width == screen_width
         if min(height, width) > 0 and factor >= _LEAST_OVERSAMPLING and touches:
-            return Crop(engine_height, engine_width, height, width, factor)
+            return Crop(screen_height, screen_width, height, width, factor)
     raise ValueError(
         f"no engine screen can be averaged down to {height}x{width}; sizes that work are whole fractions of "
         "192x256, 240x320, 300x400 or 480x640 on one side, such as 64x64, 48x64, 96x96 or 128x128"
@@ -138,7 +138,7 @@ def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.Do
     game.set_doom_config_path(str(Path(tempfile.gettempdir()) / "mosaic_gym_vizdoom.ini"))
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
-    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{crop.engine_width}X{crop.engine_height}"))
+    game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{crop.screen_width}X{crop.screen_height}"))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_depth_buffer_enabled(True)
     game.set_labels_buffer_enabled(True)
@@ -212,7 +212,6 @@ class Surfaces:
             hit = (along >= -1e-6) & (along <= 1 + 1e-6) & (depth > 1)
         return np.where(hit, depth, np.inf).min(axis=1, initial=np.inf)
 
-
     def eye_heights(self, x: float, y: float) -> set[float]:
         """How high the eyes of a body may be that stands at a place, map units; empty where no body fits.
 
@@ -259,9 +258,9 @@ class Eye:
     def __init__(self, crop: Crop):
         self.crop = crop
         rows, columns = crop.window
-        focal_px = crop.engine_width / 2
-        self._slopes = (np.arange(columns.start, columns.stop) + 0.5 - crop.engine_width / 2) / focal_px
-        below = np.arange(rows.start, rows.stop) + 0.5 - crop.engine_height / 2
+        focal_px = crop.screen_width / 2
+        self._slopes = (np.arange(columns.start, columns.stop) + 0.5 - crop.screen_width / 2) / focal_px
+        below = np.arange(rows.start, rows.stop) + 0.5 - crop.screen_height / 2
         self._falls = below / (focal_px * _PIXEL_ASPECT)  # downward over forward along each row's rays
 
     def frame(self, state: vizdoom.GameState) -> np.ndarray:

@@ -5,21 +5,21 @@ import torch
 
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model.codec import LinearCodec
-from mosaic_gym.model.detail import DetailNet
+from mosaic_gym.model.refiner import Refiner
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from tests.tiny import tiny_model
 
 
-def inputs(height=16, width=24, doubt=1.0, reliance=0.0):
+def inputs(height=16, width=24, warp_uncertainty=1.0, memory_weight=0.0):
     generator = torch.Generator().manual_seed(0)
     shown = [torch.rand(2, 4, 3, height, width, generator=generator) for _ in range(3)]
-    return *shown, torch.full((2, 4, height, width), doubt), torch.full((2, 4, height, width), reliance)
+    return *shown, torch.full((2, 4, height, width), warp_uncertainty), torch.full((2, 4, height, width), memory_weight)
 
 
-def scribbling(seed=0) -> DetailNet:
+def scribbling(seed=0) -> Refiner:
     torch.manual_seed(seed)
-    network = DetailNet(widths=(8, 8, 8))
+    network = Refiner(widths=(8, 8, 8))
     for module in network.modules():  # those that begin at zero, too
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.normal_(module.weight, std=0.2)
@@ -28,34 +28,34 @@ def scribbling(seed=0) -> DetailNet:
 
 def test_it_begins_by_showing_what_is_believed():
     believed, *rest = inputs()
-    assert (DetailNet(widths=(8, 8, 8))(believed, *rest) - believed).abs().max() < 0.1
+    assert (Refiner(widths=(8, 8, 8))(believed, *rest) - believed).abs().max() < 0.1
 
 
 def test_it_chooses_between_belief_memory_and_map():
-    believed, stills, pictures, *planes = inputs()
-    for chosen, shown in enumerate((believed, stills, pictures)):
-        network = DetailNet(widths=(8, 8, 8))
+    believed, warped_frames, pictures, *planes = inputs()
+    for chosen, shown in enumerate((believed, warped_frames, pictures)):
+        network = Refiner(widths=(8, 8, 8))
         bias = torch.zeros(4, 6, 4)  # frames, colours and choices, the pixels that were shuffled together
         bias[:, 3 + chosen] = 8.0
         network.head.bias.data.copy_(bias.flatten())
-        assert (network(believed, stills, pictures, *planes) - shown).abs().max() < 1e-3
+        assert (network(believed, warped_frames, pictures, *planes) - shown).abs().max() < 1e-3
 
 
 def test_what_is_relied_on_stays_as_it_is_whatever_was_believed():
-    for doubt in (0.0, 1.0):
-        believed, stills, *rest = inputs(doubt=doubt, reliance=1.0)
-        assert torch.equal(scribbling()(believed, stills, *rest), stills)
+    for warp_uncertainty in (0.0, 1.0):
+        believed, warped_frames, *rest = inputs(warp_uncertainty=warp_uncertainty, memory_weight=1.0)
+        assert torch.equal(scribbling()(believed, warped_frames, *rest), warped_frames)
 
 
 def test_without_doubt_it_is_what_memory_and_map_let_expect_and_with_less_it_draws_less():
-    believed, stills, pictures, *planes = inputs(doubt=0.0, reliance=0.25)
-    expected = 0.25 * stills + 0.75 * pictures
-    assert torch.allclose(scribbling()(believed, stills, pictures, *planes), expected)
+    believed, warped_frames, pictures, *planes = inputs(warp_uncertainty=0.0, memory_weight=0.25)
+    expected = 0.25 * warped_frames + 0.75 * pictures
+    assert torch.allclose(scribbling()(believed, warped_frames, pictures, *planes), expected)
 
-    def drawn(doubt: float, reliance: float) -> torch.Tensor:
+    def drawn(warp_uncertainty: float, memory_weight: float) -> torch.Tensor:
         """How far it goes from what is expected."""
-        shown = scribbling()(*inputs(doubt=doubt, reliance=reliance))
-        return (shown - torch.lerp(pictures, stills, reliance)).abs().mean()
+        shown = scribbling()(*inputs(warp_uncertainty=warp_uncertainty, memory_weight=memory_weight))
+        return (shown - torch.lerp(pictures, warped_frames, memory_weight)).abs().mean()
 
     assert drawn(1.0, 0.0) > 1.5 * drawn(0.5, 0.0) > 3.0 * drawn(0.5, 0.8) > 0
 
@@ -87,7 +87,7 @@ def test_a_complete_codec_loses_nothing():
 
 def test_every_weight_is_trained():
     network = scribbling()
-    network(*inputs(doubt=0.5)).square().mean().backward()
+    network(*inputs(warp_uncertainty=0.5)).square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
 
 

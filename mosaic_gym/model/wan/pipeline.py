@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 from mosaic_gym.geometry.control import Control, is_whole
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
-from mosaic_gym.model.wan_adapters import check_adapter, load_adapters
-from mosaic_gym.model.wan_adapters import fuse_adapters as fuse_adapters  # errors and the README name it so
-from mosaic_gym.model.wan_cameras import METRES_PER_UNIT, check_cameras, load_cameras
-from mosaic_gym.model.wan_folder import (
+from mosaic_gym.model.wan.adapters import check_adapter, load_adapters
+from mosaic_gym.model.wan.adapters import fuse_adapters as fuse_adapters  # errors and the README name it so
+from mosaic_gym.model.wan.cameras import METRES_PER_UNIT, check_cameras, load_cameras
+from mosaic_gym.model.wan.folder import (
     check_component,
     check_whole,
     component_named,
@@ -175,9 +175,7 @@ def _text_width(checkpoint: Path | str) -> int:
         return UMT5Config.from_pretrained(str(checkpoint), subfolder="text_encoder").d_model
 
 
-def load_pipeline(
-    checkpoint: Path | str, options: WanOptions, plan: WanPlan | None = None
-) -> WanImageToVideoPipeline:
+def load_pipeline(checkpoint: Path | str, options: WanOptions, plan: WanPlan | None = None) -> WanImageToVideoPipeline:
     """The pipeline of a Wan folder or hub id, with our transformer in it.
 
     What its `save_pretrained` writes, this function and plain diffusers load again; adapters have to be fused before
@@ -229,8 +227,7 @@ def _load_component(kind: type, checkpoint: Path | str, name: str, dtype: torch.
     if any(".lora_" in key for key in found["unexpected_keys"]):
         raise ValueError(
             f"the component {name!r} of {checkpoint} was written with LoRA adapters beside its weights. Load what it "
-            "was made of, make them part of the weights (mosaic_gym.model.wan.fuse_adapters(model.transformer)), and "
-            "save again"
+            "was made of, make them part of the weights (mosaic_gym.fuse_adapters(model.transformer)), and save again"
         )
     if missing:
         raise ValueError(
@@ -396,5 +393,3 @@ def _check_options(options: WanOptions) -> None:
         )
     if not isinstance(options.negative_prompt, str):
         raise ValueError(f"loading option negative_prompt is a string; got {options.negative_prompt!r}")
-
-

@@ -6,13 +6,13 @@ import torch
 from gymnasium.error import ResetNeeded
 
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.model.outcome import OutcomeHeads
-from mosaic_gym.training.outcome import rareness, sign_values
+from mosaic_gym.model.reward_heads import RewardTerminationHeads
+from mosaic_gym.training.reward_heads import rareness, sign_values
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model, tiny_outcome
 
 
-def believing(sign: tuple[float, float, float], end: float) -> OutcomeHeads:
+def believing(sign: tuple[float, float, float], end: float) -> RewardTerminationHeads:
     heads = tiny_outcome()
     heads.tell.bias.data.copy_(torch.tensor([*sign, end]))
     return heads
@@ -41,7 +41,7 @@ def test_a_dreamt_end_ends_the_episode_and_pays_the_engine_task():
     env = WorldEnv(MosaicWorld(model), task="engine")
     env.reset(seed=0)
     assert [env.step(1)[1] for _ in range(3)] == [-0.25] * 3
-    model.outcome = believing((-9.0, -9.0, 9.0), 30.0)
+    model.reward_heads = believing((-9.0, -9.0, 9.0), 30.0)
     _, reward, terminated, _, info = env.step(1)
     assert (reward, terminated, info["world_reward"]) == (1.0, True, 1.0)
     with pytest.raises(ResetNeeded):

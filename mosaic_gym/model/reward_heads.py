@@ -17,7 +17,7 @@ SIGNS = 3
 """Negative, zero, positive."""
 
 
-class OutcomeHeads(ModelMixin, ConfigMixin):
+class RewardTerminationHeads(ModelMixin, ConfigMixin):
     """A few strided convolutions over the last frame of a step.
 
     Args:

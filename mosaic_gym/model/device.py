@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def room_for(component: str) -> Iterator[None]:
+def out_of_memory_guard(component: str) -> Iterator[None]:
     """Names what there was no room for, and what would make some; also a decorator.
 
     Args:

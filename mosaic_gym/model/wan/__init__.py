@@ -1,0 +1,1 @@
+"""Pretrained Wan pipelines as worlds: loading, codec, prompts, adapters and camera projections."""
