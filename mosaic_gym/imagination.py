@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mosaic_gym.geometry.control import check_action, is_whole
+from mosaic_gym.geometry.control import check_action
+from mosaic_gym.validation import is_whole
 from mosaic_gym.worlds.protocol import State, View, World
 
 if TYPE_CHECKING:

@@ -11,6 +11,8 @@ import mosaic_gym
 
 ROOT = Path(mosaic_gym.__file__).parent
 FLOORS = {
+    "deprecation": 0,
+    "validation": 0,
     "geometry": 0,
     "memory": 1,
     "model": 1,

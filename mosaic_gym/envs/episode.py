@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from mosaic_gym.envs.tasks import Task
-from mosaic_gym.geometry.control import is_finite, is_whole
+from mosaic_gym.validation import is_finite, is_whole
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
 

@@ -17,7 +17,7 @@ from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.snapshot import Snapshot
 from mosaic_gym.envs.spaces import action_vector_of, make_action_space, make_observation_space, observe
 from mosaic_gym.envs.tasks import Task, make_task
-from mosaic_gym.geometry.control import is_whole
+from mosaic_gym.validation import is_whole
 from mosaic_gym.worlds.protocol import World
 
 

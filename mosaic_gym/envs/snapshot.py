@@ -12,7 +12,7 @@ import numpy as np
 
 from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.tasks import Task, unwrap_task
-from mosaic_gym.geometry.control import is_whole
+from mosaic_gym.validation import is_whole
 from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
 FORMAT = "mosaic-snapshots-4"

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mosaic_gym.geometry.control import is_finite, is_rigid
+from mosaic_gym.geometry.control import is_rigid
+from mosaic_gym.validation import is_finite
 
 NEAREST_M = 0.05
 """What is not farther in front of a camera than this, in metres, it does not see."""

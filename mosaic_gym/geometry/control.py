@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from mosaic_gym.deprecation import renamed_arguments
+from mosaic_gym.validation import Number, validate
 
 FRAMES_PER_STEP = 4
 """Video frames, and cameras, of one environment step (the codec's temporal stride)."""
@@ -84,24 +84,19 @@ class Control:
         ValueError: a value that is no finite number, 0 or more, or a friction of 1 or more: a body would never rest.
     """
 
-    forward_acceleration_m: float = 25 / 32 / 32
+    forward_acceleration_m: Annotated[float, Number(0.0)] = 25 / 32 / 32
     """Velocity added each video frame by a full forward action, metres per frame."""
-    strafe_acceleration_m: float = 24 / 32 / 32
+    strafe_acceleration_m: Annotated[float, Number(0.0)] = 24 / 32 / 32
     """Velocity added each video frame by a full sideways action, metres per frame."""
-    turn_rad: float = float(np.deg2rad(2.5))
+    turn_rad: Annotated[float, Number(0.0)] = float(np.deg2rad(2.5))
     """Heading added each video frame by a full turn, radians."""
-    friction: float = 0xE800 / 0x10000
+    friction: Annotated[float, Number(0.0, below=1.0)] = 0xE800 / 0x10000
     """What is left of the velocity from one video frame to the next."""
-    radius_m: float = 0.5
+    radius_m: Annotated[float, Number(0.0)] = 0.5
     """How near the body's middle comes to what stands in its way, metres (16 map units)."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not is_finite(value) or value < 0.0:
-                raise ValueError(f"{each.name} is a finite number, 0 or more; got {value!r}")
-        if self.friction >= 1.0:
-            raise ValueError(f"friction is the share of the velocity that is left, below 1; got {self.friction!r}")
+        validate(self)
 
     def reach_m(self, pose: Pose) -> float:
         """How far from here a step can bring the body's rim at most, metres: what is farther does not matter to it."""
@@ -184,16 +179,6 @@ def slide(place_m: np.ndarray, moved_m: np.ndarray, obstacles_m: np.ndarray, rad
         normal = apart_m[nearest] / max(float(np.hypot(*apart_m[nearest])), 1e-9)
         moved_m[[0, 2]] -= min(float(moved_m[[0, 2]] @ normal), 0.0) * normal
     return np.zeros(3)
-
-
-def is_finite(value: object) -> bool:
-    """Whether this is a finite real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(-np.inf < value < np.inf)
-
-
-def is_whole(value: object) -> bool:
-    """Whether this is a whole number; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_action(action: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import check_intrinsics
-from mosaic_gym.geometry.control import control_from_settings, is_finite, is_whole
+from mosaic_gym.geometry.control import control_from_settings
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
@@ -33,6 +33,7 @@ from mosaic_gym.model.refiner import Refiner
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.validation import is_finite, is_whole
 
 if TYPE_CHECKING:
     from diffusers import WanImageToVideoPipeline

@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mosaic_gym.geometry.control import Control, Pose, is_finite
+from mosaic_gym.geometry.control import Control, Pose
+from mosaic_gym.validation import is_finite
 
 
 class StaleStateError(RuntimeError):

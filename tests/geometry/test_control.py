@@ -44,7 +44,7 @@ def test_the_four_poses_are_in_order_and_the_given_one_is_untouched():
 )
 @pytest.mark.parametrize("value", ["x", None, True, -0.1, np.nan, np.inf])
 def test_a_body_is_made_of_finite_numbers_from_0(name, value):
-    with pytest.raises(ValueError, match=f"{name} is a finite number, 0 or more; got {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} is a finite number from 0.*; got {value!r}"):
         Control(**{name: value})
 
 

@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, SchedulerMixin, WanImageToVideoPipeline
 from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
-from mosaic_gym.geometry.control import Control, is_whole
+from mosaic_gym.geometry.control import Control
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan.adapters import check_adapter, load_adapters
@@ -36,6 +36,7 @@ from mosaic_gym.model.wan.folder import (
     planned,
     read_index,
 )
+from mosaic_gym.validation import is_whole
 
 OFFLOADS = ("model", "sequential")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
