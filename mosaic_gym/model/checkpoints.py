@@ -31,6 +31,7 @@ from mosaic_gym.model.depth import ConvDepth, DepthEstimator
 from mosaic_gym.model.parts import fingerprint_of, load_part, load_scheduler, save_part
 from mosaic_gym.model.refiner import Refiner
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
+from mosaic_gym.model.shipped import WEIGHTS, shipped
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.validation import is_finite, is_whole
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from mosaic_gym.model.wan.codec import WanCodec, WanPrompts
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
 FORMAT = "mosaic-world-5"
 WAN_SIZE = (352, 640)
 """Height and width of a Wan world's frames when no resolution is asked for, pixels."""
@@ -294,11 +294,6 @@ class WorldModel:
             start_prompts=prompts,
             **loaded,
         )
-
-
-def shipped() -> list[str]:
-    """Names of the checkpoints inside the package."""
-    return sorted(path.parent.name for path in WEIGHTS.glob("*/world.json"))
 
 
 def is_wan(checkpoint: Path | str) -> bool:

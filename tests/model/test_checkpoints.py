@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym import Start
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model import checkpoints
-from mosaic_gym.model.checkpoints import FOLDERS, WEIGHTS, WorldModel
+from mosaic_gym.model.checkpoints import FOLDERS, WorldModel
 from mosaic_gym.model.device import check_device
+from mosaic_gym.model.shipped import WEIGHTS
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
 

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
-from mosaic_gym.model.checkpoints import shipped
+from mosaic_gym.model.shipped import shipped
 
 INDEX = "model_index.json"
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")

@@ -1,0 +1,13 @@
+"""The checkpoints inside the package. It imports nothing of ours, so that every loader can name them in an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+"""A folder for each shipped checkpoint, under the checkpoint's name."""
+
+
+def shipped() -> list[str]:
+    """Names of the shipped checkpoints, sorted."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/world.json"))
