@@ -57,7 +57,7 @@ KINDS = {
 """The networks of a folder, each in one of its own."""
 OPTIONAL = {"refiner", "reward_heads", "atlas"}
 """Networks that a world may do without."""
-FOLDERS = {"refiner": "detail", "reward_heads": "outcome"}
+FOLDERS = {"refiner": "detail", "reward_heads": "outcome"}  # name in files
 """Names in a checkpoint's folder and in its world.json, where they differ from the attribute's."""
 LEAST = {
     "height": 1,
@@ -390,11 +390,14 @@ def _load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
         raise ValueError(f"{path} is damaged or cut short ({error}); copy the checkpoint's folder again") from error
     if not isinstance(told, dict) or told.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; train or export the checkpoint again")
-    parts = told.pop("parts", list(KINDS))
-    if not isinstance(parts, list) or not KINDS.keys() - OPTIONAL <= set(map(str, parts)) <= KINDS.keys():
+    folders = {name: FOLDERS.get(name, name) for name in KINDS}
+    optional = {folders[name] for name in OPTIONAL}
+    needed = set(folders.values()) - optional
+    parts = told.pop("parts", list(folders.values()))
+    if not isinstance(parts, list) or not needed <= set(map(str, parts)) <= set(folders.values()):
         raise ValueError(
-            f"{path} names the parts {parts}; a world has {sorted(KINDS.keys() - OPTIONAL)}, and may have "
-            f"{sorted(OPTIONAL)}: it is damaged or belongs to another version"
+            f"{path} names the parts {parts}; a world has {sorted(needed)}, and may have {sorted(optional)}: it is "
+            "damaged or belongs to another version"
         )
     known = {field.name for field in fields(WorldSettings)}
     needed = {field.name for field in fields(WorldSettings) if field.default is MISSING}
