@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up a fresh machine needs, in .venv.
+# `make demo`, `make test` and `make docs` do all the set-up a fresh machine needs, in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,14 +7,20 @@ BIN := .venv/bin
 TORCH := .venv/torch-installed
 CORE := .venv/core-installed
 DEV := .venv/dev-installed
+DOCS := .venv/docs-installed
 
-.PHONY: demo test lint record train evaluate clean
+.PHONY: demo test docs lint record train evaluate clean
 
 demo: $(CORE)
 	$(BIN)/mosaic-gym demo --out out/demo
 
 test: $(DEV)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# The site, in site/. Every warning is an error: a broken link, or a name in the API pages that does not exist.
+# (The variable turns off the theme's advice about the next version of MkDocs.)
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -38,7 +44,7 @@ evaluate: $(CORE)
 
 # Recordings (data/), runs (runs/) and pictures (out/) are yours to delete.
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache
 
 # Torch goes first and alone, so that no later requirement can pull in another build of it.
 $(TORCH): constraints.txt
@@ -53,4 +59,8 @@ $(CORE): $(TORCH) pyproject.toml
 
 $(DEV): $(CORE)
 	$(BIN)/pip install -c constraints.txt -e .[dev]
+	@touch $@
+
+$(DOCS): $(CORE)
+	$(BIN)/pip install -c constraints.txt -e .[docs]
 	@touch $@
