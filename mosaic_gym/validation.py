@@ -14,12 +14,15 @@ A field whose type allows None may be None. Checks that relate several fields fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
+
+import numpy as np
 
 
 @runtime_checkable
@@ -42,14 +45,14 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`; True and False are none."""
+    """A whole number from `least` to `most`, both included. True and False are not numbers."""
 
     least: int | None = None
     most: int | None = None
 
     @property
     def expected(self) -> str:
-        return "a whole number" + _span(self.least, self.most)
+        return "a whole number" + _range(self.least, self.most)
 
     def accepts(self, value: Any) -> bool:
         return is_whole(value) and _within(value, self.least, self.most)
@@ -60,7 +63,10 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number, `least` or more, above `above`, up to `most`, below `below`; True and False are none."""
+    """A finite number from `least` to `most`, both included, above `above` and below `below`.
+
+    True and False are not numbers.
+    """
 
     least: float | None = None
     most: float | None = None
@@ -69,9 +75,9 @@ class Number:
 
     @property
     def expected(self) -> str:
-        limits = [f" above {self.above:g}"] if self.above is not None else []
-        limits += [_span(self.least, self.most)] if self.least is not None or self.most is not None else []
-        limits += [f" below {self.below:g}"] if self.below is not None else []
+        limits = [] if self.above is None else [f" above {_plain(self.above)}"]
+        limits += [limit for limit in [_range(self.least, self.most)] if limit]
+        limits += [] if self.below is None else [f" below {_plain(self.below)}"]
         return "a finite number" + " and".join(limits)
 
     def accepts(self, value: Any) -> bool:
@@ -80,27 +86,27 @@ class Number:
         return (self.above is None or value > self.above) and (self.below is None or value < self.below)
 
     def normalized(self, value: Any) -> float:
-        return value if isinstance(value, int) else float(value)
+        return int(value) if is_whole(value) else float(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class OneOf:
-    """One of some known values."""
+    """One of some known texts."""
 
-    known: tuple[Any, ...]
+    known: tuple[str, ...]
 
-    def __init__(self, *known: Any) -> None:
+    def __init__(self, *known: str) -> None:
         object.__setattr__(self, "known", known)
 
     @property
     def expected(self) -> str:
-        return f"one of {', '.join(map(str, self.known))}"
+        return f"one of {', '.join(self.known)}"
 
     def accepts(self, value: Any) -> bool:
-        return any(type(value) is type(option) and value == option for option in self.known)
+        return isinstance(value, str) and value in self.known
 
-    def normalized(self, value: Any) -> Any:
-        return value
+    def normalized(self, value: Any) -> str:
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class Text:
         return isinstance(value, str)
 
     def normalized(self, value: Any) -> str:
-        return value
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -127,19 +133,51 @@ class Flag:
         return "True or False"
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, bool) or type(value).__name__ == "bool" and hasattr(value, "dtype")
+        return isinstance(value, bool | np.bool_)
 
     def normalized(self, value: Any) -> bool:
         return bool(value)
 
 
+@dataclass(frozen=True)
+class PathOrId:
+    """Text or a `Path`: a folder, a file, or the id of something on the Hugging Face hub."""
+
+    @property
+    def expected(self) -> str:
+        return "the path of a folder or file, or an id"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str | Path)
+
+    def normalized(self, value: Any) -> str | Path:
+        return value
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list or tuple whose items all meet a constraint; it becomes a tuple."""
+
+    item: Constraint
+
+    @property
+    def expected(self) -> str:
+        return f"a list, each item {self.item.expected}"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(map(self.item.accepts, value))
+
+    def normalized(self, value: Any) -> tuple[Any, ...]:
+        return tuple(map(self.item.normalized, value))
+
+
 def is_finite(value: object) -> bool:
-    """Whether this is a finite real number; True and False are none."""
+    """Whether this is a finite real number. True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and bool(-math.inf < value < math.inf)
 
 
 def is_whole(value: object) -> bool:
-    """Whether this is a whole number, NumPy's included; True and False are none."""
+    """Whether this is a whole number, NumPy's included. True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -151,13 +189,14 @@ def check(name: str, value: Any, constraint: Constraint, optional: bool = False)
         optional: whether None is allowed.
 
     Raises:
-        ValueError: the value is not what the constraint expects; the message says what is.
+        ValueError: the value does not meet the constraint. The message gives the name, what is expected, and the value.
     """
     if value is None and optional:
         return None
     if not constraint.accepts(value):
         expected = f"{constraint.expected}, or None" if optional else constraint.expected
-        raise ValueError(f"{name} is {expected}; got {value!r}")
+        got = value.item() if isinstance(value, np.generic) else value
+        raise ValueError(f"{name} is {expected}; got {got!r}")
     return constraint.normalized(value)
 
 
@@ -181,31 +220,41 @@ def option(name: str) -> str:
 
 
 @cache
-def _constraints(kind: type) -> Collection[tuple[str, Constraint, bool]]:
+def _constraints(kind: type) -> Sequence[tuple[str, Constraint, bool]]:
+    """The field, its constraint and whether it may be None, for each constraint in a dataclass's annotations."""
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for field in fields(kind):
         hint = hints[field.name]
+        members = get_args(hint) if _is_union(hint) else (hint,)
         optional = _allows_none(hint)
-        for part in (hint, *get_args(hint)):
-            if get_origin(part) is Annotated:
-                found += [(field.name, row, optional) for row in part.__metadata__ if isinstance(row, Constraint)]
+        for member in members:
+            if get_origin(member) is Annotated:
+                optional = optional or _allows_none(get_args(member)[0])
+                found += [(field.name, item, optional) for item in member.__metadata__ if isinstance(item, Constraint)]
     return tuple(found)
 
 
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
 def _allows_none(hint: Any) -> bool:
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    return get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
+    return _is_union(hint) and NoneType in get_args(hint)
 
 
 def _within(value: float, least: float | None, most: float | None) -> bool:
     return (least is None or value >= least) and (most is None or value <= most)
 
 
-def _span(least: float | None, most: float | None) -> str:
+def _range(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
-        return f" from {least:g} to {most:g}"
+        return f" from {_plain(least)} to {_plain(most)}"
     if least is not None:
-        return f" from {least:g}"
-    return f" up to {most:g}" if most is not None else ""
+        return f" from {_plain(least)}"
+    return f" up to {_plain(most)}" if most is not None else ""
+
+
+def _plain(number: float) -> str:
+    """A limit as people write it: 1 for 1.0, and every digit of a large whole number."""
+    return str(int(number)) if float(number).is_integer() else repr(number)
