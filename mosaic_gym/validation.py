@@ -14,6 +14,7 @@ A field whose type allows None may be None. Checks that relate several fields fo
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -179,6 +180,30 @@ def is_finite(value: object) -> bool:
 def is_whole(value: object) -> bool:
     """Whether this is a whole number, NumPy's included. True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def as_whole(value: object) -> int | None:
+    """A whole number as Python's: from NumPy's scalars, arrays and tensors without dimensions. None if it is none.
+
+    True and False are none; neither are floats, whole as they may be.
+    """
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")) or getattr(value, "ndim", 0):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def as_float64(value: Any) -> np.ndarray:
+    """Numbers as a float64 array: from lists, NumPy arrays, and torch tensors of any device and dtype.
+
+    Raises:
+        TypeError, ValueError: not an array of numbers.
+    """
+    if hasattr(value, "detach"):  # a tensor, perhaps with a gradient, on an accelerator or in bfloat16
+        value = value.detach().cpu().double().numpy()
+    return np.asarray(value, dtype=np.float64)
 
 
 def check(name: str, value: Any, constraint: Constraint, optional: bool = False) -> Any:
