@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import vizdoom
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_pose, yaw_of
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_level, check_pose, yaw_of
 from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
@@ -110,7 +110,9 @@ class DoomWorld:
         for name in ("image", "prompt", "memory"):
             if getattr(start, name) is not None:
                 raise ValueError(f"the engine cannot start from a given {name}: it shows its own map")
-        asked = None if start.world_from_camera is None else check_pose(start.world_from_camera)
+        asked = None
+        if start.world_from_camera is not None:
+            asked = check_level(check_pose(start.world_from_camera), "the simulator's camera")
         game = self._open_game()
         if asked is not None and self._surfaces is not None:
             self._check_place(asked)  # before anything moves: the engine could not go back

@@ -172,7 +172,7 @@ def test_a_saved_memory_is_loaded_by_its_path(tmp_path):
 
 
 SCALED = np.diag([2.0, 2.0, 2.0, 1.0])
-PITCHED = np.array([[1, 0, 0, 0], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 0], [0, 0, 0, 1.0]])
+UPSIDE_DOWN = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ PITCHED = np.array([[1, 0, 0, 0], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 0], [0, 0, 0,
         ({"pose": np.full((4, 4), np.nan)}, "finite"),
         ({"pose": "home"}, "no array of numbers"),
         ({"pose": SCALED}, "a rotation"),
-        ({"pose": PITCHED}, "level"),
+        ({"pose": UPSIDE_DOWN}, "upside down"),
         ({"pose": pose_at(0.0, 0.0, 10_001.0, 0.0).world_from_camera}, "at most 10000 m from the origin .*10001.0"),
         ({"pose": pose_at(-1e9, 0.0, 0.0, 0.0).world_from_camera}, "at most 10000 m from the origin"),
         ({"prompt": 3}, "is text"),

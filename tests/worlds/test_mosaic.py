@@ -150,7 +150,7 @@ def test_another_prompt_is_another_world(world):
         (Start(0, image=np.zeros((5, 5, 3), np.uint8)), "start image is uint8 of shape"),
         (Start(0, image=np.zeros((*SIZE, 3), np.float32)), "start image is uint8 of shape"),
         (Start(0, world_from_camera=np.zeros((3, 4))), "finite world_from_camera"),
-        (Start(0, world_from_camera=np.diag([1.0, -1.0, -1.0, 1.0])), "and level"),
+        (Start(0, world_from_camera=np.diag([1.0, -1.0, -1.0, 1.0])), "upside down"),
         (Start(0, prompt="x" * 97), "at most 96 bytes"),
     ],
 )
