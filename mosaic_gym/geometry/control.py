@@ -212,7 +212,7 @@ def check_action(action: np.ndarray) -> np.ndarray:
 
 def is_rigid(matrix: np.ndarray) -> bool:
     """Whether a finite `[4, 4]` is a rotation and a translation over a last row 0 0 0 1."""
-    return _rigidity_fault(matrix) is None
+    return rigidity_fault(matrix) is None
 
 
 def check_pose(world_from_camera: Any) -> Pose:
@@ -315,7 +315,7 @@ def _pose_fault(matrix: np.ndarray) -> str | None:
         return f"this one has shape {matrix.shape}"
     if not np.isfinite(matrix).all():
         return "this one has NaN or infinite numbers, as trackers report when they have lost the camera: leave it out"
-    if (fault := _rigidity_fault(matrix)) is not None:
+    if (fault := rigidity_fault(matrix)) is not None:
         return fault
     if matrix[1, 1] < -LEVEL_TOLERANCE:
         return (
@@ -326,7 +326,7 @@ def _pose_fault(matrix: np.ndarray) -> str | None:
     return None
 
 
-def _rigidity_fault(matrix: np.ndarray) -> str | None:
+def rigidity_fault(matrix: np.ndarray) -> str | None:
     """Why a finite `[4, 4]` is no rotation and translation over a last row 0 0 0 1; None if it is."""
     if not np.allclose(matrix[3], (0, 0, 0, 1)):
         if np.allclose(matrix[:3, 3], 0) and np.isclose(matrix[3, 3], 1):
