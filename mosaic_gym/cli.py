@@ -68,13 +68,13 @@ COMMANDS: dict[str, Command] = {
         LOG,
         f"{ROOM}; samples are run one at a time",
     ),
-    "evaluate atlas": Command("mosaic_gym.evaluation.atlas", "Config", "evaluate", "what is known of the map"),
-    "evaluate collision": Command("mosaic_gym.evaluation.collision", "Config", "evaluate", "where the body stops"),
-    "evaluate depth": Command("mosaic_gym.evaluation.depth", "Config", "evaluate", "error of the depth estimator"),
-    "evaluate revisit": Command("mosaic_gym.evaluation.revisit", "Config", "evaluate", "what is there on the way back"),
-    "evaluate transfer": Command("mosaic_gym.evaluation.transfer.benchmark", "Config", "evaluate", "dream to engine"),
+    "evaluate atlas": Command("mosaic_gym.evaluation.suites.atlas", "Config", "evaluate", "what is known of the map"),
+    "evaluate collision": Command("mosaic_gym.evaluation.suites.collision", "Config", "evaluate", "where the body stops"),
+    "evaluate depth": Command("mosaic_gym.evaluation.suites.depth", "Config", "evaluate", "error of the depth estimator"),
+    "evaluate revisit": Command("mosaic_gym.evaluation.suites.revisit", "Config", "evaluate", "what is there on the way back"),
+    "evaluate transfer": Command("mosaic_gym.evaluation.suites.transfer.benchmark", "Config", "evaluate", "dream to engine"),
     "evaluate wan": Command("mosaic_gym.evaluation.wan", "Config", "evaluate", "a full-size Wan step, stage by stage"),
-    "evaluate speed": Command("mosaic_gym.evaluation.speed", "Config", "evaluate", "environment steps per second"),
+    "evaluate speed": Command("mosaic_gym.evaluation.speed.steps", "Config", "evaluate", "environment steps per second"),
 }
 """All commands, by the one or two words that choose them."""
 

@@ -192,7 +192,7 @@ def play(config: PlayConfig) -> int:
 
 def _simulator_beside(dream: gym.Env, scenario: str | None) -> gym.Env:
     """The engine, whose body moves as the dream's does."""
-    from mosaic_gym.evaluation.paths import simulator_of
+    from mosaic_gym.evaluation.suites.paths import simulator_of
 
     settings = dream.unwrapped.world.model.settings
     engine = simulator_of(settings if scenario is None else replace(settings, scenario=scenario))

@@ -109,7 +109,7 @@ def test_the_engine_is_the_one_that_the_checkpoint_was_trained_on(monkeypatch):
         made.append(given)
         return CountingWorld()
 
-    monkeypatch.setattr("mosaic_gym.evaluation.paths.DoomWorld", opened)
+    monkeypatch.setattr("mosaic_gym.evaluation.suites.paths.DoomWorld", opened)
     for asked in (None, "my_way_home"):
         _simulator_beside(dream, asked)
     assert [scenario for scenario, *_ in made] == ["take_cover", "my_way_home"]

@@ -1,1 +1,1 @@
-"""Metrics, the revisit benchmark, the speed benchmark, reports."""
+"""Measurements of a world: `metrics` (figures), `suites` (benchmarks), `reports` (pictures), `speed`, and the demo."""

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from mosaic_gym.evaluation import atlas, collision, demo, depth, revisit, speed, stages, wan
-from mosaic_gym.evaluation.metrics import interval
-from mosaic_gym.evaluation.paths import ahead_path
-from mosaic_gym.evaluation.revisit import GOALS, collect
+from mosaic_gym.evaluation import demo, stages, wan
+from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval
+from mosaic_gym.evaluation.speed import steps as speed
+from mosaic_gym.evaluation.suites import atlas, collision, depth, paths, revisit
+from mosaic_gym.evaluation.suites.paths import ahead_path, collect
+from mosaic_gym.evaluation.suites.revisit_figures import GOALS
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.worlds.protocol import Start
@@ -89,7 +91,7 @@ def test_speed_is_measured_past_the_ends_of_episodes(tmp_path):
     model.reward_heads.tell.bias.data[-1] = 12.0  # every step ends its episode
     model.save_pretrained(tmp_path / "short")
     assert speed.steps_per_second(str(tmp_path / "short"), steps=2, warm_up=1)["value"] > 0
-    assert speed.vector_ratio(str(tmp_path / "short"), members=2, steps=1)["ratio"] > 0
+    assert speed.vector_speed(str(tmp_path / "short"), members=2, steps=1)["ratio"] > 0
 
 
 def test_a_timing_that_fails_takes_no_finished_suite_with_it(checkpoint, tmp_path, monkeypatch):
@@ -97,7 +99,7 @@ def test_a_timing_that_fails_takes_no_finished_suite_with_it(checkpoint, tmp_pat
         raise RuntimeError("no clock")
 
     monkeypatch.setattr(speed, "steps_per_second", failing)
-    monkeypatch.setattr(revisit, "collect", lambda *_, **__: pytest.fail("a suite has begun"))
+    monkeypatch.setattr(paths, "collect", lambda *_, **__: pytest.fail("a suite has begun"))
     with pytest.raises(RuntimeError, match="no clock"):
         revisit.evaluate(revisit.Config(checkpoint, paths=2))
     with pytest.raises(RuntimeError, match="no clock"):
@@ -105,7 +107,7 @@ def test_a_timing_that_fails_takes_no_finished_suite_with_it(checkpoint, tmp_pat
 
 
 def test_the_demo_leaves_a_video_a_sheet_and_both_tables(checkpoint, tmp_path, capsys):
-    card = {name: {**interval([1.0, 2.0]), "goal": goal} for name, (goal, _) in GOALS.items()}
+    card = {name: {**bootstrap_interval([1.0, 2.0]), "goal": goal} for name, (goal, _) in GOALS.items()}
     (tmp_path / "card").symlink_to(checkpoint)
     (tmp_path / "card" / "figures.json").write_text(json.dumps(card))
     demo.demo(demo.Config(tmp_path / "out", str(tmp_path / "card"), paths=2, workers=1))

@@ -6,31 +6,34 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from mosaic_gym.evaluation.metrics import (
+from mosaic_gym.evaluation.metrics.image import (
     SSIM_SIGMA,
     SSIM_WINDOW,
     decibels,
-    interval,
     realigned_error,
-    share_interval,
     squared_error,
     ssim_map,
 )
-from mosaic_gym.evaluation.paths import (
+from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from mosaic_gym.evaluation.metrics.visibility import Covisibility
+from mosaic_gym.evaluation.reports.video import save_animation, save_video
+from mosaic_gym.evaluation.suites.paths import (
     AWAY_SHARE,
     AWAY_STEPS,
     OPEN_M,
     WALKED_M,
-    Seen,
     ahead_path,
+    collect,
+    held_out_seeds,
     outward_frame,
     return_path,
-    seeds,
 )
-from mosaic_gym.evaluation.report import save_video, sheet
-from mosaic_gym.evaluation.revisit import GOALS, Config, collect, evaluate
-from mosaic_gym.evaluation.rollout import VARIANTS, Variants, measure_ahead, measure_return
+from mosaic_gym.evaluation.suites.pictures import save_return_sheet
+from mosaic_gym.evaluation.suites.revisit import Config, evaluate
+from mosaic_gym.evaluation.suites.revisit_figures import GOALS, UNGRADED, current_names
+from mosaic_gym.evaluation.suites.rollout import VARIANTS, Variants, measure_ahead, measure_return
 from mosaic_gym.geometry.camera import place_of
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.model.checkpoints import WorldModel
@@ -86,20 +89,20 @@ def test_ssim_agrees_with_a_loop():
 
 def test_intervals_hold_the_mean_and_narrow_with_more_paths():
     rng = np.random.default_rng(0)
-    few, many = interval(rng.normal(5, 1, 10)), interval(rng.normal(5, 1, 1000))
+    few, many = bootstrap_interval(rng.normal(5, 1, 10)), bootstrap_interval(rng.normal(5, 1, 1000))
     assert few["low"] < few["value"] < few["high"]
     assert many["high"] - many["low"] < few["high"] - few["low"]
 
 
 def test_the_interval_of_a_share_stays_open_where_none_succeeded():
-    none, some = share_interval([0.0] * 30), share_interval([1.0] * 18 + [0.0] * 12)
+    none, some = wilson_interval([0.0] * 30), wilson_interval([1.0] * 18 + [0.0] * 12)
     assert none["value"] == none["low"] == 0.0 and none["high"] == pytest.approx(0.1135, abs=1e-3)
     # Wilson's interval of 18 in 30, from his formula by hand.
     assert [round(some[key], 3) for key in ("value", "low", "high")] == [0.6, 0.423, 0.754]
 
 
 def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(path):
-    seen = Seen(list(path.views[: path.history]))
+    seen = Covisibility(list(path.views[: path.history]))
     shares = [seen.mask(view, instants=(3,)).mean() for view in path.views]
     away = [share <= AWAY_SHARE for share in shares[path.history : path.back]]
     longest = max(len(run) for run in "".join("x" if one else " " for one in away).split())
@@ -114,22 +117,22 @@ def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(pat
         back, back_instant = divmod(frame, FRAMES_PER_STEP)
         there, here = path.views[step], path.views[path.back + back]
         assert np.abs(there.world_from_camera[instant] - here.world_from_camera[back_instant]).max() < 0.01
-    assert next(seeds()) % 10 == 9
+    assert next(held_out_seeds()) % 10 == 9
 
 
 def test_memory_on_beats_memory_off_by_a_margin(shipped, path):
     variants = Variants(shipped)
     state = variants.after_history(path)
-    shown = {variant: variants.dream(variant, [state], [path])[0] for variant in ("memory", "off")}
+    shown = {variant: variants.rollout(variant, [state], [path])[0] for variant in ("memory", "off")}
     measured = {variant: measure_return(path, frames) for variant, frames in shown.items()}
-    assert measured["memory"]["engine"] > measured["off"]["engine"] + 3.0
+    assert measured["memory"]["truth"] > measured["off"]["truth"] + 3.0
     assert measured["memory"]["ssim"] > measured["off"]["ssim"] + 0.1
 
 
 def test_the_true_frames_are_a_perfect_return(path):
     perfect = np.stack([view.frames for view in path.views[path.history :]])
     measured = measure_return(path, perfect)
-    assert min(measured["engine"], measured["way"]) > 70 and measured["ssim"] > 0.999
+    assert min(measured["truth"], measured["way"]) > 70 and measured["ssim"] > 0.999
     assert measured["self"] > 30
 
 
@@ -142,7 +145,7 @@ def test_arms_differ_in_what_they_may_know():
         places = [torch.tensor([*place_of(each.world_from_keyframe), 1.0]) for each in state.memory.keyframes]
         known = [replace(each, place=at) for each, at in zip(state.memory.keyframes, places, strict=True)]
         state = replace(state, memory=replace(state.memory, keyframes=tuple(known)))
-        shown = {variant: variants.dream(variant, [state], [path])[0] for variant in VARIANTS}
+        shown = {variant: variants.rollout(variant, [state], [path])[0] for variant in VARIANTS}
         assert all(frames.shape == (1, 4, 48, 64, 3) for frames in shown.values())
         differ.append(len({frames.tobytes() for frames in shown.values()}))
     # Where the last frame shows all that is in view, having more memory shows nothing else.
@@ -161,10 +164,10 @@ def test_the_command_writes_every_named_figure(tmp_path):
     evaluate(Config(str(tmp_path / "tiny"), paths=2, json=tmp_path / "f.json", out=tmp_path / "sheets"))
     told = json.loads((tmp_path / "f.json").read_text())
     assert all({"value", "low", "high", "goal"} == set(told[name]) for name in GOALS)
-    assert set(told["arms"]) == {"memory", "off", "last", "unplaced", "expected", "warp"}
-    for name, gain in (("memory", "psnr_return_engine"), ("warp", "gain_return_engine_over_warp")):
-        assert told["arms"][name]["return_engine"]["value"] == pytest.approx(
-            told["psnr_return_engine"]["value"] - (told[gain]["value"] if name == "warp" else 0.0)
+    assert set(told["variants"]) == {"memory", "off", "last", "unplaced", "prior", "warp"}
+    for name, gain in (("memory", "psnr_return_truth"), ("warp", "gain_return_truth_over_warp")):
+        assert told["variants"][name]["return_truth"]["value"] == pytest.approx(
+            told["psnr_return_truth"]["value"] - (told[gain]["value"] if name == "warp" else 0.0)
         )
     assert len(told["seeds_ahead"]) == len(told["seeds_return"]) == told["paths"] == 2
     assert told["denoising_steps"] == 1 and told["threads"] >= 1
@@ -177,7 +180,26 @@ def test_pictures_show_every_arm_and_the_video_plays(path, tmp_path):
     import imageio.v2 as imageio
 
     true = np.stack([view.frames for view in path.views])
-    picture = sheet(path, {"memory": true[path.history :], "off": true[path.history :]}, columns=4)
-    assert picture.dtype == np.uint8 and picture.shape[1] == 4 * (2 * 64 + 2)
-    video = save_video(tmp_path / "v.mp4", path, [("one", true), ("two", true)], times=2)
+    frames = {"memory": true[path.history :], "off": true[path.history :]}
+    with Image.open(save_return_sheet(tmp_path / "sheet.png", path, frames, columns=4)) as picture:
+        assert picture.mode == "RGB" and picture.width == 4 * (2 * 64 + 2) - 2
+    captions = ["a step"] * len(path.views)
+    video = save_video(tmp_path / "v.mp4", [("one", true), ("two", true)], captions, scale=2)
     assert len(imageio.mimread(video, memtest=False)) == 4 * len(path.views)
+
+
+def test_the_animation_shows_every_frame_and_repeats(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 4, 16, 24, 3)).astype(np.uint8)
+    file = save_animation(tmp_path / "a.webp", [("one", frames), ("two", frames)], ["first", "second"], scale=3)
+    with Image.open(file) as animation:
+        assert animation.n_frames == 8 and animation.info["loop"] == 0
+        assert animation.size == (2 * 3 * 24 + 2, 3 * 16 + 2 * 22)
+
+
+def test_a_card_with_old_names_of_figures_is_read():
+    card = {"psnr_ahead": 1, "psnr_return_engine": 2, "gain_way_engine_over_expected": 3, "steps_per_second": 4}
+    assert list(current_names(card)) == [
+        "psnr_ahead", "psnr_return_truth", "gain_way_truth_over_prior", "steps_per_second",
+    ]  # fmt: skip
+    assert current_names(dict.fromkeys(GOALS | UNGRADED)).keys() == (GOALS | UNGRADED).keys()

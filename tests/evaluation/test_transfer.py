@@ -12,10 +12,10 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from mosaic_gym import Planner, Start
 from mosaic_gym.envs.sb3 import make_sb3
 from mosaic_gym.envs.tasks import GoalTask, Reach, SimulatorTask, TaskStep
-from mosaic_gym.evaluation.metrics import agreement
-from mosaic_gym.evaluation.transfer import benchmark
-from mosaic_gym.evaluation.transfer.benchmark import Config, evaluate, walk
-from mosaic_gym.evaluation.transfer.policies import (
+from mosaic_gym.evaluation.metrics.agreement import rank_agreement as agreement
+from mosaic_gym.evaluation.suites.transfer import benchmark
+from mosaic_gym.evaluation.suites.transfer.benchmark import Config, evaluate, walk
+from mosaic_gym.evaluation.suites.transfer.policies import (
     WayFromStart,
     always,
     dozing,
@@ -24,7 +24,7 @@ from mosaic_gym.evaluation.transfer.policies import (
     scripted,
     train,
 )
-from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, Recording, generated_goals
+from mosaic_gym.evaluation.suites.transfer.tasks import RecordedGoalTask, Recording, generated_goals
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.worlds.doom import DoomWorld

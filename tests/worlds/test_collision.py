@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from mosaic_gym import ACTIONS, Start, make_world
-from mosaic_gym.evaluation.collision import Walks, walk
+from mosaic_gym.evaluation.suites.collision import PositionErrors, walk
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 
-def walks(dream: MosaicWorld, seeds: Sequence[int], action: str, watching: bool) -> Walks:
+def walks(dream: MosaicWorld, seeds: Sequence[int], action: str, watching: bool) -> PositionErrors:
     engine = make_world("doom")
-    told = walk(dream, engine, seeds, action, watching)
+    errors = walk(dream, engine, seeds, action, watching)
     engine.close()
-    return told
+    return errors
 
 
-def assert_stops_with_the_engine_and_nowhere_else(told: Walks) -> None:
-    assert len(told.stopped) >= 8 and len(told.free) >= 4
-    assert np.mean(told.stopped) < 0.3 * np.mean(told.walked_through), told
-    assert np.quantile(told.free, 0.9) < 0.03, told.free
+def assert_stops_with_the_engine_and_nowhere_else(errors: PositionErrors) -> None:
+    assert len(errors.stopped) >= 8 and len(errors.free) >= 4
+    assert np.mean(errors.stopped) < 0.3 * np.mean(errors.without_collision), errors
+    assert np.quantile(errors.free, 0.9) < 0.03, errors.free
 
 
 def test_the_dreams_body_stops_where_the_engines_does():
@@ -34,7 +34,7 @@ def test_walls_that_were_never_seen_stop_it_where_its_place_on_the_map_is_known(
     assert_stops_with_the_engine_and_nowhere_else(walks(dream, seeds, "backward", False))
     dream.atlas = None
     blind = walks(dream, seeds[:1], "backward", False)
-    assert np.mean(blind.stopped) > 0.8 * np.mean(blind.walked_through)
+    assert np.mean(blind.stopped) > 0.8 * np.mean(blind.without_collision)
 
 
 def test_collision_is_an_argument():

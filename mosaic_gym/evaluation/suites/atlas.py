@@ -28,10 +28,9 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     import torch
     from tqdm import tqdm
 
-    from mosaic_gym.evaluation.metrics import interval
-    from mosaic_gym.evaluation.paths import ahead_path
-    from mosaic_gym.evaluation.revisit import collect
-    from mosaic_gym.evaluation.rollout import Arms
+    from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval as interval
+    from mosaic_gym.evaluation.suites.paths import ahead_path, collect
+    from mosaic_gym.evaluation.suites.rollout import Variants as Arms
     from mosaic_gym.geometry.camera import place_of
     from mosaic_gym.memory.whereabouts import is_known, recognised
     from mosaic_gym.model.checkpoints import WorldModel

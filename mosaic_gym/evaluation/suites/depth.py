@@ -1,8 +1,16 @@
-"""The depth estimator against the engine, on held-out walks."""
+"""Error of a checkpoint's depth estimator on held-out walks of the simulator."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from mosaic_gym.validation import Whole, option, validate
+
+if TYPE_CHECKING:
+    from mosaic_gym.evaluation.suites.paths import TruePath
+    from mosaic_gym.model.checkpoints import WorldModel
 
 
 @dataclass(frozen=True)
@@ -11,12 +19,15 @@ class Config:
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""
-    paths: int = 50
-    """Held-out walks, some 25 views each."""
+    paths: Annotated[int, Whole(1)] = 50
+    """Held-out walks of about 25 views each."""
+
+    def __post_init__(self) -> None:
+        validate(self, option)
 
 
-def relative_errors(model, paths) -> list[float]:
-    """The median over pixels, one for each path, over the last frames of its steps."""
+def relative_errors(model: WorldModel, paths: Sequence[TruePath]) -> list[float]:
+    """Median relative error of the estimated depth for each path, over all pixels of the last frames of its steps."""
     import numpy as np
     import torch
 
@@ -34,20 +45,13 @@ def relative_errors(model, paths) -> list[float]:
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Prints the figure.
-
-    Raises:
-        ValueError: no path to measure on.
-    """
-    from mosaic_gym.evaluation.metrics import interval
-    from mosaic_gym.evaluation.paths import ahead_path
-    from mosaic_gym.evaluation.revisit import collect
+    """Prints the mean over paths of the median relative error, with its 95 % interval."""
+    from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval
+    from mosaic_gym.evaluation.suites.paths import ahead_path, collect
     from mosaic_gym.model.checkpoints import WorldModel
 
-    if config.paths < 1:
-        raise ValueError("give at least 1 path")
     model = WorldModel.from_pretrained(config.checkpoint).to("cpu")
-    figure = interval(relative_errors(model, collect(ahead_path, config.paths, model.settings)))
+    figure = bootstrap_interval(relative_errors(model, collect(ahead_path, config.paths, model.settings)))
     low, high = 100 * figure["low"], 100 * figure["high"]
     print(f"depth_median_relative_error: {100 * figure['value']:.2f} % [{low:.2f}, {high:.2f}] (goal <= 8 %)")
     return figure

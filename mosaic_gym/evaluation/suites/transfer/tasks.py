@@ -175,10 +175,10 @@ def simulator_task(store: EpisodeStore) -> RecordedGoalTask:
 def remembered(store: EpisodeStore, model: WorldModel, places: int | None = None) -> list[Recording]:
     """The first `places` recorded episodes (None for all), with memories of them; depth is estimated, as in play."""
     from mosaic_gym.memory.mosaic import MosaicMemory
-    from mosaic_gym.training.samples import build_memories
+    from mosaic_gym.training.samples import lift_episodes
 
     recordings = []
-    for index, episode in enumerate(build_memories(store, model.codec, model.depth, model.atlas, places)):
+    for index, episode in enumerate(lift_episodes(store, model.codec, model.depth, model.atlas, places)):
         memory = MosaicMemory(tuple(episode.keyframes), model.settings.capacity)
         recordings.append(replace(_recording(store, index), memory=memory))
     return recordings

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
     from mosaic_gym.data.episodes import EpisodeStore
-    from mosaic_gym.evaluation.transfer.policies import Choose
+    from mosaic_gym.evaluation.suites.transfer.policies import Choose
     from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 
 MEMBERS = 16
@@ -93,7 +93,7 @@ def open_simulator(settings: WorldSettings, task: Task | None = None, members: i
     from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
     import mosaic_gym  # noqa: F401, registers the ids
-    from mosaic_gym.evaluation.transfer.policies import WayFromStart
+    from mosaic_gym.evaluation.suites.transfer.policies import WayFromStart
 
     faces = {"task": task or GoalTask(), "observation": "dict"}
     faces |= {"scenario": settings.scenario, "resolution": [settings.height, settings.width]}
@@ -152,9 +152,9 @@ def evaluate(config: Config) -> dict[str, Any]:
             or choice. FileNotFoundError: nothing is recorded.
     """
     from mosaic_gym.data.episodes import EpisodeStore
-    from mosaic_gym.evaluation.transfer import policies as known
-    from mosaic_gym.evaluation.transfer.plot import draw
-    from mosaic_gym.evaluation.transfer.recorded import RecordedGoalTask, remembered, simulator_task
+    from mosaic_gym.evaluation.suites.transfer import policies as known
+    from mosaic_gym.evaluation.reports.transfer_plot import draw
+    from mosaic_gym.evaluation.suites.transfer.tasks import RecordedGoalTask, remembered, simulator_task
     from mosaic_gym.model.checkpoints import WorldModel
 
     if min(config.episodes, config.policies) < 2 or min(config.steps, config.places, config.scenes, config.runs) < 1:
@@ -260,8 +260,8 @@ def figures(told: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
 
 def train_in_learned_world(config: Config, store: EpisodeStore, world: WorldModel) -> None:
     """Trains the runs in the dream that have not ended yet, all from the same scenes."""
-    from mosaic_gym.evaluation.transfer import policies as known
-    from mosaic_gym.evaluation.transfer.recorded import generated_goals, remembered
+    from mosaic_gym.evaluation.suites.transfer import policies as known
+    from mosaic_gym.evaluation.suites.transfer.tasks import generated_goals, remembered
     from mosaic_gym.worlds.mosaic import MosaicWorld
 
     weights = [tested_policy(config, name) for name in names_of("dream", config)]
@@ -278,7 +278,7 @@ def train_in_learned_world(config: Config, store: EpisodeStore, world: WorldMode
 
 def train_in_simulator(config: Config, settings: WorldSettings, steps: int) -> Path:
     """The policy trained in the engine; trained first, if it has not been."""
-    from mosaic_gym.evaluation.transfer import policies as known
+    from mosaic_gym.evaluation.suites.transfer import policies as known
 
     weights = tested_policy(config, "engine")
     if not weights.is_file():
@@ -295,7 +295,7 @@ def open_learned_world(config: Config, task: Task) -> VecEnv:
     from stable_baselines3.common.vec_env import VecTransposeImage
 
     from mosaic_gym.envs.sb3 import make_sb3
-    from mosaic_gym.evaluation.transfer.policies import WayFromStart
+    from mosaic_gym.evaluation.suites.transfer.policies import WayFromStart
 
     faces = {"observation": "dict", "max_episode_steps": EPISODE_STEPS, "checkpoint": config.checkpoint}
     return WayFromStart(VecTransposeImage(make_sb3(MEMBERS, task=task, **faces)))

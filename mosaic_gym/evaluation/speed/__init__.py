@@ -1,0 +1,1 @@
+"""Time and operations of environment steps."""
