@@ -11,11 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from mosaic_gym.geometry.control import Control
 from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.model.atlas import Atlas
-from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
+from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.refiner import Refiner
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
+from mosaic_gym.model.settings import WorldSettings
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.worlds.recording import RecordConfig, record

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym import Start
 from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model import checkpoints
-from mosaic_gym.model.checkpoints import FOLDERS, WorldModel
+from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.device import check_device
+from mosaic_gym.model.settings import FOLDERS
 from mosaic_gym.model.shipped import WEIGHTS
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model
@@ -25,7 +26,7 @@ OPTIONAL = "refiner", "reward_heads", "atlas"
 def test_parts_that_a_world_does_without_are_saved_as_none(absent, tmp_path):
     model = replace(tiny_model(), **dict.fromkeys(absent))
     model.save_pretrained(tmp_path)
-    assert not any((tmp_path / FOLDERS.get(name, name)).exists() for name in absent)
+    assert not any((tmp_path / FOLDERS[name]).exists() for name in absent)
     loaded = WorldModel.from_pretrained(tmp_path)
     assert [name for name in OPTIONAL if getattr(loaded, name) is None] == list(absent)
     assert loaded.fingerprint == model.fingerprint
@@ -70,7 +71,7 @@ def test_what_does_not_fit_together_is_named(tmp_path):
     path = tmp_path / "world.json"
     told = json.loads(path.read_text())
     unfit = {"control": {"thrust": 1.0}}
-    for wrong, said in ((unfit, "says what does not fit: control"), ({"height": 96}, "(96, 48)")):
+    for wrong, said in ((unfit, "has a value that is not allowed: control"), ({"height": 96}, "(96, 48)")):
         path.write_text(json.dumps({**told, **wrong}))
         with pytest.raises(ValueError, match=re.escape(said)):
             WorldModel.from_pretrained(tmp_path)
@@ -93,17 +94,17 @@ def no_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"capacity": -3}, "capacity is a whole number, 0 or more; got -3"),
-        ({"capacity": "x"}, "capacity is a whole number, 0 or more; got 'x'"),
-        ({"height": 0}, "height is a whole number, 1 or more; got 0"),
-        ({"width": 64.0}, "width is a whole number, 1 or more; got 64.0"),
-        ({"denoising_steps": True}, "denoising_steps is a whole number, 1 or more; got True"),
-        ({"history": 0}, "history is a whole number, 1 or more; got 0"),
-        ({"max_sources": -1}, "max_sources is a whole number, 0 or more; got -1"),
-        ({"max_patches": None}, "max_patches is a whole number, 0 or more; got None"),
-        ({"guidance": None}, "guidance is a finite number, 1 (none) or more; got None"),
-        ({"guidance": 0.5}, "guidance is a finite number, 1 (none) or more; got 0.5"),
-        ({"guidance": np.nan}, "guidance is a finite number, 1 (none) or more; got nan"),
+        ({"capacity": -3}, "capacity is a whole number from 0; got -3"),
+        ({"capacity": "x"}, "capacity is a whole number from 0; got 'x'"),
+        ({"height": 0}, "height is a whole number from 1; got 0"),
+        ({"width": 64.0}, "width is a whole number from 1; got 64.0"),
+        ({"denoising_steps": True}, "denoising_steps is a whole number from 1; got True"),
+        ({"history": 0}, "history is a whole number from 1; got 0"),
+        ({"max_sources": -1}, "max_sources is a whole number from 0; got -1"),
+        ({"max_patches": None}, "max_patches is a whole number from 0; got None"),
+        ({"guidance": None}, "guidance is a finite number from 1; got None"),
+        ({"guidance": 0.5}, "guidance is a finite number from 1; got 0.5"),
+        ({"guidance": np.nan}, "guidance is a finite number from 1; got nan"),
         ({"negative_prompt": 3}, "negative_prompt is text; got 3"),
         ({"scenario": ["my_way_home"]}, "scenario is text; got ['my_way_home']"),
         ({"image_from_camera": 5}, "image_from_camera is K in pixels"),
@@ -117,7 +118,9 @@ def test_settings_of_another_type_or_range_are_named(wrong, said, tmp_path, no_w
         replace(tiny_model().settings, **wrong)
     told = json.loads((WEIGHTS / "doom-tiny" / "world.json").read_text())
     (tmp_path / "world.json").write_text(json.dumps({**told, **wrong}))
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'world.json'} says what does not fit: {said}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{tmp_path / 'world.json'} has a value that is not allowed: {said}")
+    ):
         WorldModel.from_pretrained(tmp_path)
 
 
@@ -138,7 +141,7 @@ def test_start_images_that_are_none_are_named_before_weights_are_read(tmp_path, 
         (images, ["a"], "holds 3 start images and 1 prompts"),
         (images, "abc", "are a list of texts; got 'abc'"),
         (images, [1, 2, 3], "are a list of texts; got [1, 2, 3]"),
-        (images[:, :16].contiguous(), ["a"] * 3, "says frames of (32, 48)"),
+        (images[:, :16].contiguous(), ["a"] * 3, "gives frames of (32, 48)"),
     ):
         save_file({"images": wrong}, path, metadata={"prompts": json.dumps(prompts)})
         with pytest.raises(ValueError, match=re.escape(said)):
