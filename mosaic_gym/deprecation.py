@@ -56,3 +56,14 @@ def renamed_arguments(**renamed: str) -> Callable[[Target], Target]:
         return target
 
     return decorate
+
+
+def renamed_method(old: str, new: str) -> Callable[..., Any]:
+    """A method of the old name that warns and calls the one of the new name."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        warn_renamed(f"{type(self).__name__}.{old}", new)
+        return getattr(self, new)(*args, **kwargs)
+
+    call.__name__, call.__doc__ = old, f"Deprecated: use `{new}`."
+    return call

@@ -12,16 +12,23 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mosaic_gym.worlds import generation, spatial_memory
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 STAGES = {
-    "retrieve": "retrieve", "denoised": "denoise", "read": "read", "_decode": "decode", "_carried_on": "decode",
-    "_estimate_depth": "depth", "_remember": "lift",
-}  # fmt: skip
-"""Methods of the world, and one of its transformer, by the stage that their own time counts as."""
+    (spatial_memory, "retrieve_views"): "retrieve",
+    (generation, "sample_latents"): "denoise",
+    (generation, "decode_frames"): "decode",
+    (generation, "condition_next_step"): "decode",
+    (spatial_memory, "estimate_depth"): "depth",
+    (spatial_memory, "update_memories"): "lift",
+}
+"""Functions of a step, by module and name, with the stage that their own time counts as."""
+READ = "read"
+"""The stage of the transformer's pass over clean tokens."""
 REST = "bookkeeping"
 GROUPS = {
-    "memory": ("retrieve", "lift"), "network": ("read", "denoise"), "codec": ("decode",), "depth": ("depth",),
+    "memory": ("retrieve", "lift"), "network": (READ, "denoise"), "codec": ("decode",), "depth": ("depth",),
     REST: (REST,),
 }  # fmt: skip
 """What the stages are parts of."""
@@ -42,14 +49,16 @@ def staged(world: MosaicWorld, enter: Callable[[str], Any]) -> Iterator[None]:
         return run
 
     transformer = world.model.transformer
-    changed = [(transformer if hasattr(transformer, name) else world, name) for name in STAGES]
-    for owner, name in changed:
-        setattr(owner, name, within(getattr(owner, name), STAGES[name]))
+    originals = {(owner, name): getattr(owner, name) for owner, name in STAGES}
+    for (owner, name), function in originals.items():
+        setattr(owner, name, within(function, STAGES[owner, name]))
+    transformer.read = within(transformer.read, READ)
     try:
         yield
     finally:
-        for owner, name in changed:
-            delattr(owner, name)
+        for (owner, name), function in originals.items():
+            setattr(owner, name, function)
+        del transformer.read
 
 
 class Stopwatch:
@@ -57,7 +66,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.spent: dict[str, float] = dict.fromkeys((*STAGES.values(), REST), 0.0)
+        self.spent: dict[str, float] = dict.fromkeys((*STAGES.values(), READ, REST), 0.0)
         self._stage, self._since = REST, now(device)
 
     @contextmanager
@@ -92,7 +101,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter(dict.fromkeys((*STAGES.values(), REST), 0))
+        self.counts: Counter[str] = Counter(dict.fromkeys((*STAGES.values(), READ, REST), 0))
         self._stage = REST
 
     @contextmanager

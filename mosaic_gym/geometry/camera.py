@@ -2,7 +2,7 @@
 
 Conventions, here and everywhere: OpenCV axes (x right, y down, z forward), metres, and pixel
 centres at half-integers: the centre of the top-left pixel is (0.5, 0.5). Under that rule an
-image plane of another size is reached by a plain multiplication of K, with no offset.
+image plane of another size has K multiplied by the ratio of the sizes, with no offset.
 
 Legend of shape comments in the whole package: `b` batch, `t` latent frames, `f` video frames,
 `s` source keyframes, `n` patches or tokens, `c h w` latent channels and grid, `H W` pixels,
@@ -15,15 +15,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mosaic_gym.geometry.control import is_rigid
+from mosaic_gym.geometry.control import rigidity_fault
 from mosaic_gym.validation import is_finite
 
 NEAREST_M = 0.05
-"""What is not farther in front of a camera than this, in metres, it does not see."""
+"""Points that are no farther in front of a camera than this, in metres, are out of view."""
 
 
 def rescale_intrinsics(
@@ -36,18 +37,18 @@ def rescale_intrinsics(
         old, new: (height, width) of both grids.
     """
     scale = new[1] / old[1], new[0] / old[0], 1.0
-    return image_from_camera * _made_once(_column)(scale, image_from_camera.dtype, image_from_camera.device)
+    return image_from_camera * _cached(_column)(scale, image_from_camera.dtype, image_from_camera.device)
 
 
-def _made_once(constant: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that is cached, as it is while something is compiled: there a cache is a risk, and no gain."""
+def _cached(constant: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The cached function, or the plain one while `torch.compile` traces: there a cache is a risk without a gain."""
     return constant.__wrapped__ if torch.compiler.is_compiling() else constant
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # or who asks first decides whether gradients may pass, for all
+@torch.inference_mode(False)  # an inference tensor in the cache would let no later caller pass gradients
 def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`[n, 1]`, sent once: an accelerator is waited for each time."""
+    """`[n, 1]`, cached: sending it to an accelerator waits for the accelerator each time."""
     return torch.tensor(numbers, dtype=dtype, device=device)[:, None]
 
 
@@ -58,7 +59,7 @@ def check_intrinsics(image_from_camera: Any) -> tuple[tuple[float, ...], ...]:
         image_from_camera: rows of numbers, or an array.
 
     Raises:
-        ValueError: another shape than [3, 3], what is no finite number, a skew, or a focal length that is not above 0.
+        ValueError: another shape than [3, 3], entries that are no finite numbers, a skew, or a focal length of 0 or less.
     """
     expected = "image_from_camera is K in pixels, finite rows [fx, 0, cx], [0, fy, cy], [0, 0, 1], fx and fy above 0"
     try:
@@ -80,27 +81,37 @@ def invert_pose(b_from_a: Float[Tensor, "... 4 4"]) -> Float[Tensor, "... 4 4"]:
     return torch.cat([top, b_from_a[..., 3:, :]], -2)  # 0 0 0 1, as of every rigid transform
 
 
-def check_rigid(b_from_a: Tensor) -> Float[Tensor, "4 4"]:
-    """A transform, as float32 `[4, 4]`, metres.
+def check_rigid(b_from_a: Any) -> Float[Tensor, "4 4"]:
+    """A transform, as float32 `[4, 4]`, metres; on the device of a tensor, else on the CPU.
 
     Args:
-        b_from_a: `[4, 4]`, or what a tensor can be made of.
+        b_from_a: `[4, 4]`, a tensor, an array or rows of numbers.
 
     Raises:
-        ValueError: another shape, a number that is not finite, or no rotation and translation over a last row 0 0 0 1.
+        ValueError: no numbers, another shape, numbers that are not finite, or no rotation and translation over a last
+            row 0 0 0 1.
     """
-    matrix = torch.as_tensor(b_from_a, dtype=torch.float32)
     expected = "a rigid transform is a finite rotation and translation [4, 4] over a last row 0 0 0 1"
+    if isinstance(b_from_a, Tensor):
+        matrix = b_from_a.detach().to(torch.float32)
+    else:
+        try:
+            array = np.asarray(b_from_a)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{expected}; got {type(b_from_a).__name__}: {error}") from error
+        if array.dtype.kind not in "iuf":
+            raise ValueError(f"{expected}; got {type(b_from_a).__name__}, which is no array of numbers")
+        matrix = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     if matrix.shape != (4, 4) or not matrix.isfinite().all():
         raise ValueError(f"{expected}; got shape {tuple(matrix.shape)}: {matrix.tolist()}")
-    if not is_rigid(matrix.double().cpu().numpy()):
-        raise ValueError(f"{expected}; got {matrix.tolist()}")
+    if (fault := rigidity_fault(matrix.double().cpu().numpy())) is not None:
+        raise ValueError(f"{expected}; {fault}; got {matrix.tolist()}")
     return matrix
 
 
 def cell_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
-    """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5). Shared: not to be written into."""
-    return _made_once(_cell_centres)(height, width, like.dtype, like.device)
+    """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5). Cached: do not write into it."""
+    return _cached(_cell_centres)(height, width, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)
@@ -112,15 +123,18 @@ def _cell_centres(height: int, width: int, dtype: torch.dtype, device: torch.dev
     return torch.stack([grid_u, grid_v], dim=-1)
 
 
-def land(
+def transform_and_project(
     points_m: Float[Tensor, "... 3 n"], b_from_a: Float[Tensor, "... 4 4"], image_from_camera: Float[Tensor, "... 3 3"]
 ) -> tuple[Float[Tensor, "... 2 n"], Float[Tensor, "... n"]]:
-    """Where points `[..., 3, n]` of camera a land in camera b, as `project` says: uv `[..., 2, n]` in cells and z in
-    metres. Coordinates come first, and it is few operations: it is done for every point of memory at every step."""
+    """Projects points `[..., 3, n]` in camera a's axes into camera b: uv `[..., 2, n]` in cells and z in metres.
+
+    Equals `project(transform(...))` with coordinates on the second-last axis and in few operations: it runs for every
+    point in memory at every step.
+    """
     image_from_a = image_from_camera @ b_from_a[..., :3, :]  # [..., 3, 4]
-    landed = image_from_a[..., :3] @ points_m + image_from_a[..., 3:]
-    z_m = landed[..., 2:, :]
-    return landed[..., :2, :] / z_m.clamp_min(1e-6), z_m.squeeze(-2)
+    homogeneous = image_from_a[..., :3] @ points_m + image_from_a[..., 3:]
+    z_m = homogeneous[..., 2:, :]
+    return homogeneous[..., :2, :] / z_m.clamp_min(1e-6), z_m.squeeze(-2)
 
 
 def in_view(uv: Float[Tensor, "... 2 n"], z_m: Float[Tensor, "... n"], grid: tuple[int, int]) -> Bool[Tensor, "... n"]:
@@ -135,8 +149,8 @@ def in_view(uv: Float[Tensor, "... 2 n"], z_m: Float[Tensor, "... n"], grid: tup
 
 
 def extent(height: int, width: int, like: Tensor) -> Float[Tensor, "2 1"]:
-    """`[2, 1]`: (width, height) of an image, beside uv `[..., 2, n]`. Shared: not to be written into."""
-    return _made_once(_column)((width, height), like.dtype, like.device)
+    """`[2, 1]`: (width, height) of an image, to compare uv `[..., 2, n]` with. Cached: do not write into it."""
+    return _cached(_column)((width, height), like.dtype, like.device)
 
 
 def unproject(
@@ -157,22 +171,22 @@ def unproject(
 
 
 def transform(b_from_a: Float[Tensor, "... 4 4"], points_m: Float[Tensor, "... n 3"]) -> Float[Tensor, "... n 3"]:
-    """Points `[..., n, 3]` carried by `b_from_a` `[..., 4, 4]`."""
+    """Points `[..., n, 3]` in the axes of b, given those of a and `b_from_a` `[..., 4, 4]`."""
     return points_m @ b_from_a[..., :3, :3].transpose(-1, -2) + b_from_a[..., None, :3, 3]
 
 
 def project(
     points_m: Float[Tensor, "... n 3"], image_from_camera: Float[Tensor, "... 3 3"]
 ) -> tuple[Float[Tensor, "... n 2"], Float[Tensor, "... n"]]:
-    """Where points in the camera's axes land.
+    """Projects points in the camera's axes onto its image.
 
     Args:
         points_m: `[..., n, 3]`, metres.
         image_from_camera: `[..., 3, 3]`, K in cells.
 
     Returns:
-        uv `[..., n, 2]` in cells, real-valued and never rounded, and z `[..., n]` in metres. Points
-        at or behind the camera (z <= 0) get coordinates that mean nothing: test z first.
+        uv `[..., n, 2]` in cells, real-valued and never rounded, and z `[..., n]` in metres. The coordinates of points
+        at or behind the camera (z <= 0) are meaningless: test z first.
     """
     depth_m = points_m[..., 2]
     safe = depth_m.clamp_min(1e-6)[..., None]

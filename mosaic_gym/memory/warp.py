@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mosaic_gym.geometry.camera import cell_centres, extent, in_view, invert_pose, land
+from mosaic_gym.geometry.camera import cell_centres, extent, in_view, invert_pose, transform_and_project
 
 DEPTH_TOLERANCE = 0.12
 """Two depths that differ by less than this share are the same surface."""
@@ -84,7 +84,7 @@ def splat_depth(
     b, s, height, width = depth_m.shape
     f = target_from_source.shape[1]
     points = _rays(image_from_camera, height, width)[:, None] * depth_m.flatten(2)[:, :, None]  # [b, s, 3, n]
-    uv, z = land(points[:, None], target_from_source, image_from_camera[:, None, None])  # [b, f, s, 2, n], [.., n]
+    uv, z = transform_and_project(points[:, None], target_from_source, image_from_camera[:, None, None])  # [b, f, s, 2, n], [.., n]
     inside = in_view(uv, z, (height, width)) & alive.flatten(2)[:, None]
     # Points that are not seen say nothing, and each of its own cell: an accelerator would have them queue for one.
     own = cell_centres(height, width, z).flatten(0, 1).T
@@ -224,7 +224,7 @@ def warp_frames(
 
     def look_up(surface_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         points = rays[:, None] * surface_m.flatten(2)[:, :, None]  # [b, f, 3, n]
-        uv, z = land(points[:, :, None], source_from_target, image_from_camera[:, None, None])
+        uv, z = transform_and_project(points[:, :, None], source_from_target, image_from_camera[:, None, None])
         inside = in_view(uv, z, (height, width)).view(b, f, s, height, width)
         grid = (uv * per_cell - 1.0).transpose(-1, -2).reshape(b * f * s, height, width, 2)
         seen_m = F.grid_sample(nearest_m, grid, mode="nearest", padding_mode="border", align_corners=False)

@@ -1,13 +1,16 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
-Open this file first. `MosaicWorld.see_chunk` is the method in one reading: picture the map, recall, denoise,
-decode, estimate depth, remember. `step` puts control in front of it. How memory is read and written is told in
-`remembering.py`, how an episode begins in `beginning.py`, what comes out of a step in `showing.py`.
+Open this file first. `MosaicWorld.step` moves the camera, and `MosaicWorld.generate_clip` is the method in one reading:
+retrieve from memory what the next views show, sample their latents, decode frames, estimate depth, update memory. Every
+call is a plain function: of `spatial_memory.py` (reading and writing memory), `generation.py` (latents and frames),
+`observation.py` (what a step returns), `initialization.py` (first states) or `serialization.py`.
+
+Shapes: `b` states, `t` steps, 4 video frames a step, `c h w` a latent frame, `H W` pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,37 +20,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_action, control_from_settings
-from mosaic_gym.memory.mosaic import Retrieved
+from mosaic_gym.deprecation import renamed_method
+from mosaic_gym.geometry.control import (
+    FRAMES_PER_STEP,
+    Pose,
+    check_action,
+    check_pose,
+    control_from_settings,
+    is_level,
+    pose_at,
+)
+from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved
 from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.device import check_device, out_of_memory_guard
-from mosaic_gym.model.sampler import denoise, step_noise
-from mosaic_gym.worlds.beginning import Beginning
-from mosaic_gym.worlds.protocol import View, check_temperature
-from mosaic_gym.worlds.remembering import Remembering
-from mosaic_gym.worlds.showing import Showing
-from mosaic_gym.worlds.state import Keeping, LatentObservation, WorldState
+from mosaic_gym.validation import Number, Whole, check
+from mosaic_gym.worlds import generation, initialization, observation, serialization, spatial_memory
+from mosaic_gym.worlds.protocol import Start, View
+from mosaic_gym.worlds.state import LatentObservation, WorldState, advance_state
 
 
-class MosaicWorld(Beginning, Remembering, Showing, Keeping):
-    """The World protocol over a `WorldModel`; batched over states, one network call for all.
+class MosaicWorld:
+    """The World protocol over a `WorldModel`. It steps many states with one network call.
 
     Args:
-        model: the networks.
+        model: the networks and their settings.
         device: where they run.
-        denoising_steps: None for the number the checkpoint ships with.
-        capacity: keyframes an episode keeps; None for the checkpoint's, 0 for no memory, 1 for the last frame only.
-        network: False shows what transformer and detail network are given, and leaves them out.
-        atlas: False leaves out the atlas; without both, what is seen is the warped memory alone (the baseline to beat).
-        collision: whether the body stops at lifted geometry, and at the map's walls, and slides along them.
-        temperature: of the draw of rewards and ends; 0 takes the likelier.
-
-    Attributes:
-        k: `[3, 3]`, K in pixels of the frames, on the device.
-        patch_grid: rows and columns of patches in a latent frame.
+        denoising_steps: of the sampler; None for the checkpoint's number.
+        capacity: keyframes that an episode keeps; None for the checkpoint's number, 0 for no memory, 1 for the last
+            frame alone.
+        network: False leaves out the transformer and the refiner, and shows their inputs (a baseline).
+        atlas: False leaves out the atlas; without network and atlas, frames are the warped memory alone (a baseline).
+        collision: whether the body stops at lifted geometry and at the map's walls, and slides along them.
+        temperature: of the draw of predicted rewards and terminations; 0 takes the more likely value.
 
     Raises:
-        ValueError: denoising_steps below 1, a negative capacity or temperature, or CUDA was asked for and is absent.
+        ValueError: an argument out of range, or a device that torch does not have.
+        MemoryError: the device has too little memory for the weights.
     """
 
     forkable = True
@@ -63,33 +72,30 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         collision: bool = True,
         temperature: float = 1.0,
     ):
+        settings, codec = model.settings, model.codec
         self.device = check_device(device)
-        settings = model.settings
+        denoising_steps = check("denoising_steps", denoising_steps, Whole(1), optional=True)
+        capacity = check("capacity", capacity, Whole(0), optional=True)
+        self.temperature = check("temperature", temperature, Number(0.0))
+        self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
+        self.capacity = settings.capacity if capacity is None else capacity
+        self.network, self.collision = network, collision
         with out_of_memory_guard("the networks' weights"):
             self.model = model.to(device)
         for part in (model.depth, model.refiner):
-            if isinstance(part, torch.nn.Module):  # small convolutions are a tenth faster so
+            if isinstance(part, torch.nn.Module):  # small convolutions run a tenth faster in this layout
                 part.to(memory_format=torch.channels_last)
-        self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
-        if capacity is not None and capacity < 0:
-            raise ValueError(f"capacity is 0, for no memory, or more; got {capacity}")
-        if self.denoising_steps < 1:
-            raise ValueError(f"denoising_steps is at least 1; got {denoising_steps}")
-        self.capacity = settings.capacity if capacity is None else capacity
-        self.network = network
         self.atlas = model.atlas if atlas else None
-        self.collision = collision
-        self.temperature = check_temperature(temperature)
         self.control = control_from_settings(settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
-        self.k = torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device)
-        codec = model.codec
-        rows, columns = self.height // codec.stride, self.width // codec.stride
-        self._latent_shape = (codec.channels, rows, columns)
-        self._patch = model.transformer.config.patch_size[1]
-        self.patch_grid = (rows // self._patch, columns // self._patch)
-        self._image_cells = (self.height // codec.image_stride, self.width // codec.image_stride)
+        self.layout = spatial_memory.FrameLayout(
+            intrinsics=torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device),
+            frame_size=(self.height, self.width),
+            latent_shape=(codec.channels, self.height // codec.stride, self.width // codec.stride),
+            patch=model.transformer.config.patch_size[1],
+            image_grid=(self.height // codec.image_stride, self.width // codec.image_stride),
+        )
 
     @classmethod
     def from_pretrained(
@@ -103,7 +109,7 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
         size: tuple[int, int] | None = None,
         loading: Mapping[str, Any] | None = None,
     ) -> MosaicWorld:
-        """Loads a checkpoint as `WorldModel.from_pretrained` does; `memory=False` is the world that forgets."""
+        """Loads a checkpoint as `WorldModel.from_pretrained` does; `memory=False` makes a world without memory."""
         check_device(device)  # before gigabytes are read
         model = WorldModel.from_pretrained(checkpoint, size, loading)
         capacity = None if memory else 0
@@ -111,9 +117,9 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
 
     @property
     def fingerprint(self) -> str:
-        """Of the checkpoint, and of whatever else a state's future depends on, where that is not the usual."""
+        """Of the checkpoint, followed by each argument that differs from its default, because it changes futures."""
         settings = self.model.settings
-        asked = {
+        arguments = {
             "capacity": (self.capacity, settings.capacity),
             "denoising_steps": (self.denoising_steps, settings.denoising_steps),
             "network": (self.network, True),
@@ -121,242 +127,297 @@ class MosaicWorld(Beginning, Remembering, Showing, Keeping):
             "collision": (self.collision, True),
             "temperature": (self.temperature, 1.0),
         }
-        unusual = [f"{name}={own}" for name, (own, usual) in asked.items() if own != usual]
-        return ";".join([self.model.fingerprint, *unusual])
+        changed = [f"{name}={value}" for name, (value, default) in arguments.items() if value != default]
+        return ";".join([self.model.fingerprint, *changed])
 
     @property
     def has_rewards(self) -> bool:
-        """Whether rewards and ends are predicted."""
+        """Whether the checkpoint predicts rewards and terminations."""
         return self.model.reward_heads is not None
 
-    def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
-        """Moves every body by its action `[b, 3]` and shows what it sees there.
+    # Starting an episode
+
+    def start(self, start: Start) -> tuple[WorldState, View]:
+        """A body at rest in front of a start image: the start's own, or one of the checkpoint's, drawn by the seed.
+
+        Without a prompt, an image of the checkpoint has its own caption, and an image of the user's has the empty
+        prompt. With a memory and no image, the body rests at the start's pose, or where the memory ends, and the first
+        view is generated from memory.
 
         Raises:
-            ValueError: wrong number of actions, or one that is NaN or out of range; nothing has moved then.
+            ValueError: an image of the wrong shape or dtype, a pose that is no rigid transform, a prompt that is too
+                long, a memory of another codec or atlas, or an image beside a memory without its pose.
+            TypeError: a memory that is not a MosaicMemory.
         """
-        return self.see(states, self.move(states, actions))
+        memory = self._check_memory(start.memory)
+        pose = None if start.world_from_camera is None else check_pose(start.world_from_camera)
+        if len(memory) and start.image is None:
+            return self._start_in_memory(memory, pose, start.prompt or "", start.seed)
+        if len(memory) and pose is None:
+            raise ValueError("an image beside a memory needs options['pose']: where in that memory it was taken")
+        image, prompt = self._first_image(start)
+        poses = [pose or pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP
+        frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
+        state, depth_m = self._start_from(frames, poses, start.seed, prompt, memory)
+        depth_m, coverage = depth_m.float().cpu().numpy(), float(self.capacity > 0)  # the frame is in memory, if any
+        contents = state.memory, poses, frames, depth_m, coverage
+        return state, observation.make_view(*contents, self.image_from_camera, self.atlas)
 
-    def move(self, states: Sequence[WorldState], actions: np.ndarray) -> list[list[Pose]]:
-        """The four poses that its action leads each body to, past what memory and map know to stand in the way.
+    def start_from_frames(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
+        """A state whose memory holds four true frames (uint8 `[4, H, W, 3]`) from four poses.
 
-        Args:
-            actions: `[b, 3]`.
+        Raises:
+            ValueError: frames of another shape or dtype, not four usable poses, or a prompt that is too long.
+        """
+        frames = initialization.check_frames(frames, poses, self.layout.frame_size)
+        return self._start_from(frames, poses, seed, prompt, self._check_memory(None))[0]
+
+    @out_of_memory_guard("encoding observed frames")
+    @torch.no_grad()
+    def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
+        """The state after four true frames (uint8 `[4, H, W, 3]`) from four poses, as a robot's camera delivers them.
+
+        Poses may have pitch and roll; later steps keep them.
+
+        Raises:
+            ValueError: frames of another shape or dtype, or not four usable poses; the given state is unchanged.
+        """
+        frames = initialization.check_frames(frames, poses, self.layout.frame_size)
+        model, cameras = self.model, generation.camera_tensor([poses], self.device)
+        previous = model.codec.present(state.history[-1], state.stream)[None]
+        pixels = initialization.frames_tensor(frames, self.device)
+        latents = model.codec.encode(pixels, previous)[None]  # [1, 1, c, h, w]
+        streams = [state.stream]
+        if not model.codec.restarts:  # otherwise `condition_next_step` starts a clip with the observed frame
+            _, streams = model.codec.decode_next(latents[0], streams)
+        known_depth_m = self.retrieve([state], cameras).depth_m if len(state.memory) else None
+        context = model, self.layout, self.atlas, state.memory, known_depth_m
+        step = state.step_index + 1
+        keyframe, _ = initialization.lift_true_frames(*context, frames, latents[0], cameras[0], step)
+        (after,) = generation.condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
+        return replace(after, memory=state.memory.update(keyframe))
+
+    # Stepping
+
+    def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
+        """Moves every body by its action `[b, 3]`, and generates its next view: the World protocol's step.
+
+        Raises:
+            ValueError: wrong number of actions, or one that is NaN or out of range; no state has moved then.
+        """
+        return self.generate(states, self.advance(states, actions))
+
+    def advance(self, states: Sequence[WorldState], actions: np.ndarray) -> list[list[Pose]]:
+        """The four poses that each action `[b, 3]` leads to, stopped by obstacles in memory and on the map.
 
         Raises:
             ValueError: as `step` does.
         """
         if len(actions) != len(states) or not len(states):
             raise ValueError(f"{len(states)} states take {len(states)} actions, at least one; got {len(actions)}")
-        checked = [check_action(action) for action in actions]
-        poses = [state.pose for state in states]
-        if not self.collision:
-            return [self.control.advance(*each) for each in zip(poses, checked, strict=True)]
-        obstacles = self.obstacles(states)
-        return [self.control.advance(*each) for each in zip(poses, checked, obstacles, strict=True)]
+        actions = [check_action(action) for action in actions]
+        obstacles = self.obstacles(states) if self.collision else [None] * len(states)
+        rows = zip(states, actions, obstacles, strict=True)
+        return [self.control.advance(state.pose, action, around_m) for state, action, around_m in rows]
 
-    def see(self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]) -> tuple[list[WorldState], list[View]]:
-        """One step along given cameras: four poses for every state."""
-        futures, views = self.see_chunk(states, poses)
-        return futures, [shown[0] for shown in views]
+    def generate(
+        self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
+    ) -> tuple[list[WorldState], list[View]]:
+        """One step along known cameras: four poses for every state."""
+        after, views = self.generate_clip(states, poses)
+        return after, [clip[0] for clip in views]
 
     @torch.no_grad()
-    def see_chunk(
+    def generate_clip(
         self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
     ) -> tuple[list[WorldState], list[list[View]]]:
-        """Some steps at once along given cameras, `4 * t` poses for every state, as one clip.
+        """`t` steps along known cameras as one clip, `4 * t` poses for every state.
 
-        Memory is read before the clip and written behind it (the paper's rollout: 80 new frames, then an update). The
-        latent frames between are made together, or by a causal network one after the other.
+        Memory is read before the clip and written after it (MosaicMem rolls out 80 frames, then updates). The latent
+        frames of a clip are sampled together, or one after the other by a causal transformer.
 
         Returns:
-            The states behind the clip, and for each of them its `t` views.
+            The states after the clip, and for each of them its `t` views.
 
         Raises:
-            ValueError: poses of another number of bodies, or that are no whole number of steps, the same for all; or
-                frames that are no numbers, as damaged or too coarse weights make them.
+            ValueError: a number of poses that is no whole number of steps, the same for all states; a pose that is NaN,
+                infinite or no rigid transform; or a network that returns NaN. No state has moved then.
         """
         if len(poses) != len(states):
             raise ValueError(f"{len(states)} states take the poses of {len(states)} bodies; got those of {len(poses)}")
-        cameras = self._cameras(poses)  # [b, t, 4, 4, 4]
-        retrieved = self.retrieve(states, cameras, self.pictures(states, cameras))
-        futures, made = list(states), []
-        for view, here, ahead in self._in_turn(retrieved, cameras, poses):
-            latents = self.denoised(futures, view, here)  # [b, t, c, h, w]
-            latents, frames, streams = self._decode(futures, latents, view)  # [b, t, 4, 3, H, W]
-            futures = self._carried_on(futures, ahead, latents, frames, here, streams)
-            made.append((latents, frames))
-        latents, frames = made[0] if len(made) == 1 else (torch.cat(each, dim=1) for each in zip(*made, strict=True))
-        depth_m = self._estimate_depth(frames, retrieved)
-        memories = self._remember(states, latents, depth_m, cameras, retrieved)
-        outcomes = self._outcomes(states, frames)
-        futures = [replace(future, memory=kept[-1]) for future, kept in zip(futures, memories, strict=True)]
-        return futures, self._shown(memories, poses, frames, depth_m, retrieved.coverage, outcomes)
-
-    def _in_turn(
-        self, retrieved: Retrieved, cameras: Tensor, poses: Sequence[Sequence[Pose]]
-    ) -> Iterator[tuple[Retrieved, Tensor, Sequence[Sequence[Pose]]]]:
-        """The parts of a clip that are made together: what is recalled for them, their cameras, and poses.
-
-        They are all of it, or single latent frames for a causal network: it has learnt to make one behind clean ones.
-        """
-        t = cameras.shape[1]
-        if t == 1 or not self.model.transformer.config.causal:
-            yield retrieved, cameras, poses
-            return
-        for k in range(t):
-            ahead = [each[FRAMES_PER_STEP * k : FRAMES_PER_STEP * (k + 1)] for each in poses]
-            yield retrieved.views(slice(k, None, t)), cameras[:, k : k + 1], ahead
+        model, memories = self.model, [state.memory for state in states]
+        # 1. Read memory: which patches the next views show.
+        cameras = generation.camera_tensor(poses, self.device)  # [b, t, 4, 4, 4]
+        retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
+        # 2. Sample latents and decode them.
+        after, clips = list(states), []
+        parts = generation.causal_parts(retrieved, cameras, poses, model.transformer.config.causal)
+        for part, part_cameras, part_poses in parts:
+            latents = self.sample(after, part, part_cameras)  # [b, t, c, h, w]
+            streams = [state.stream for state in after]
+            latents, frames, streams = generation.decode_frames(model, latents, part, streams, refine=self.network)
+            after = generation.condition_next_step(model, after, part_poses, latents, frames, part_cameras, streams)
+            clips.append((latents, frames))  # frames [b, t, 4, 3, H, W]
+        latents, frames = (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) for rows in zip(*clips, strict=True))
+        # 3. Write memory: lift the new frames into keyframes.
+        depth_m = spatial_memory.estimate_depth(model.depth, frames, retrieved, self.layout.intrinsics)
+        seeds, steps = [state.seed for state in states], [state.step_index for state in states]
+        contents = memories, latents, depth_m, cameras, retrieved
+        updated = spatial_memory.update_memories(*contents, steps, self.layout, locates=self.atlas is not None)
+        after = [replace(state, memory=rows[-1]) for state, rows in zip(after, updated, strict=True)]
+        # 4. What the step returns.
+        outcomes = observation.sample_outcomes(model.reward_heads, frames, seeds, steps, self.temperature)
+        contents = updated, poses, frames, depth_m, retrieved.coverage, outcomes
+        return after, observation.make_views(*contents, self.image_from_camera, self.atlas)
 
     @torch.no_grad()
-    def foresee(
+    def step_latents(
         self, states: Sequence[WorldState], actions: np.ndarray
     ) -> tuple[list[WorldState], list[LatentObservation]]:
-        """One step in latents alone, for planners: nothing is decoded, touched up, lifted or remembered.
+        """One step in latent space, for planners; actions `[b, 3]`. No frame is decoded, and memory stays as it is.
 
-        Args:
-            states: as `step` takes them; actions `[b, 3]`.
+        Raises:
+            RuntimeError: a world that conditions every step on its last decoded frame.
         """
         if self.model.codec.restarts:
             raise RuntimeError(
-                "this world begins every step from its last frame and cannot be rolled in latents alone; ask for pixels"
+                "this world starts every step from its last frame and has no rollout in latents alone; ask for pixels"
             )
-        poses = self.move(states, actions)
-        cameras = self._cameras(poses)
-        retrieved = self.retrieve(states, cameras, self.pictures(states, cameras))
-        latents = self.denoised(states, retrieved, cameras)
-        streams = [state.stream for state in states]
-        futures = [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
+        poses = self.advance(states, actions)
+        cameras = generation.camera_tensor(poses, self.device)
+        retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
+        latents = self.sample(states, retrieved, cameras)
+        rows = zip(states, poses, latents, cameras, [state.stream for state in states], strict=True)
+        after = [advance_state(*row, self.model.settings.history) for row in rows]
         coverage = retrieved.coverage.tolist()
-        return futures, [LatentObservation(latents[i, 0], coverage[i]) for i in range(len(states))]
+        return after, [LatentObservation(latents[i, 0], coverage[i]) for i in range(len(states))]
+
+    # Parts of a step that training, evaluation and planning use too
+
+    def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
+        """Points (x, z) `[n, 2]`, metres, that each state's body cannot pass."""
+        memories, poses = [state.memory for state in states], [state.pose for state in states]
+        camera = self.image_from_camera, self.device
+        return spatial_memory.find_obstacles(memories, poses, self.control, self.atlas, *camera)
+
+    def map_views(
+        self, states: Sequence[WorldState], cameras: Tensor, poses: Sequence[Sequence[Pose]] | None = None
+    ) -> list[Tensor | None]:
+        """The `b * t` views of cameras `[b, t, 4, 4, 4]` as the atlas draws them, `[4, 3, H, W]` in [-1, 1], or None.
+
+        Args:
+            poses: the same cameras; the atlas draws nothing for a state whose poses tilt. None if all are level.
+        """
+        level = [all(is_level(pose.world_from_camera) for pose in path) for path in poses or [()] * len(states)]
+        memories = [state.memory for state in states]
+        return spatial_memory.draw_map_views(self.atlas, memories, cameras, self.layout.intrinsics, level)
+
+    def retrieve(
+        self, states: Sequence[WorldState], cameras: Tensor, map_views: Sequence[Tensor | None] | None = None
+    ) -> Retrieved:
+        """What memory holds of the `b * t` views from cameras `[b, t, 4, 4, 4]`, metres."""
+        settings, memories = self.model.settings, [state.memory for state in states]
+        limits = settings.max_sources, settings.max_patches
+        inputs = memories, cameras, self.layout, self.model.codec
+        return spatial_memory.retrieve_views(*inputs, *limits, map_views, has_atlas=self.atlas is not None)
 
     @torch.no_grad()
-    def denoised(self, states: Sequence[WorldState], retrieved: Retrieved, cameras: Tensor) -> Tensor:
+    def sample(self, states: Sequence[WorldState], retrieved: Retrieved, cameras: Tensor) -> Tensor:
         """The latents `[b, t, c, h, w]` of the states' next views from cameras `[b, t, 4, 4, 4]`."""
         b, t = cameras.shape[:2]
         if not self.network:
             return retrieved.conditioning_latent.unflatten(0, (b, t))
-        return self._sample(
-            torch.stack([state.history for state in states]),
-            torch.stack([state.history_cameras for state in states]),
-            retrieved,
-            cameras,
-            torch.stack([state.text for state in states]),
-            [(state.seed, state.step_index + k) for state in states for k in range(t)],
-        )
-
-    @out_of_memory_guard("the transformer")
-    def _sample(
-        self,
-        history: Tensor,
-        history_cameras: Tensor,
-        retrieved: Retrieved,
-        cameras: Tensor,
-        text: Tensor,
-        clocks: Sequence[tuple[int, int]],
-    ) -> Tensor:
-        """Latents `[b, t, c, h, w]`; the noise of each is drawn from its (seed, step)."""
-        b, t = cameras.shape[:2]
-        noise = step_noise(*zip(*clocks, strict=True), self._latent_shape).to(self.device).unflatten(0, (b, t))
-        settings = self.model.settings
-        unwanted = None
-        if settings.guidance != 1.0:
-            unwanted = self._unwanted.expand(b, -1, -1)
-        return denoise(
-            self.model.transformer,
-            self.model.scheduler,
-            noise,
-            history,
-            history_cameras,
-            retrieved,
-            cameras,
-            self.k.expand(b, 3, 3),
-            (self.height, self.width),
-            text,
-            self.denoising_steps,
-            unwanted,
-            settings.guidance,
-        )
+        history = torch.stack([state.history for state in states])
+        history_cameras = torch.stack([state.history_cameras for state in states])
+        text = torch.stack([state.text for state in states])
+        clocks = [(state.seed, state.step_index + k) for state in states for k in range(t)]
+        inputs = history, history_cameras, retrieved, cameras, text, clocks
+        return generation.sample_latents(self.model, self.layout, *inputs, self.denoising_steps, self._negative_text)
 
     @cached_property
-    def _unwanted(self) -> Tensor:
-        return self.model.text_encoder.encode([self.model.settings.negative_prompt])
+    def _negative_text(self) -> Tensor | None:
+        settings = self.model.settings
+        return self.model.text_encoder.encode([settings.negative_prompt]) if settings.guidance != 1.0 else None
 
-    @out_of_memory_guard("decoding frames")
-    def _decode(
-        self, states: Sequence[WorldState], latents: Tensor, retrieved: Retrieved
-    ) -> tuple[Tensor, Tensor, list[tuple[Any, ...]]]:
-        """Latents, the frames `[b, t, 4, 3, H, W]` they hold, and where every clip's decoding then stands."""
-        streams = [state.stream for state in states]
-        frames = []
-        for latent in latents.unbind(1):
-            shown, streams = self.model.codec.decode_next(latent, streams)
-            frames.append(shown)
-        frames = torch.stack(frames, dim=1)
-        if not self.network or self.model.refiner is None:
-            return latents, frames, streams
-        flat = frames.flatten(0, 1)
-        # What no screen can show must not be remembered either: on the way it would grow.
-        told = retrieved.warped_frames, retrieved.pictures, retrieved.warp_uncertainty, retrieved.memory_weight
-        touched = self.model.refiner(flat, *told).clamp(-1.0, 1.0)
-        return self.model.codec.encode(touched).view_as(latents), touched.view_as(frames), streams
+    def coverage_mask(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
+        """Which pixels of a next view from four poses memory covers, bool `[4, H, W]`."""
+        cameras = generation.camera_tensor([poses], self.device)
+        return self.retrieve([state], cameras).pixels_covered[0].cpu().numpy()
 
-    @out_of_memory_guard("encoding the last frame")
-    def _carried_on(
-        self,
-        states: Sequence[WorldState],
-        poses: Sequence[Sequence[Pose]],
-        latents: Tensor,
-        frames: Tensor,
-        cameras: Tensor,
-        streams: list[tuple[Any, ...]],
-    ) -> list[WorldState]:
-        """The states behind new latents `[b, t, c, h, w]`, as the next step is to be predicted from.
-
-        A model that was trained to continue an image is given one: the last frame begins a clip of its own.
-        """
-        if self.model.codec.restarts:
-            images = self.model.codec.encode(frames[:, -1])
-            latents, streams = images[:, None], self.model.codec.begin(images)
-            cameras = cameras[:, -1:, -1:].expand(-1, -1, FRAMES_PER_STEP, -1, -1)
-        return [self._moved_on(*each) for each in zip(states, poses, latents, cameras, streams, strict=True)]
-
-    def _moved_on(
-        self, state: WorldState, poses: Sequence[Pose], latents: Tensor, cameras: Tensor, stream: tuple[Any, ...]
-    ) -> WorldState:
-        """The state some steps later, its memory as it was; latents `[t, c, h, w]` are what its future is made from."""
-        return replace(
-            state,
-            pose=poses[-1],
-            history=self._latest(state.history, latents),
-            history_cameras=self._latest(state.history_cameras, cameras),
-            step_index=state.step_index + len(poses) // FRAMES_PER_STEP,
-            stream=stream,
-        )
-
-    def _latest(self, before: Tensor, new: Tensor) -> Tensor:
-        """As many of `[t, ...]` and what came behind it as a history holds; nothing else is kept in memory with it."""
-        new = new[-self.model.settings.history :]
-        left = self.model.settings.history - len(new)
-        return torch.cat([before[max(len(before) - left, 0) :], new])
+    # States
 
     @torch.no_grad()
-    def prompted(self, state: WorldState, prompt: str) -> WorldState:
-        """The same state, its future conditioned on another prompt.
-
-        Raises:
-            ValueError: a prompt that is too long.
-        """
+    def with_prompt(self, state: WorldState, prompt: str) -> WorldState:
+        """The same state, with its future conditioned on another prompt; ValueError for one that is too long."""
         return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
 
-    def close(self) -> None:
-        """Nothing is held outside Python; here for the protocol."""
+    @torch.no_grad()
+    def current_frame(self, state: WorldState) -> np.ndarray:
+        """The latest frame of a state, uint8 `[H, W, 3]`."""
+        return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
 
-    def _cameras(self, poses: Sequence[Sequence[Pose]]) -> Tensor:
-        """`[b, t, 4, 4, 4]`."""
-        if len({len(each) for each in poses}) != 1 or len(poses[0]) % FRAMES_PER_STEP or not poses[0]:
-            counts = [len(each) for each in poses]
-            raise ValueError(f"every state takes {FRAMES_PER_STEP} poses a step, all as many steps; got {counts} poses")
-        stacked = np.array([[pose.world_from_camera for pose in each] for each in poses])
-        cameras = torch.tensor(stacked, dtype=torch.float32, device=self.device)
-        return cameras.unflatten(1, (-1, FRAMES_PER_STEP))
+    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A state as contiguous tensors by name, and as metadata that JSON can hold."""
+        return serialization.pack_state(state)
+
+    def unpack(self, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> WorldState:
+        """The state that `pack` described, bit for bit."""
+        return serialization.unpack_state(tensors, metadata, self.device)
+
+    def close(self) -> None:
+        """Does nothing: the world holds no resource outside of Python. The World protocol has it."""
+
+    # Parts of a start
+
+    def _check_memory(self, memory: MosaicMemory | None) -> MosaicMemory:
+        fingerprint, shape = self.model.memory_fingerprint, self.layout.latent_shape
+        return initialization.check_memory(memory, self.capacity, fingerprint, shape, self.layout.intrinsics.device)
+
+    def _first_image(self, start: Start) -> tuple[np.ndarray, str]:
+        """The first image, uint8 `[H, W, 3]`, and the prompt."""
+        model, prompt = self.model, start.prompt
+        if start.image is not None:
+            shape = (*self.layout.frame_size, 3)
+            return initialization.check_pixels("a start image", start.image, shape), prompt or ""
+        if len(model.start_images):
+            image, caption = initialization.draw_start_view(model.start_images, model.start_prompts, start.seed)
+            return image, caption if prompt is None else prompt
+        prompt = initialization.DEFAULT_PROMPT if prompt is None else prompt
+        options = prompt, start.seed, self.denoising_steps, self._negative_text
+        return initialization.generate_first_image(model, self.layout, *options), prompt
+
+    @torch.no_grad()
+    def _start_in_memory(
+        self, memory: MosaicMemory, pose: Pose | None, prompt: str, seed: int
+    ) -> tuple[WorldState, View]:
+        """A body at rest in a memory. Its first view is generated, because no true frame shows it."""
+        last = memory.keyframes[-1]
+        pose = Pose(last.world_from_keyframe.double().cpu().numpy()) if pose is None else pose
+        latents, cameras = last.latent[None], last.world_from_camera[None]
+        if self.model.codec.restarts:  # a clip starts with a single image
+            cameras = cameras[:, -1:].expand(-1, FRAMES_PER_STEP, -1, -1)
+        state = initialization.state_at_rest(self.model, pose, latents, cameras, memory, prompt, seed)
+        state = replace(state, step_index=initialization.FIRST_FRAME_STEP)
+        (state,), (view,) = self.generate([state], [[pose] * FRAMES_PER_STEP])
+        *before, newest = state.memory.keyframes
+        memory = replace(state.memory, keyframes=(*before, replace(newest, step=0)))
+        # No action has been taken, so there is no reward and no termination yet.
+        return replace(state, memory=memory, step_index=0), replace(view, reward=0.0, terminated=False)
+
+    @out_of_memory_guard("encoding the first frame")
+    @torch.no_grad()
+    def _start_from(
+        self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str, memory: MosaicMemory
+    ) -> tuple[WorldState, Tensor]:
+        """The state after checked first frames, and the depth `[H, W]` of the last one, metres."""
+        model = self.model
+        latents = model.codec.encode(initialization.frames_tensor(frames, self.device))  # [1, c, h, w]
+        cameras = generation.camera_tensor([poses], self.device)
+        state = initialization.state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
+        known_depth_m = self.retrieve([state], cameras).depth_m if len(memory) else None
+        context = model, self.layout, self.atlas, memory, known_depth_m
+        keyframe, depth_m = initialization.lift_true_frames(*context, frames, latents, cameras[0], 0)
+        return replace(state, memory=memory.update(keyframe)), depth_m
+
+    see_chunk = renamed_method("see_chunk", "generate_clip")  # old spelling
+    begin = renamed_method("begin", "start_from_frames")  # old spelling

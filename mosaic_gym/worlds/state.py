@@ -1,38 +1,33 @@
-"""The learned world's state, as a value, and as what a file holds of it."""
+"""The state of the learned world, as a value: everything that the next step depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mosaic_gym.geometry.control import Pose
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.mosaic import MosaicMemory
-
-ALIGNMENT = 64
-"""Bytes, at a multiple of which torch's own tensors begin."""
-_MEMORY = "memory."
-_STREAM = "stream."
 
 
 @dataclass(frozen=True)
 class WorldState:
-    """Everything a future depends on, as a value; stepping returns a new one, and forks share what is equal.
+    """One episode of the learned world at one step. Stepping returns a new state; forks share what is equal.
 
     Attributes:
-        pose: of the body.
-        history: `[t, c, h, w]`, the most recent latent frames, oldest first.
-        history_cameras: float32 `[t, 4, 4, 4]`, world_from_camera, metres.
+        pose: camera pose and velocity of the body.
+        history: `[t, c, h, w]`, the latest latent frames, oldest first.
+        history_cameras: float32 `[t, 4, 4, 4]`, world_from_camera of their video frames, metres.
         memory: the keyframes of the episode.
-        prompt: the text, and `text` `[l, d]` what the encoder made of it.
-        seed: noise of step i is drawn from (seed, i); there is no hidden generator.
-        step_index: steps made since the start.
-        stream: where the decoding of the present clip stands; () for a codec whose latents stand alone, and one latent
-            where every step begins a clip of its own.
+        prompt: the text that conditions generation.
+        text: `[l, d]`, the text encoder's output for `prompt`.
+        seed: the noise of step i is drawn from (seed, i); there is no hidden generator.
+        step_index: steps since the start.
+        stream: the decoder's position in the current clip. Empty for a codec that decodes every latent frame by
+            itself; one latent where every step starts a clip of its own.
     """
 
     pose: Pose
@@ -48,7 +43,7 @@ class WorldState:
 
 @dataclass(frozen=True)
 class LatentObservation:
-    """What a step in latents alone shows.
+    """The result of a step that stays in latent space.
 
     Attributes:
         latent: `[c, h, w]`.
@@ -59,46 +54,36 @@ class LatentObservation:
     coverage: float
 
 
-def aligned(value: Tensor) -> Tensor:
-    """The tensor, copied if it begins where no tensor of torch's own does.
+def advance_state(
+    state: WorldState,
+    poses: Sequence[Pose],
+    latents: Tensor,
+    cameras: Tensor,
+    stream: tuple[Any, ...],
+    history_length: int,
+) -> WorldState:
+    """The state after new latent frames, with its memory unchanged.
 
-    What is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
+    Args:
+        state: before them.
+        poses: four for each step, in order.
+        latents: `[t, c, h, w]`, the frames that the next step is conditioned on.
+        cameras: `[t, 4, 4, 4]`, theirs, metres.
+        stream: the decoder's position after them.
+        history_length: latent frames that a history holds.
     """
-    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
+    return replace(
+        state,
+        pose=poses[-1],
+        history=_latest(state.history, latents, history_length),
+        history_cameras=_latest(state.history_cameras, cameras, history_length),
+        step_index=state.step_index + len(poses) // FRAMES_PER_STEP,
+        stream=stream,
+    )
 
 
-class Keeping:
-    """The part of `MosaicWorld` that puts states away and fetches them."""
-
-    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a file must hold of a state: tensors by name, and what JSON can say."""
-        memory, about_memory = state.memory.tensors()
-        tensors = {_MEMORY + name: value for name, value in memory.items()}
-        for name in ("history", "history_cameras", "text"):
-            tensors[name] = getattr(state, name).contiguous()
-        tensors["world_from_camera"] = torch.from_numpy(state.pose.world_from_camera.copy())
-        tensors["velocity_m"] = torch.from_numpy(np.asarray(state.pose.velocity_m).copy())
-        for index, part in enumerate(state.stream):
-            if isinstance(part, Tensor):
-                tensors[f"{_STREAM}{index}"] = part.contiguous()
-        kept = [None if isinstance(part, Tensor) else [part] for part in state.stream]
-        told = {"prompt": state.prompt, "seed": state.seed, "step_index": state.step_index, "stream": kept}
-        return tensors, {"memory": about_memory, **told}
-
-    def unpack(self, tensors: Mapping[str, Tensor], about: dict[str, Any]) -> WorldState:
-        """The state that `pack` described, bit for bit."""
-        moved = {name: aligned(value.to(self.device)) for name, value in tensors.items()}
-        memory = {name.removeprefix(_MEMORY): value for name, value in moved.items() if name.startswith(_MEMORY)}
-        return WorldState(
-            pose=Pose(tensors["world_from_camera"].cpu().numpy(), tensors["velocity_m"].cpu().numpy()),
-            history=moved["history"],
-            history_cameras=moved["history_cameras"],
-            memory=MosaicMemory.from_tensors(memory, about["memory"]),
-            prompt=about["prompt"],
-            text=moved["text"],
-            seed=about["seed"],
-            step_index=about["step_index"],
-            stream=tuple(
-                moved[f"{_STREAM}{index}"] if kept is None else kept[0] for index, kept in enumerate(about["stream"])
-            ),
-        )
+def _latest(before: Tensor, new: Tensor, length: int) -> Tensor:
+    """The last `length` rows of both, in a tensor of their own: a view would keep the others in memory."""
+    new = new[-length:]
+    left = length - len(new)
+    return torch.cat([before[max(len(before) - left, 0) :], new])

@@ -45,14 +45,14 @@ def asked(world: MosaicWorld, state: WorldState, turns: int = 1) -> torch.Tensor
 def by_heart(world: MosaicWorld, state: WorldState, cameras: torch.Tensor) -> torch.Tensor:
     """The atlas's pictures `[4, 3, H, W]` of a view `[1, 1, 4, 4, 4]` of a state that was recognised at `ON_MAP`."""
     places = carried(place_of(cameras[0, 0]), place_of(state.history_cameras[-1, -1]), ON_MAP[:3])
-    return world.model.atlas.picture(places, world.k)[0].clamp(-1, 1)
+    return world.model.atlas.picture(places, world.layout.intrinsics)[0].clamp(-1, 1)
 
 
 def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
     state = recognised_state(world, 1)
     cameras = asked(world, state, turns=2)
-    plain = world.recall([state], cameras)
-    beside = world.recall([state], cameras, world.pictures([state], cameras))
+    plain = world.retrieve([state], cameras)
+    beside = world.retrieve([state], cameras, world.map_views([state], cameras))
     covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
     assert 0.2 < covered.float().mean() < 1.0
     pictures = by_heart(world, state, cameras)[None]
@@ -70,7 +70,7 @@ def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there
     turned, aside = asked(world, state), asked(world, state, turns=2)
     aside[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])
     for cameras, least, most in ((turned, 0.8, 1.0), (aside, 0.01, 0.3)):
-        beside = world.recall([state], cameras, world.pictures([state], cameras))
+        beside = world.retrieve([state], cameras, world.map_views([state], cameras))
         covered, reliance = beside.pixels_covered, beside.reliance
         assert not reliance[~covered].any()
         assert least < float(reliance[covered].mean()) <= most
@@ -89,12 +89,12 @@ def complete_codec() -> LinearCodec:
 def test_a_place_that_is_not_recognised_is_not_filled(world):
     state = recognised_state(world, 2, torch.zeros(4))
     cameras = asked(world, state, turns=2)
-    assert world.pictures([state], cameras) == [None]
-    plain = world.recall([state], cameras, [None])
+    assert world.map_views([state], cameras) == [None]
+    plain = world.retrieve([state], cameras, [None])
     assert torch.equal(plain.pictures, plain.stills)
     assert plain.conditioning_latent is plain.warped
     without = MosaicWorld(world.model, atlas=False)
-    assert without.pictures([recognised_state(world, 2)], cameras) == [None]
+    assert without.map_views([recognised_state(world, 2)], cameras) == [None]
 
 
 def test_from_a_place_that_is_only_supposed_holes_are_filled_and_nothing_else(world):
@@ -102,16 +102,16 @@ def test_from_a_place_that_is_only_supposed_holes_are_filled_and_nothing_else(wo
     known, supposed = recognised_state(world, 1), recognised_state(world, 1, ON_MAP * torch.tensor([1, 1, 1, SUPPOSED]))
     cameras = asked(world, known, turns=2)
     cameras[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])  # from aside, where memory is not to be relied on much
-    pictures = world.pictures([supposed], cameras)
-    plain, beside = world.recall([supposed], cameras), world.recall([supposed], cameras, pictures)
+    pictures = world.map_views([supposed], cameras)
+    plain, beside = world.retrieve([supposed], cameras), world.retrieve([supposed], cameras, pictures)
     covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
     drawn = by_heart(world, supposed, cameras)[None]
     assert torch.allclose(beside.pictures, torch.where(covered, plain.stills, drawn), atol=1e-5)
     assert torch.equal(beside.stills, beside.pictures)
     expected = world.model.codec.decode(beside.conditioning_latent)
     assert torch.allclose(expected[covered], plain.stills[covered], atol=1e-3)
-    both = world.recall([known, supposed], cameras.expand(2, -1, -1, -1, -1), pictures * 2)
-    assert torch.equal(both.pictures[0], world.recall([known], cameras, pictures).pictures[0])
+    both = world.retrieve([known, supposed], cameras.expand(2, -1, -1, -1, -1), pictures * 2)
+    assert torch.equal(both.pictures[0], world.retrieve([known], cameras, pictures).pictures[0])
     assert torch.equal(both.pictures[1], beside.pictures[0])
     # Walls that are only supposed stop nobody: they could stand in what was seen.
     around, lifted = world.obstacles([known, supposed])
@@ -137,16 +137,18 @@ def test_whoever_walks_off_the_edge_of_the_map_is_no_longer_on_it(world):
     state = recognised_state(world, 1)
     far = state.pose.world_from_camera.copy()
     far[0, 3] += 1.5 * side_m
-    _, views = world.see([state] * 2, [[state.pose] * 4, [dataclasses.replace(state.pose, world_from_camera=far)] * 4])
+    _, views = world.generate(
+        [state] * 2, [[state.pose] * 4, [dataclasses.replace(state.pose, world_from_camera=far)] * 4]
+    )
     assert [view.on_map for view in views] == [True, False]
 
 
 def test_one_whose_place_is_known_does_not_change_another(world):
     states = [recognised_state(world, 1), recognised_state(world, 2, torch.zeros(4))]
     cameras = torch.cat([asked(world, state, turns=2) for state in states])
-    pictures = world.pictures(states, cameras)
+    pictures = world.map_views(states, cameras)
     assert pictures[0] is not None and pictures[1] is None
-    together, plain = world.recall(states, cameras, pictures), world.recall(states, cameras)
+    together, plain = world.retrieve(states, cameras, pictures), world.retrieve(states, cameras)
     assert not torch.equal(together.stills[0], plain.stills[0])
     for name in ("stills", "pictures"):
         assert torch.equal(getattr(together, name)[1], getattr(plain, name)[1])
@@ -167,11 +169,11 @@ def test_a_clip_and_a_kept_state_know_their_place(world):
     states = [recognised_state(world, 1), recognised_state(world, 2, torch.tensor([3.0, 9.0, 0.3, 1.0]))]
     clips = [torch.cat([asked(world, state, turns=turns)[0] for turns in (2, 3)]) for state in states]
     cameras = torch.stack(clips)  # [2, 2, 4, 4, 4]
-    together = world.recall(states, cameras, world.pictures(states, cameras))
+    together = world.retrieve(states, cameras, world.map_views(states, cameras))
     for i, state in enumerate(states):
         for k in range(2):
             one = cameras[i : i + 1, k : k + 1]
-            alone = world.recall([state], one, world.pictures([state], one))
+            alone = world.retrieve([state], one, world.map_views([state], one))
             for name in ("stills", "pictures"):
                 assert torch.allclose(getattr(together, name)[2 * i + k], getattr(alone, name)[0], atol=1e-5)
     again = world.unpack(*world.pack(states[0]))
@@ -184,14 +186,14 @@ def test_a_world_that_forgets_does_not_know_its_place(world):
     forgetful = MosaicWorld(world.model, capacity=0)
     state, _ = forgetful.start(Start(seed=1))
     cameras = asked(forgetful, state)
-    assert forgetful.pictures([state], cameras) == [None]
+    assert forgetful.map_views([state], cameras) == [None]
 
 
 def test_dreamt_frames_are_not_believed_about_where_they_are(world):
     state = recognised_state(world, 1)
     poses = [world.control.advance(state.pose, RIGHT)]
     poses.append(world.control.advance(poses[0][-1], RIGHT))
-    (after,), _ = world.see_chunk([state], [[*poses[0], *poses[1]]])
+    (after,), _ = world.generate_clip([state], [[*poses[0], *poses[1]]])
     first, *dreamt = after.memory.keyframes
     assert first.trust == 1.0 and [keyframe.is_from_atlas for keyframe in dreamt] == [True, True]
     for keyframe in dreamt:
@@ -212,7 +214,7 @@ def test_what_was_dreamt_by_heart_is_drawn_anew_and_nothing_else_is_lost(world):
     known, lost = recognised_state(world, 1), recognised_state(world, 2, torch.zeros(4))
     states, _ = world.step([known, lost], np.stack([RIGHT, -RIGHT]))
     cameras = torch.cat([asked(world, state) for state in states])
-    stills = world.recall(states, cameras).stills
+    stills = world.retrieve(states, cameras).stills
     assert torch.equal(stills[0], recalled_from(world, states[0], 0))
     assert torch.equal(stills[1], recalled_from(world, states[1], 0, 1))
     assert not torch.equal(stills[0], recalled_from(world, states[0], 0, 1))
@@ -221,9 +223,9 @@ def test_what_was_dreamt_by_heart_is_drawn_anew_and_nothing_else_is_lost(world):
     first, dreamt = states[1].memory.keyframes
     memory = dataclasses.replace(states[1].memory, keyframes=(dataclasses.replace(first, place=ON_MAP), dreamt))
     found = dataclasses.replace(states[1], memory=memory)
-    assert torch.equal(world.recall([found], cameras[1:]).stills[0], stills[1])
+    assert torch.equal(world.retrieve([found], cameras[1:]).stills[0], stills[1])
     edited = dataclasses.replace(states[0], memory=states[0].memory.edited({}, None))
-    assert torch.equal(world.recall([edited], cameras[:1]).stills[0], recalled_from(world, states[0], 0, 1))
+    assert torch.equal(world.retrieve([edited], cameras[:1]).stills[0], recalled_from(world, states[0], 0, 1))
 
 
 def test_the_last_frame_alone_is_recalled_though_it_was_drawn_by_heart(world):
@@ -234,7 +236,7 @@ def test_the_last_frame_alone_is_recalled_though_it_was_drawn_by_heart(world):
     still = np.zeros((1, 3))
     (after,), _ = forgetful.step([state], still)
     (only,) = after.memory.keyframes
-    assert only.is_from_atlas and forgetful.pictures([after], asked(forgetful, after)) == [None]
+    assert only.is_from_atlas and forgetful.map_views([after], asked(forgetful, after)) == [None]
     _, (view,) = forgetful.step([after], still)
     assert view.coverage > 0.5
 

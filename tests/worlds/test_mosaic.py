@@ -88,7 +88,15 @@ def test_a_context_for_one_look_gives_what_one_that_is_kept_gives(world):
     retrieved = world.retrieve(states, cameras)
     assert retrieved.patch_exists.any() and not retrieved.patch_exists.all(), "some rows are padding"
     history, text = (torch.stack([getattr(state, name) for state in states]) for name in ("history", "text"))
-    where = history, cameras, retrieved, cameras, world.k.expand(2, 3, 3), (world.height, world.width), text
+    where = (
+        history,
+        cameras,
+        retrieved,
+        cameras,
+        world.layout.intrinsics.expand(2, 3, 3),
+        (world.height, world.width),
+        text,
+    )
     transformer = world.model.transformer
     noise, time = torch.randn_like(history), torch.tensor([1000.0, 400.0])
     with torch.no_grad():
@@ -123,7 +131,7 @@ def test_truly_seen_frames_are_generation_zero_and_dreamt_ones_are_not(world):
     poses = [state.pose] * 4
     seen = world.observe(state, view.frames, poses)
     assert float(seen.memory.keyframes[-1].generation.max()) == 0.0
-    (dreamt,), _ = world.see([state], [poses])
+    (dreamt,), _ = world.generate([state], [poses])
     assert float(dreamt.memory.keyframes[-1].generation.min()) >= 1.0
 
 
@@ -373,9 +381,9 @@ def test_what_is_seen_is_checked(world):
         with pytest.raises(ValueError, match=said):
             world.observe(state, frames, of)
         with pytest.raises(ValueError, match=said):
-            world.begin(frames, of, 0, "")
+            world.start_from_frames(frames, of, 0, "")
     with pytest.raises(ValueError, match="2 states take the poses of 2 bodies; got those of 1"):
-        world.see([state, state], [poses])
+        world.generate([state, state], [poses])
 
 
 def test_a_saved_world_does_not_tell_where_its_parts_came_from(tmp_path):

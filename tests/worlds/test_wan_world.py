@@ -15,7 +15,9 @@ import mosaic_gym  # noqa: F401, registers the ids
 from mosaic_gym import Start, check_world
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP
 from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.worlds.generation import camera_tensor
 from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.spatial_memory import estimate_depth
 from tests.tiny import save_depth, tiny_model
 from tests.tiny_wan import CHANNELS, SIZE, save_pipeline, tiny_pipeline
 
@@ -79,7 +81,7 @@ def test_a_first_frame_follows_the_prompt_and_the_seed(world):
     shown = [world.start(Start(seed, prompt=prompt))[1].frames for seed, prompt in asked]
     assert not np.array_equal(shown[0], shown[1]) and not np.array_equal(shown[0], shown[2])
     state, _ = world.start(Start(1, prompt="red"))
-    one, other = (world.step([each], FORWARD)[1][0] for each in (state, world.prompted(state, "hall")))
+    one, other = (world.step([each], FORWARD)[1][0] for each in (state, world.with_prompt(state, "hall")))
     assert not np.array_equal(one.frames, other.frames)
 
 
@@ -89,7 +91,7 @@ def test_each_step_begins_from_the_last_frame_and_a_students_clip_goes_on(kwargs
     last = torch.from_numpy(view.frames).float().permute(0, 3, 1, 2)[None] / 127.5 - 1
     assert torch.allclose(state.history[0], world.model.codec.encode(last)[0], atol=0.05)
     with pytest.raises(RuntimeError, match="ask for pixels"):
-        world.foresee([state], FORWARD)
+        world.step_latents([state], FORWARD)
     student = MosaicWorld.from_pretrained(**{**kwargs, "loading": {**kwargs["loading"], "causal": True}}, size=SIZE)
     state, _ = student.start(Start(1))
     latents = [state.history[-1]]
@@ -119,12 +121,12 @@ def test_a_chunk_is_one_clip_and_memory_is_written_behind_it(world):
     poses = world.control.advance(state.pose, FORWARD[0])
     onward = replace(poses[-1])
     poses = [*poses, *world.control.advance(onward, TURN[0])]
-    (after,), (views,) = world.see_chunk([state], [poses])
+    (after,), (views,) = world.generate_clip([state], [poses])
     assert len(views) == 2 and [view.keyframes for view in views] == [2, 3] and after.step_index == 2
     assert views[1].frames.shape == (FRAMES_PER_STEP, *SIZE, 3)
     assert np.allclose(after.pose.world_from_camera, poses[-1].world_from_camera)
     with pytest.raises(ValueError, match="4 poses a step"):
-        world.see_chunk([state], [poses[:6]])
+        world.generate_clip([state], [poses[:6]])
 
 
 @pytest.mark.parametrize("kind", ["student", "trained from scratch"])
@@ -143,9 +145,9 @@ def test_a_causal_network_makes_a_clip_frame_by_frame(kwargs, kind):
         for _ in range(3):
             poses += world.control.advance(poses[-1], action)
         paths.append(poses[1:])
-    after, clips = world.see_chunk(states, paths)
+    after, clips = world.generate_clip(states, paths)
     for k in range(3):
-        states, views = world.see(states, [path[4 * k : 4 * k + 4] for path in paths])
+        states, views = world.generate(states, [path[4 * k : 4 * k + 4] for path in paths])
         for clip, view in zip(clips, views, strict=True):
             assert np.abs(clip[k].frames.astype(int) - view.frames).max() <= 1
             assert (clip[k].reward, clip[k].terminated) == (view.reward, view.terminated)
@@ -156,7 +158,7 @@ def test_a_causal_network_makes_a_clip_frame_by_frame(kwargs, kind):
 @pytest.mark.parametrize("told", ["patches", "warped"])
 def test_memory_reaches_the_picture(world, told):
     state, _ = world.start(Start(1))
-    cameras = world._cameras([world.control.advance(state.pose, FORWARD[0])])
+    cameras = camera_tensor([world.control.advance(state.pose, FORWARD[0])], world.device)
     retrieved = world.retrieve([state], cameras)
     assert retrieved.patch_exists.any() and retrieved.pixels_covered.any()
     assert retrieved.patches.shape[-1] == retrieved.warped.shape[1] * 4  # a patch is what a token spans
@@ -164,19 +166,25 @@ def test_memory_reaches_the_picture(world, told):
         silent = replace(retrieved, patch_exists=torch.zeros_like(retrieved.patch_exists))
     else:
         silent = replace(retrieved, warped_share=torch.zeros_like(retrieved.warped_share))
-    one, other = (world.denoised([state], each, cameras) for each in (retrieved, silent))
+    one, other = (world.sample([state], each, cameras) for each in (retrieved, silent))
     assert (one - other).abs().max() > 1e-4
 
 
 def test_what_covers_only_frames_before_the_last_is_no_clean_token(world):
     state, _ = world.start(Start(1))
-    cameras = world._cameras([world.control.advance(state.pose, FORWARD[0])])
+    cameras = camera_tensor([world.control.advance(state.pose, FORWARD[0])], world.device)
     cameras[:, :, 3] = cameras[:, :, 3] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))  # turned about
     retrieved = world.retrieve([state], cameras)
     shown = retrieved.pixels_covered[0].float().mean((1, 2))
     assert (shown[:3] > 0.5).all() and shown[3] == 0
     context = world.model.transformer.read(
-        state.history[None], state.history_cameras[None], retrieved, cameras, world.k[None], SIZE, state.text[None]
+        state.history[None],
+        state.history_cameras[None],
+        retrieved,
+        cameras,
+        world.layout.intrinsics[None],
+        SIZE,
+        state.text[None],
     )
     assert not world.model.transformer._warped_tokens(context, 1).exists.any()
 
@@ -192,7 +200,7 @@ def test_a_relative_depth_model_lets_the_body_move_and_keeps_the_scale_of_its_fi
     answering(1.0)
     state, first = world.start(Start(1))
     assert np.median(first.depth_m) == pytest.approx(3.0, rel=0.05)
-    (poses,) = world.move([state], FORWARD)
+    (poses,) = world.advance([state], FORWARD)
     assert np.linalg.norm(poses[-1].world_from_camera[:3, 3]) > 0.1
     answering(7.0)
     noop = np.zeros((1, 3))
@@ -204,7 +212,9 @@ def test_a_relative_depth_model_lets_the_body_move_and_keeps_the_scale_of_its_fi
     world.model.depth.model = lambda pixel_values: SimpleNamespace(predicted_depth=near)
     half = torch.full(SIZE, torch.inf)
     half[:, : SIZE[1] // 2] = torch.from_numpy(first.depth_m)[:, : SIZE[1] // 2]
-    aligned = world._estimate_depth(torch.zeros(1, 1, 4, 3, *SIZE), SimpleNamespace(depth_m=half[None]))[0, 0]
+    aligned = estimate_depth(
+        world.model.depth, torch.zeros(1, 1, 4, 3, *SIZE), SimpleNamespace(depth_m=half[None]), world.layout.intrinsics
+    )[0, 0]
     known = slice(None), slice(SIZE[1] // 2)
     assert np.allclose(aligned[known], first.depth_m[known], rtol=0.02)
 
@@ -218,7 +228,7 @@ def test_two_minutes_do_not_outgrow_the_capacity(kwargs):
         poses = [state.pose]
         for step in range(48):
             poses.extend(world.control.advance(poses[-1], (FORWARD, TURN)[step % 2][0]))
-        (state,), (views,) = world.see_chunk([state], [poses[1:]])
+        (state,), (views,) = world.generate_clip([state], [poses[1:]])
         sizes.append(len(state.memory))
         streams.append(sum(part.numel() for part in state.stream if isinstance(part, torch.Tensor)))
         assert np.isfinite(views[-1].depth_m).all()
@@ -238,7 +248,7 @@ def test_a_state_holds_no_more_than_some_latents(world):
     for state in (
         *states,
         *world.step(states, np.concatenate([FORWARD, TURN]))[0],
-        *world.see_chunk(states, [[*path, *world.control.advance(path[-1], TURN[0])] for path in poses])[0],
+        *world.generate_clip(states, [[*path, *world.control.advance(path[-1], TURN[0])] for path in poses])[0],
         world.observe(states[0], np.zeros((FRAMES_PER_STEP, *SIZE, 3), dtype=np.uint8), poses[0]),
     ):
         assert held(part for part in state.stream if isinstance(part, torch.Tensor)) <= a_latent
@@ -252,7 +262,9 @@ def test_what_decoding_goes_on_from_follows_from_the_last_latent_bit_for_bit(wor
     (state,), _ = world.step([state], FORWARD)
     with torch.no_grad():
         shown, clip = codec.decode_next(state.history, [()])
-        assert np.array_equal(world.look(state), ((shown[0, -1] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+        assert np.array_equal(
+            world.current_frame(state), ((shown[0, -1] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        )
     (one,), (view,) = world.step([state], TURN)
     (other,), (same,) = world.step([replace(state, stream=clip[0])], TURN)
     assert len(clip[0]) > 8 and np.array_equal(view.frames, same.frames) and torch.equal(one.history, other.history)
@@ -286,8 +298,8 @@ def test_whatever_finds_no_room_is_named(world, monkeypatch, part, component):
         "memory": lambda: world.start(Start(1, memory=state.memory)),
         "step": lambda: world.step([state], rest),
         "observe": lambda: world.observe(state, four, path),
-        "prompted": lambda: world.prompted(state, "hall"),
-        "look": lambda: world.look(state),
+        "prompted": lambda: world.with_prompt(state, "hall"),
+        "look": lambda: world.current_frame(state),
     }
     place = {
         "transformer": (model.transformer, "forward"),
@@ -295,8 +307,8 @@ def test_whatever_finds_no_room_is_named(world, monkeypatch, part, component):
         "encoder": (model.codec.vae, "encode"),
         "decoder": (model.codec.vae.decoder, "forward"),
         "depth": (model.depth, "estimate"),
-        "lift": ("mosaic_gym.worlds.remembering.lift",),
-        "recall": ("mosaic_gym.worlds.remembering.recall",),
+        "lift": ("mosaic_gym.worlds.spatial_memory.lift",),
+        "recall": ("mosaic_gym.worlds.spatial_memory.retrieve",),
     }[part]
     needs = {
         "transformer": {"prompt alone", "memory", "step"},
