@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mosaic_gym.evaluation import demo, stages, wan
 from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval
@@ -15,6 +16,7 @@ from mosaic_gym.evaluation.speed import steps as speed
 from mosaic_gym.evaluation.suites import atlas, collision, depth, paths, revisit
 from mosaic_gym.evaluation.suites.paths import ahead_path, collect
 from mosaic_gym.evaluation.suites.revisit_figures import GOALS
+from mosaic_gym.evaluation.suites.transfer import config as transfer
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.worlds.protocol import Start
@@ -77,8 +79,8 @@ def test_collision_command(capsys):
     assert len(figures) == 6 and all(kind in said for kind in figures)
     known, alone = (figures[f"backward, never seen, {name}"] for name in ("memory and map", "memory alone"))
     assert known["steps"] == alone["steps"] > 0 and known["stopped"] < alone["stopped"]
-    with pytest.raises(ValueError, match="at least 2 paths"):
-        collision.evaluate(collision.Config(paths=1))
+    with pytest.raises(ValueError, match="--paths is a whole number from 2; got 1"):
+        collision.Config(paths=1)
 
 
 def test_speed_is_measured_with_a_memory_that_fills(checkpoint):
@@ -115,16 +117,29 @@ def test_the_demo_leaves_a_video_a_sheet_and_both_tables(checkpoint, tmp_path, c
     assert "on 2 held-out paths" in said and said.count("card: 1.500") == len(GOALS)
     assert (tmp_path / "out" / "out_and_back.mp4").stat().st_size > 10_000
     assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    with Image.open(tmp_path / "out" / "demo.webp") as animation:
+        assert animation.n_frames > 100 and animation.width > 3 * 3 * 64
 
 
-def test_counts_that_measure_nothing_are_refused():
-    with pytest.raises(ValueError, match="at least 1 step"):
-        speed.evaluate(speed.Config(steps=0))
-    with pytest.raises(ValueError, match="at least 1 path"):
-        depth.evaluate(depth.Config(paths=0))
-    for config in (demo.Config(path=-1), demo.Config(paths=1)):
-        with pytest.raises(ValueError, match="counts from 0"):
-            demo.demo(config)
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (speed.Config, {"steps": 0}),
+        (speed.Config, {"warm_up": -1}),
+        (speed.Config, {"members": 1.5}),
+        (depth.Config, {"paths": 0}),
+        (revisit.Config, {"denoising_steps": 0}),
+        (revisit.Config, {"workers": 0}),
+        (demo.Config, {"path": -1}),
+        (demo.Config, {"paths": 1}),
+        (transfer.Config, {"simulator_steps": -1}),
+        (transfer.Config, {"runs": True}),
+    ],
+)
+def test_options_that_measure_nothing_are_refused_when_the_config_is_made(kind, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is a whole number from .*; got {value}"):
+        kind(**wrong)
 
 
 TINY_WAN = wan.Config(

@@ -150,7 +150,7 @@ def test_arms_differ_in_what_they_may_know():
         differ.append(len({frames.tobytes() for frames in shown.values()}))
     # Where the last frame shows all that is in view, having more memory shows nothing else.
     assert max(differ) == 6 and min(differ) >= 5
-    covered = variants.world.covered(state, path.poses(path.history))
+    covered = variants.world.coverage_mask(state, path.poses(path.history))
     assert 0 < measure_ahead(path, shown["memory"], covered)["psnr"] < 60
     true = path.views[path.history].frames
     half = np.zeros((4, 48, 64), dtype=bool)
@@ -172,8 +172,8 @@ def test_the_command_writes_every_named_figure(tmp_path):
     assert len(told["seeds_ahead"]) == len(told["seeds_return"]) == told["paths"] == 2
     assert told["denoising_steps"] == 1 and told["threads"] >= 1
     assert list((tmp_path / "sheets").glob("*.png"))
-    with pytest.raises(ValueError, match="at least 2 paths"):
-        evaluate(Config(paths=1))
+    with pytest.raises(ValueError, match="--paths is a whole number from 2; got 1"):
+        Config(paths=1)
 
 
 def test_pictures_show_every_arm_and_the_video_plays(path, tmp_path):

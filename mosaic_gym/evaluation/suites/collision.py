@@ -1,4 +1,4 @@
-"""Where the learned world stops the camera at walls, against the simulator: at walls in view, and at walls never seen."""
+"""Where the learned world stops the camera at walls, in view or never seen, compared with the simulator."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def walk(
     errors = PositionErrors()
     for seed in seeds:
         true_state, view = simulator.start(Start(seed=seed))
-        state = learned.begin(view.frames, [Pose(camera) for camera in view.world_from_camera], seed, "")
+        state = learned.start_from_frames(view.frames, [Pose(camera) for camera in view.world_from_camera], seed, "")
         for index in range(WALK_STEPS if observing else LOOK_STEPS + WALK_STEPS):
             walking = observing or index >= LOOK_STEPS
             action_vector = np.array(ACTIONS[action if walking else "turn_right"])
             state, before_m = replace(state, pose=true_state.pose), true_state.pose.world_from_camera[:3, 3]
-            predicted = learned.move([state], action_vector[None])[0][-1]
+            predicted = learned.advance([state], action_vector[None])[0][-1]
             free = learned.control.advance(true_state.pose, action_vector)[-1]
             (true_state,), (view,) = simulator.step([true_state], action_vector[None])
             after_m = view.world_from_camera[-1, :3, 3]

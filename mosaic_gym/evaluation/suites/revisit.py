@@ -85,7 +85,7 @@ def measure_paths(
     results: dict[str, Any] = {"ahead": [], "return": [], "depth": relative_errors(model, ahead), "sheets": []}
     for path in ahead:
         state = variants.after_history(path)
-        covered = variants.world.covered(state, path.poses(path.history))
+        covered = variants.world.coverage_mask(state, path.poses(path.history))
         frames = {variant: variants.rollout(variant, [state], [path])[0] for variant in VARIANTS}
         results["ahead"].append({variant: measure_ahead(path, frames[variant], covered) for variant in VARIANTS})
         advance(1)

@@ -50,7 +50,7 @@ class Variants:
 
     def after_history(self, path: TruePath) -> WorldState:
         """The state after the path's history, with the history's true frames in memory."""
-        state = self.world.begin(path.views[0].frames, path.poses(0), path.seed, path.prompt)
+        state = self.world.start_from_frames(path.views[0].frames, path.poses(0), path.seed, path.prompt)
         for step in range(1, path.history):
             state = self.world.observe(state, path.views[step].frames, path.poses(step))
         return state
@@ -71,7 +71,7 @@ class Variants:
         for step in range(max(len(path.views) - path.history for path in paths)):
             active = [i for i, path in enumerate(paths) if path.history + step < len(path.views)]
             poses = [paths[i].poses(paths[i].history + step) for i in active]
-            next_states, views = world.see([states[i] for i in active], poses)
+            next_states, views = world.generate([states[i] for i in active], poses)
             for i, state, view in zip(active, next_states, views, strict=True):
                 states[i] = state
                 frames[i].append(view.frames)

@@ -1,1 +1,1 @@
-"""Does what was learned in the dream work in the engine?"""
+"""Does a policy that was trained in the learned world work in the simulator?"""

@@ -1,8 +1,8 @@
-"""The goal task at recorded places, where the dream remembers the recording.
+"""Goal tasks at recorded places, where the learned world has the recording in memory.
 
-`RecordedGoalTask` ends where the recorded walk went on to, so that dream and engine can play the same episodes.
-`generated_goals` is the goal task itself, whose scripted walk is generated: what is trained in the learned world
-meets the task that the simulator sets later.
+In `RecordedGoalTask` the goal is a place that the recorded walk came to later, so that the learned world and the
+simulator play the same episodes. `fixed_goal_task` is the ordinary goal task with generated scripted walks: a policy
+trained in the learned world meets the task that the simulator sets later.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recording:
-    """What an episode needs of a recorded one; S steps.
+    """The parts of a recorded episode that a task needs; S steps.
 
     Attributes:
-        frames: uint8 `[S, H, W, 3]`, the last of every step.
-        cameras: `[S, 4, 4]`, world_from_camera, metres, the last of every step.
-        actions: `[S, 3]`, which led to each step.
-        memory: of a dream that remembers the recording; None for the engine, which needs none.
+        frames: uint8 `[S, H, W, 3]`, the last frame of every step.
+        cameras: `[S, 4, 4]`, world_from_camera, metres, the last camera of every step.
+        actions: `[S, 3]`, the action before each step.
+        memory: of a learned world, with the recording in it; None for the simulator.
     """
 
     frames: np.ndarray
@@ -40,13 +40,16 @@ class Recording:
 
 
 class RecordedGoalTask(Reach):
-    """Reach the place that a recorded walk came to, from a place on its way.
+    """Reach a place that a recorded walk came to, from an earlier place of the walk.
 
-    The body of the recording only went ahead and turned in between, for some steps and until it was `far_m` away.
+    Between the two, the recorded camera only moved forward and turned. The walk has a random number of steps, and goes
+    on until it is `far_m` away.
 
     Args:
         recordings: at least one with such a walk.
-        reach_m, far_m, steps: as `GoalTask` takes them.
+        reach_m: as in `GoalTask`.
+        far_m: as in `GoalTask`.
+        steps: as in `GoalTask`.
 
     Raises:
         ValueError: no recording has such a walk.
@@ -61,47 +64,47 @@ class RecordedGoalTask(Reach):
     ) -> None:
         super().__init__(reach_m, far_m, steps)
         self.recordings = recordings
-        self.ways = [  # (recording, step, the steps that may be its goal)
-            (index, here, goals)
+        self.walks = [  # (recording, first step, steps that may be the goal)
+            (index, first, goals)
             for index, recording in enumerate(recordings)
-            for here in range(len(recording.frames))
-            if (goals := self._goals(recording, here))
+            for first in range(len(recording.frames))
+            if (goals := self._goals(recording, first))
         ]
-        if not self.ways:
+        if not self.walks:
             raise ValueError(f"no recording has a walk of {steps[0]} steps to {far_m} m away; record longer episodes")
 
-    def _goals(self, recording: Recording, here: int) -> list[int]:
-        """Where walks of as many steps as may be drawn, and as many more as they need to be far away, end."""
-        forward, strafe, turn = recording.actions[here + 1 : here + 1 + 3 * self.steps[1]].T
-        walked = (forward >= 0.99) | ((forward == 0) & (strafe == 0) & (np.abs(turn) == 1))
-        length = 1 + (len(walked) if walked.all() else int(walked.argmin()))
-        places_m = recording.cameras[here : here + length, [0, 2], 3]
+    def _goals(self, recording: Recording, first: int) -> list[int]:
+        """Last steps of the walks from a step, one for each number of steps that may be drawn, without duplicates."""
+        forward, strafe, turn = recording.actions[first + 1 : first + 1 + 3 * self.steps[1]].T
+        walking = (forward >= 0.99) | ((forward == 0) & (strafe == 0) & (np.abs(turn) == 1))
+        length = 1 + (len(walking) if walking.all() else int(walking.argmin()))
+        places_m = recording.cameras[first : first + length, [0, 2], 3]
         far = np.hypot(*(places_m - places_m[0]).T) >= self.far_m
-        drawn = range(self.steps[0], self.steps[1] + 1)
-        ends = {int(far[steps:].argmax()) + steps for steps in drawn if far[steps:].any()}
-        return sorted(here + end for end in ends)
+        counts = range(self.steps[0], self.steps[1] + 1)
+        ends = {int(far[count:].argmax()) + count for count in counts if far[count:].any()}
+        return sorted(first + end for end in ends)
 
     def sample_start_and_goal(self, world: World, starts: Sequence[Start]) -> list[StartAndGoal]:
-        """See `Task`. The same seed is the same scene, in the dream and in the engine."""
-        return [self._scene(world, start) for start in starts]
+        """See `Task`. A seed gives the same start and goal in the learned world and in the simulator."""
+        return [self._start_and_goal(world, start) for start in starts]
 
-    def _scene(self, world: World, start: Start) -> StartAndGoal:
+    def _start_and_goal(self, world: World, start: Start) -> StartAndGoal:
         rng = np.random.default_rng([start.seed, 2])
-        index, here, goals = self.ways[int(rng.integers(len(self.ways)))]
+        index, first, goals = self.walks[int(rng.integers(len(self.walks)))]
         goal, recording = int(rng.choice(goals)), self.recordings[index]
-        start = replace(start, world_from_camera=recording.cameras[here])
+        start = replace(start, world_from_camera=recording.cameras[first])
         if recording.memory is not None:
-            start = replace(start, image=recording.frames[here], memory=recording.memory)
+            start = replace(start, image=recording.frames[first], memory=recording.memory)
         state, view = world.start(start)
         x, z = recording.cameras[goal, [0, 2], 3]
         return StartAndGoal(state, view, recording.frames[goal].copy(), (float(x), float(z)))
 
 
-class StoredGoals(GoalTask):
-    """The goal task, for starts whose seeds count up from 0: where their walks ended is kept, and not walked again.
+class CachedGoalTask(GoalTask):
+    """The goal task for starts with the seeds 0, 1, 2, ..., with a file of the goals, so that no walk is made twice.
 
     Args:
-        path: of the file: `goal` uint8 `[n, H, W, 3]` and `goal_m` `[n, 2]`, of the first n seeds.
+        path: the file, with `goal` uint8 `[n, H, W, 3]` and `goal_m` `[n, 2]` of the first n seeds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,73 +115,74 @@ class StoredGoals(GoalTask):
         """See `Task`.
 
         Raises:
-            ValueError: seeds that do not count up by one, or that leave a gap behind what is kept.
+            ValueError: the seeds of the starts are not consecutive, or leave a gap after the seeds in the file.
         """
         from safetensors.numpy import load_file, save_file
 
-        # Read into memory: the file is written anew below.
-        kept = load_file(self.path) if self.path.is_file() else {}
-        goals, places_m = list(kept.get("goal", [])), list(kept.get("goal_m", []))
+        cached = load_file(self.path) if self.path.is_file() else {}  # in memory: the file is replaced below
+        goals, places_m = list(cached.get("goal", [])), list(cached.get("goal_m", []))
         seeds = [start.seed for start in starts]
         first = seeds[0] if seeds else 0
         if seeds != list(range(first, first + len(seeds))) or not 0 <= first <= len(goals):
             raise ValueError(
-                f"goals are kept of seeds that count up from 0, so far of {len(goals)}: give starts whose seeds count "
-                f"up by one, the first of them from 0 to {len(goals)}; got {seeds}"
+                f"the file has goals of the first {len(goals)} seeds: give starts with consecutive seeds, the first of "
+                f"them from 0 to {len(goals)}; got {seeds}"
             )
         known = [start for start in starts if start.seed < len(goals)]
-        walked: list[StartAndGoal] = []
+        sampled: list[StartAndGoal] = []
         if len(known) < len(starts):
-            walked = super().sample_start_and_goal(world, starts[len(known) :])
-            goals += [scene.goal for scene in walked]
-            places_m += [np.array(scene.goal_m) for scene in walked]
-            written = self.path.with_suffix(".part")
-            save_file({"goal": np.stack(goals), "goal_m": np.stack(places_m)}, written)
-            written.replace(self.path)
-        scenes = []
+            sampled = super().sample_start_and_goal(world, starts[len(known) :])
+            goals += [scene.goal for scene in sampled]
+            places_m += [np.array(scene.goal_m) for scene in sampled]
+            part = self.path.with_suffix(".part")
+            save_file({"goal": np.stack(goals), "goal_m": np.stack(places_m)}, part)
+            part.replace(self.path)
+        loaded = []
         for start in known:
             state, view = world.start(start)
             x, z = places_m[start.seed]
-            scenes.append(StartAndGoal(state, view, goals[start.seed], (float(x), float(z))))
-        return scenes + walked
+            loaded.append(StartAndGoal(state, view, goals[start.seed], (float(x), float(z))))
+        return loaded + sampled
 
 
-def generated_goals(
-    world: World, recordings: Sequence[Recording], scenes: int, keep: Path, seed: int = 0
+def fixed_goal_task(
+    world: World, recordings: Sequence[Recording], count: int, file: Path, seed: int = 0
 ) -> FixedStarts:
-    """The goal task from recorded places: scenes that are dreamt once, in `world`, and that episodes draw among.
+    """The goal task from recorded places, with starts and goals that are sampled once and that episodes draw from.
 
     Args:
-        world: the dream, or another that plays the same states.
-        recordings: with memories; scenes begin in each as often, at any of their steps.
-        scenes: to dream.
-        keep: the file of `StoredGoals`, for the same of everything else.
-        seed: of where they begin.
+        world: the learned world, or another that plays the same states.
+        recordings: with memories. Each has as many starts as the others, at random steps.
+        count: of starts and goals.
+        file: of `CachedGoalTask`; valid for the same world, recordings and seed.
+        seed: of the choice of steps.
     """
-    task = FixedStarts(StoredGoals(keep), scenes, lambda n: _somewhere(recordings[n % len(recordings)], n, seed))
+    task = FixedStarts(
+        CachedGoalTask(file), count, lambda n: _start_of_recording(recordings[n % len(recordings)], n, seed)
+    )
     task.prepare(world)
     return task
 
 
-def _somewhere(recording: Recording, number: int, seed: int) -> Start:
-    here = int(np.random.default_rng([seed, number, 4]).integers(len(recording.frames)))
+def _start_of_recording(recording: Recording, number: int, seed: int) -> Start:
+    step = int(np.random.default_rng([seed, number, 4]).integers(len(recording.frames)))
     return Start(
-        seed=number, image=recording.frames[here], world_from_camera=recording.cameras[here], memory=recording.memory
+        seed=number, image=recording.frames[step], world_from_camera=recording.cameras[step], memory=recording.memory
     )
 
 
-def simulator_task(store: EpisodeStore) -> RecordedGoalTask:
-    """The task at the places of recorded episodes, for the engine."""
+def recorded_goal_task(store: EpisodeStore) -> RecordedGoalTask:
+    """The task at the places of recorded episodes, for the simulator."""
     return RecordedGoalTask([_recording(store, index) for index in range(len(store))])
 
 
-def remembered(store: EpisodeStore, model: WorldModel, places: int | None = None) -> list[Recording]:
-    """The first `places` recorded episodes (None for all), with memories of them; depth is estimated, as in play."""
+def load_recordings(store: EpisodeStore, model: WorldModel, count: int | None = None) -> list[Recording]:
+    """The first `count` recorded episodes (None for all) with memories of them, whose depth is estimated as in play."""
     from mosaic_gym.memory.mosaic import MosaicMemory
-    from mosaic_gym.training.samples import lift_episodes
+    from mosaic_gym.training.samples import build_memories
 
     recordings = []
-    for index, episode in enumerate(lift_episodes(store, model.codec, model.depth, model.atlas, places)):
+    for index, episode in enumerate(build_memories(store, model.codec, model.depth, model.atlas, count)):
         memory = MosaicMemory(tuple(episode.keyframes), model.settings.capacity)
         recordings.append(replace(_recording(store, index), memory=memory))
     return recordings
