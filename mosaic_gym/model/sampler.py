@@ -1,4 +1,4 @@
-"""From noise to the next latent frame: flow matching, Euler steps on diffusers' scheduler."""
+"""From noise to the next latent frame: flow matching, with Euler steps by diffusers' scheduler."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from mosaic_gym.memory.mosaic import Retrieved
+from mosaic_gym.memory.retrieval import Retrieved
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 
 def step_noise(seeds: Sequence[int], steps: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """`[b, *shape]` standard normal noise: row i depends on (seeds[i], steps[i]) only, on any device."""
+    """Standard normal noise, float32 `[b, *shape]` on the CPU: row i depends on (seeds[i], steps[i]) only."""
     rows = []
     for seed, step in zip(seeds, steps, strict=True):
         entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
-        rows.append(torch.randn(*shape, generator=generator))
+        generator = torch.Generator("cpu").manual_seed(int(entropy >> np.uint64(1)))
+        rows.append(torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu"))
     return torch.stack(rows)
 
 
 def even_sigmas(steps: int, shift: float) -> np.ndarray:
-    """The `steps + 1` noise levels of few-step sampling, from 1 to 0: even, but for the schedule's shift."""
+    """The `steps + 1` noise levels of few-step sampling, from 1 to 0: evenly spaced, then shifted by the schedule."""
     even = np.linspace(1.0, 1.0 / steps, steps)
     return np.append(shift * even / (1 + (shift - 1) * even), 0.0)
 
@@ -41,47 +41,49 @@ def denoise(
     image_from_camera: Tensor,
     size: tuple[int, int],
     text: Tensor,
-    steps: int,
-    unwanted: Tensor | None = None,
+    denoising_steps: int,
+    negative_text: Tensor | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
     """The next latent frames `[b, t, c, h, w]`.
 
-    What the target is predicted from is read once; every denoising step looks at what was kept of it.
+    The context is read once; all denoising steps share it.
 
     Args:
         noise: `[b, t, c, h, w]`.
-        history: `[b, t, c, h, w]`; history_cameras: `[b, t, 4, 4, 4]`.
-        recalled: what memory gives for these cameras.
+        history: `[b, t, c, h, w]`, recent latents, oldest first.
+        history_cameras: `[b, t, 4, 4, 4]`, world_from_camera, metres.
+        retrieved: what memory retrieved for these cameras.
         cameras: `[b, t, 4, 4, 4]`, world_from_camera, metres.
         image_from_camera: `[b, 3, 3]`, K in pixels of frames of `size` (height, width).
-        text: `[b, l, text_dim]`.
-        steps: denoising steps.
-        unwanted: `[b, l, text_dim]`, the prompt to be led away from; with `guidance` above 1. Where it equals `text`
-            guidance leads nowhere, and the network is asked once a level; to learn that an accelerator is waited for
-            once a call, not once a level.
-        guidance: classifier-free guidance, 1 for none.
+        text: `[b, l, text_dim]`, vectors of the prompt.
+        negative_text: `[b, l, text_dim]`, vectors of the negative prompt, used if `guidance` is above 1. If it equals
+            `text`, guidance has no effect and its forward passes are skipped. That comparison waits for the
+            accelerator once per call.
+        guidance: scale of classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 for none.
     """
-    where = retrieved, cameras, image_from_camera, size
-    once = steps == len(noise) == 1  # one member's tokens are too few to keep a processor busy: fewer, larger calls
-    context = transformer.read(history, history_cameras, *where, text, once=once)
-    away = None
-    if unwanted is not None and guidance != 1.0 and not torch.equal(unwanted, text):
-        away = transformer.read(history, history_cameras, *where, unwanted, once=once)
-    if transformer.config.causal:  # trained for few steps, at levels spread evenly
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), device=noise.device)
+    conditions = retrieved, cameras, image_from_camera, size
+    # The tokens of one member are too few to keep a processor busy; one larger call is then faster than two.
+    single_step = denoising_steps == len(noise) == 1
+    context = transformer.read(history, history_cameras, *conditions, text, single_step=single_step)
+    negative = None
+    if negative_text is not None and guidance != 1.0 and not torch.equal(negative_text, text):
+        negative = transformer.read(history, history_cameras, *conditions, negative_text, single_step=single_step)
+    if transformer.config.causal:  # trained for few steps, at evenly spaced levels
+        sigmas = np.linspace(1.0, 1.0 / denoising_steps, denoising_steps)
+        scheduler.set_timesteps(sigmas=sigmas, device=noise.device)
     else:
-        scheduler.set_timesteps(steps, device=noise.device)
-    scheduler.set_begin_index(0)  # else it compares the first timestep with its own, and waits for the answer
+        scheduler.set_timesteps(denoising_steps, device=noise.device)
+    scheduler.set_begin_index(0)  # otherwise it looks up the first timestep, and waits for the accelerator
     latents = noise
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
-        time = timestep.expand(len(noise))
-        said = transformer(latents, time, context)
-        # Schedulers hand back what they are given, and latents in half precision fit nothing that comes after.
-        said = said.to(torch.promote_types(said.dtype, noise.dtype))
-        if away is not None:
-            other = transformer(latents, time, away).type_as(said)
-            said = other + guidance * (said - other)
-        velocity = (latents - said) / sigma if transformer.config.insertion == "split" else said
+        timesteps = timestep.expand(len(noise))
+        output = transformer(latents, timesteps, context)
+        # The scheduler returns the dtype of its input, and the steps after this one need the noise's precision.
+        output = output.to(torch.promote_types(output.dtype, noise.dtype))
+        if negative is not None:
+            negative_output = transformer(latents, timesteps, negative).type_as(output)
+            output = negative_output + guidance * (output - negative_output)
+        velocity = (latents - output) / sigma if transformer.config.insertion == "split" else output
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents

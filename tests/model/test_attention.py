@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles, turns
+from mosaic_gym.model.attention import MosaicAttnProcessor, Positions, lifted_projection, rotary_angles, rotary_table
 from tests.tiny import tiny_model
 
 K = torch.tensor([[42.7, 0.0, 31.0], [0.0, 51.2, 33.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -48,7 +48,7 @@ def positions(
         coordinates = torch.zeros(1, world_from_camera.shape[1], 3, dtype=torch.float64)
     angles = rotary_angles(coordinates, HEAD // 2 if insertion == "split" else HEAD, 100.0)[:, :, None]
     projection, inverse = lifted_projection(invert_pose(world_from_camera), k, (64, 64), 4.0)
-    return Positions(*turns(angles), projection, inverse)
+    return Positions(*rotary_table(angles), projection, inverse)
 
 
 @pytest.fixture
@@ -143,10 +143,10 @@ def test_cached_keys_give_what_one_long_pass_gives(insertion, tokens):
     whole = positions(cameras, insertion=insertion)
     together = layer(tokens, None, None, whole)[:, clean:]
     first = positions(cameras[:, :clean], insertion=insertion)
-    first.stored = []
+    first.kv_output = []
     layer(tokens[:, :clean], None, None, first)
     second = positions(cameras[:, clean:], insertion=insertion)
-    second.cached = first.stored[0]
+    second.kv_cache = first.kv_output[0]
     assert torch.allclose(layer(tokens[:, clean:], None, None, second), together, atol=1e-10)
 
 

@@ -12,10 +12,13 @@ from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3
 from safetensors.torch import load_file, save_file
 
 from mosaic_gym.geometry.camera import invert_pose
-from mosaic_gym.model.attention import Positions, lifted_projection, rotary_angles, turns
+from mosaic_gym.model.attention import Positions, lifted_projection, rotary_angles, rotary_table
 from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.wan.adapters import fuse_adapters
 from mosaic_gym.model.wan.cameras import METRES_PER_UNIT
-from mosaic_gym.model.wan.pipeline import WanOptions, fuse_adapters, load_pipeline, plan_pipeline
+from mosaic_gym.model.wan.loading import load_pipeline
+from mosaic_gym.model.wan.options import WanOptions
+from mosaic_gym.model.wan.plan import plan_pipeline
 from tests.tiny_wan import SIZE, save_adapter
 
 EXACT = WanOptions(dtype="float64")
@@ -36,7 +39,7 @@ def test_mistakes_show_before_anything_large_is_loaded(folder, depth, tmp_path, 
     for part, path in wide.items():
         save_file({name: each.repeat(2, 2) if f"lora_{part}" in name else each for name, each in weights.items()}, path)
     monkeypatch.setattr(
-        "mosaic_gym.model.wan.pipeline._load_component", lambda *_, **__: pytest.fail("weights were read")
+        "mosaic_gym.model.wan.loading.load_component", lambda *_, **__: pytest.fail("weights were read")
     )
     for place, size, loading, said in (
         (folder, (64, 80), {}, "take multiples of 32"),
@@ -97,7 +100,7 @@ def test_a_transformer_is_causal_where_that_is_asked_for(folder):
 
 
 def test_what_quantisation_lacks_is_named(folder, monkeypatch):
-    monkeypatch.setattr("mosaic_gym.model.wan.pipeline.find_spec", lambda name: None)
+    monkeypatch.setattr("mosaic_gym.model.wan.requirements.find_spec", lambda name: None)
     for cuda, said in ((False, "needs a CUDA GPU"), (True, r"needs bitsandbytes: pip install 'mosaic-gym\[quantis")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         for kind in ("4bit", "8bit"):
@@ -163,7 +166,7 @@ def test_cameras_twenty_metres_away_keep_their_precision_in_bfloat16(folder):
     angles = rotary_angles(torch.zeros(1, 64, 3, dtype=torch.float64), 16, 10000.0)[:, :, None]
 
     def error(unit):
-        at = Positions(*turns(angles), *lifted_projection(invert_pose(poses), k, SIZE, unit))
+        at = Positions(*rotary_table(angles), *lifted_projection(invert_pose(poses), k, SIZE, unit))
         told = Positions(*(each.float() for each in (at.cosine, at.sine, at.projection, at.inverse)))
         with torch.no_grad():
             exact = layer(tokens, None, None, at)
