@@ -1,51 +1,97 @@
 """Mosaic Gym: a video diffusion model with a spatial memory, as a Gymnasium environment.
 
-Importing this package registers `MosaicWorld-v0` (the dream) and `MosaicWorldReal-v0` (the
-engine it was trained on). Networks and engines load when an environment is made.
+Importing this package registers two environments. `MosaicWorld-v0` is the learned world; `MosaicWorldReal-v0` is the
+simulator that it was trained on. Networks and the simulator load when an environment is made.
 """
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register as _register
 
 from mosaic_gym.data.explore import steer_towards_depth
-from mosaic_gym.envs.tasks import FixedStarts
+from mosaic_gym.deprecation import warn_renamed as _warn_renamed
+from mosaic_gym.envs.tasks import FixedStarts, StartAndGoal, Task, TaskStep
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
+from mosaic_gym.geometry.conventions import (
+    pose_from_camera_from_world,
+    pose_from_colmap,
+    pose_from_opengl,
+    pose_from_ros,
+)
 from mosaic_gym.imagination import imagine
 from mosaic_gym.planning import Planner, Search
 from mosaic_gym.worlds.conformance import check_world
 from mosaic_gym.worlds.protocol import StaleStateError, Start, State, View, World
 from mosaic_gym.worlds.registry import WORLDS, make_world
 
+if TYPE_CHECKING:
+    from mosaic_gym.data.episodes import EpisodeStore
+    from mosaic_gym.memory.mosaic import MosaicMemory
+    from mosaic_gym.model.wan.adapters import fuse_adapters
+
 __all__ = [
     "ACTIONS",
     "Control",
+    "EpisodeStore",
     "FRAMES_PER_STEP",
     "FixedStarts",
+    "MosaicMemory",
     "Planner",
     "Pose",
     "Search",
     "StaleStateError",
     "Start",
+    "StartAndGoal",
     "State",
+    "Task",
+    "TaskStep",
     "View",
     "WORLDS",
     "World",
     "check_world",
+    "fuse_adapters",
     "imagine",
     "make_sb3",
     "make_world",
     "pose_at",
+    "pose_from_camera_from_world",
+    "pose_from_colmap",
+    "pose_from_opengl",
+    "pose_from_ros",
     "steer_towards_depth",
 ]
 
+_LAZY = {
+    "EpisodeStore": "mosaic_gym.data.episodes",
+    "MosaicMemory": "mosaic_gym.memory.mosaic",
+    "fuse_adapters": "mosaic_gym.model.wan.adapters",
+}
+"""Names whose modules import torch, which takes seconds: each is imported when it is first used."""
+_RENAMED = {"FixedScenes": "FixedStarts", "thrust_towards_depth": "steer_towards_depth"}  # old spelling
 
-def make_sb3(num_envs: int, **kwargs):
-    """`num_envs` members of the dream as a Stable-Baselines3 VecEnv; see `mosaic_gym.envs.sb3.make_sb3`."""
-    try:  # needs the extra `rl`, which the door does without
+
+def make_sb3(num_envs: int, **kwargs: Any) -> Any:
+    """`num_envs` learned worlds as one Stable-Baselines3 VecEnv; see `mosaic_gym.envs.sb3.make_sb3`."""
+    try:  # needs the extra `rl`, and the package without it
         from mosaic_gym.envs.sb3 import make_sb3
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"make_sb3 needs Stable-Baselines3 ({error}): pip install mosaic-gym[rl]") from error
 
     return make_sb3(num_envs, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        _warn_renamed(f"mosaic_gym.{name}", f"mosaic_gym.{_RENAMED[name]}")
+        return globals()[_RENAMED[name]]
+    if name in _LAZY:
+        return getattr(_import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 _register(
@@ -54,4 +100,9 @@ _register(
     vector_entry_point="mosaic_gym.envs.vector_env:make_learned_vector_env",
     max_episode_steps=256,
 )
-_register("MosaicWorldReal-v0", entry_point="mosaic_gym.envs.mosaic_env:make_simulator_env", max_episode_steps=256)
+_register(
+    "MosaicWorldReal-v0",
+    entry_point="mosaic_gym.envs.mosaic_env:make_simulator_env",
+    vector_entry_point="mosaic_gym.envs.vector_env:make_simulator_vector_env",
+    max_episode_steps=256,
+)

@@ -1,4 +1,4 @@
-"""What the door brings in, and which floor may import which."""
+"""What `import mosaic_gym` brings in, which floor may import which, and that no modules import each other."""
 
 import ast
 import subprocess
@@ -12,41 +12,70 @@ import mosaic_gym
 ROOT = Path(mosaic_gym.__file__).parent
 FLOORS = {
     "deprecation": 0,
+    "processes": 0,
     "validation": 0,
-    "geometry": 0,
-    "memory": 1,
-    "model": 1,
-    "data": 1,
-    "worlds": 2,
-    "imagination": 3,
-    "planning": 4,
-    "envs": 4,
-    "training": 5,
-    "evaluation": 5,
-    "play": 6,
-    "cli": 6,
+    "geometry": 1,
+    "memory": 2,
+    "model": 3,
+    "data": 3,
+    "worlds": 4,
+    "imagination": 5,
+    "planning": 6,
+    "envs": 6,
+    "training": 7,
+    "evaluation": 7,
+    "play": 8,
+    "cli": 8,
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 OUTSIDE = sorted(path for name in ("agents", "examples") for path in (ROOT.parent / name).rglob("*.py"))
 
 
 def imports_of(source: str) -> set[str]:
-    """The modules of this package that a source imports, at its top or inside a function.
-
-    What stands under `if TYPE_CHECKING` is no import: it names types and never runs.
-    """
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            node.body = []
+    """The modules of this package that a source imports: at its top, inside a function, or for type checkers only."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute here"
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return {name for name in names if name.split(".")[0] == "mosaic_gym"}
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module by its file."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles_among(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or around: strongly connected components (Tarjan, 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    circles: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        order[node] = lowest[node] = len(order)
+        stack.append(node)
+        for target in graph[node]:
+            if target not in order:
+                visit(target)
+                lowest[node] = min(lowest[node], lowest[target])
+            elif target in stack:
+                lowest[node] = min(lowest[node], order[target])
+        if lowest[node] == order[node]:
+            component = [stack.pop()]
+            while component[-1] != node:
+                component.append(stack.pop())
+            if len(component) > 1 or node in graph[node]:
+                circles.append(sorted(component))
+
+    for node in graph:
+        if node not in order:
+            visit(node)
+    return circles
 
 
 def floor_of(module: str) -> int | None:
@@ -78,7 +107,20 @@ def test_agents_and_examples_use_the_door_only(path):
     assert imports_of(path.read_text()) <= exported
 
 
-def test_the_walk_finds_imports_wherever_they_hide():
+def test_no_modules_import_each_other():
+    files = {name_of(path): path for path in [*MODULES, ROOT / "__init__.py"]}
+    graph = {
+        name: {target for target in imports_of(path.read_text()) if target in files} for name, path in files.items()
+    }
+    assert not circles_among(graph)
+
+
+def test_circles_are_found_directly_and_around():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"f"}, "f": {"e"}, "g": {"a"}}
+    assert sorted(circles_among(graph)) == [["a", "b", "c"], ["e", "f"]]
+
+
+def test_imports_are_found_wherever_they_stand():
     source = """
 from typing import TYPE_CHECKING
 import mosaic_gym.worlds.doom
@@ -88,8 +130,14 @@ def late():
     from mosaic_gym.model import codec
 """
     found = imports_of(source)
-    assert {"mosaic_gym.worlds.doom", "mosaic_gym.model.codec"} <= found
-    assert not any("envs" in name for name in found)
+    assert {"mosaic_gym.worlds.doom", "mosaic_gym.model.codec", "mosaic_gym.envs.tasks"} <= found
+
+
+def test_files_stay_readable():
+    """About 400 lines at most, about 150 in the middle; the atlas's files leave with it."""
+    lengths = {path: len(path.read_text().splitlines()) for path in MODULES}
+    assert {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > 420} == {}
+    assert sorted(lengths.values())[len(lengths) // 2] <= 170
 
 
 def test_no_drawer_of_odds_and_ends():

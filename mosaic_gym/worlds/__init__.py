@@ -1,1 +1,1 @@
-"""The World protocol and its members: the learned world and the true one."""
+"""The World protocol and its implementations: the learned world and the simulator."""

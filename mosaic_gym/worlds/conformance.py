@@ -1,8 +1,7 @@
-"""Is this world what it says? A test of the `World` protocol that any world may be put to.
+"""A conformance test of the `World` protocol, for any world.
 
-It asks for what makes a world fit for planning: a state is a value, its future repeats, forks do not touch each
-other and share what is equal, a packed state goes on in another process, and what anybody sees does not depend on who
-shares the batch.
+It checks what planning needs: a state is a value, its future repeats, forks do not affect each other and share what is
+equal, a packed state continues in another process, and a view does not depend on the other states of its batch.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FunctionType, ModuleType
@@ -23,14 +22,31 @@ from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
 WALK = ("forward", "forward_turn_right", "left", "turn_left", "forward")
-FLIPPED = 1e-3
-"""The share of a view that may differ by more: where two remembered surfaces compete, rounding can decide which is
-shown."""
-SMALL = 1024
-"""An array of fewer bytes than this may be copied: it costs little, and a mask that is all true is often just equal."""
 OTHER_WALK = ("turn_right", "backward", "backward", "turn_right", "noop")
+OUTLIERS = 1e-3
+"""The share of a view that may differ by more than the tolerance. Where two surfaces in memory have equal claims,
+rounding decides which one is visible."""
+SMALL_BYTES = 1024
+"""Smaller arrays may be copied: that costs little, and a mask that is all True often equals another by chance."""
 FORMAT = "mosaic-conformance-1"
-"""Of the file that a packed state is put into."""
+"""Of the file that a packed state is written to."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """How much a view may depend on the size of its batch.
+
+    Attributes:
+        levels: grey levels of a frame.
+        pose_m: metres.
+        depth: relative.
+        reward: absolute.
+    """
+
+    levels: int
+    pose_m: float
+    depth: float
+    reward: float
 
 
 def check_world(
@@ -42,21 +58,23 @@ def check_world(
     reward_tolerance: float = 1e-3,
     batch_steps: int = 6,
 ) -> None:
-    """Puts a world to the test; silent if it passes.
+    """Tests a world; returns None if it passes.
+
+    Views are compared bit by bit, but between batches of different size they may differ a little, because matrix
+    products of different shapes are summed in different orders, and a body that slides along walls in the frames
+    follows them.
 
     Args:
-        make: makes the world; called here and, pickled, in a fresh process.
-        steps: how far futures are compared, at most five.
-        frame_tolerance, pose_tolerance_m, depth_tolerance, reward_tolerance: by how much a view may differ between
-            batches of different size: grey levels, metres, a share of the depth, and the reward. Frames and depths may
-            differ by more in one number of a thousand (`FLIPPED`), and coverage by as much; the rest of a view may
-            not. (Everything else is compared bit by bit. Matrix products of different shapes are summed in different
-            order; and a body that slides along walls seen in the frames follows them.)
-        batch_steps: over how many steps batches are compared. What rounding has decided is remembered: sooner or later
-            most worlds drift apart.
+        make: makes the world; called here and, pickled, in a new process.
+        steps: over which futures are compared, at most five.
+        frame_tolerance, pose_tolerance_m, depth_tolerance, reward_tolerance: differences that are allowed between
+            batches of different size: grey levels, metres, a share of the depth, and the reward. One number of a
+            thousand in frames and depths may differ by more (`OUTLIERS`), and coverage by as much.
+        batch_steps: over which batches are compared. Memory stores what rounding decides, so most worlds drift apart
+            over longer walks.
 
     Raises:
-        AssertionError: what the world does not keep to.
+        AssertionError: what the protocol requires, and what the world did.
         ValueError: steps or batch_steps out of range.
     """
     if not 1 <= steps <= len(WALK):
@@ -67,124 +85,122 @@ def check_world(
     try:
         _check_views(world)
         if not world.forkable:
-            _check_it_says_so(world)
+            _check_refusals(world)
             return
-        walk, other = (
-            _action_vectors(WALK, max(steps, batch_steps)),
-            _action_vectors(OTHER_WALK, max(steps, batch_steps)),
-        )
+        count = max(steps, batch_steps)
+        walk, other_walk = _actions(WALK, count), _actions(OTHER_WALK, count)
         start, _ = world.start(Start(seed=11))
-        middle, _ = _roll(world, start, walk[:steps])
-        alone = _roll(world, middle, walk)[1]
-        before, ahead = alone[:steps], walk[:steps]
-        _check_repeats(world, middle, before, ahead, other[:steps])
-        _check_sharing(world, middle, (walk[0], other[0]))
-        tolerances = frame_tolerance, pose_tolerance_m, depth_tolerance, reward_tolerance
-        _check_batches(world, middle, alone[:batch_steps], walk, other, tolerances)
-        _check_packing(make, world, middle, before, ahead)  # last, for another process takes seconds to begin
+        middle, _ = _roll_out(world, start, walk[:steps])
+        views = _roll_out(world, middle, walk)[1]
+        _check_repeats(world, middle, views[:steps], walk[:steps], other_walk[:steps])
+        _check_sharing(world, middle, (walk[0], other_walk[0]))
+        tolerances = Tolerances(frame_tolerance, pose_tolerance_m, depth_tolerance, reward_tolerance)
+        _check_batches(world, middle, views[:batch_steps], walk, other_walk, tolerances)
+        _check_packing(make, world, middle, views[:steps], walk[:steps])  # last: a new process takes seconds to start
     finally:
         world.close()
 
 
-def _action_vectors(names: tuple[str, ...], count: int) -> np.ndarray:
-    """`[count, 3]`; a walk that is over begins again."""
+def _actions(names: tuple[str, ...], count: int) -> np.ndarray:
+    """`[count, 3]`; a walk that is shorter repeats."""
     return np.array([ACTIONS[names[step % len(names)]] for step in range(count)])
 
 
-def _roll(world: World, state: State, action_vectors: np.ndarray) -> tuple[State, list[View]]:
-    """The last state, and each view as it was when it was shown."""
-    shown, views = [], []
-    for action_vector in action_vectors:
-        given = action_vector[None].copy()
-        (state,), (view,) = world.step([state], given)
-        _expect_equal(given[0], action_vector, "the actions given to a step stay as they were")
-        shown.append(view)
-        views.append(_copied(view))
-    _same(views, shown, "a view stays as it was shown, whatever is stepped after it")
-    return state, views
+def _roll_out(world: World, state: State, actions: np.ndarray) -> tuple[State, list[View]]:
+    """The last state, and a copy of each view as the step returned it."""
+    views, copies = [], []
+    for action in actions:
+        argument = action[None].copy()
+        (state,), (view,) = world.step([state], argument)
+        _require_equal(argument[0], action, "a step does not change the actions passed to it")
+        views.append(view)
+        copies.append(_copy(view))
+    _require_same_views(copies, views, "later steps do not change a view")
+    return state, copies
 
 
-def _copied(view: View) -> View:
-    """A view that shares nothing: a world that shows all views in one buffer would else be compared with itself."""
-    told = {each.name: getattr(view, each.name) for each in fields(View)}
-    return replace(view, **{name: value.copy() for name, value in told.items() if isinstance(value, np.ndarray)})
+def _copy(view: View) -> View:
+    """A view with arrays of its own. Without copies, a world that reuses one buffer would be compared with itself."""
+    values = {field.name: getattr(view, field.name) for field in fields(View)}
+    return replace(view, **{name: value.copy() for name, value in values.items() if isinstance(value, np.ndarray)})
 
 
-def _expect(kept: bool, promise: str, found: object) -> None:
-    """Raises AssertionError unless a promise is kept; an `assert` would be lost under `python -O`."""
-    if not kept:
-        raise AssertionError(f"expected: {promise}; found: {found}")
+def _require(condition: bool, requirement: str, found: object) -> None:
+    """Raises AssertionError unless the condition holds; an `assert` would vanish under `python -O`."""
+    if not condition:
+        raise AssertionError(f"expected: {requirement}; found: {found}")
 
 
-def _expect_equal(one: np.ndarray, other: np.ndarray, promise: str) -> None:
+def _require_equal(one: np.ndarray, other: np.ndarray, requirement: str) -> None:
     one, other = np.asarray(one), np.asarray(other)
-    _expect(one.shape == other.shape, promise, f"shapes {one.shape} and {other.shape}")
+    _require(one.shape == other.shape, requirement, f"shapes {one.shape} and {other.shape}")
     differ = one != other
-    _expect(not differ.any(), promise, f"{differ.mean():.2%} of the numbers differ")
+    _require(not differ.any(), requirement, f"{differ.mean():.2%} of the numbers differ")
 
 
 def _check_views(world: World) -> None:
-    state, shown = world.start(Start(seed=5))
-    view = _copied(shown)
-    again, same = world.start(Start(seed=5))
+    state, returned = world.start(Start(seed=5))
+    view = _copy(returned)
+    second, second_view = world.start(Start(seed=5))
     size = (world.height, world.width)
-    indices = state.step_index, again.step_index
-    _expect(indices == (0, 0), "a fresh state has step_index 0", indices)
+    indices = state.step_index, second.step_index
+    _require(indices == (0, 0), "a new state has step_index 0", indices)
     frames, depth_m, cameras = view.frames, view.depth_m, view.world_from_camera
     shape = (FRAMES_PER_STEP, *size, 3)
-    right = frames.shape == shape and frames.dtype == np.uint8
-    _expect(right, f"frames are uint8 {shape}", f"{frames.dtype} {frames.shape}")
-    _expect(depth_m.shape == size, f"depth has shape {size}", depth_m.shape)
-    _expect(bool((depth_m >= 0).all()), "depth is not negative, nor NaN", f"{depth_m.min():g} m at the least")
-    _expect(cameras.shape == (FRAMES_PER_STEP, 4, 4), "there are four cameras [4, 4]", f"shape {cameras.shape}")
-    _expect(0.0 <= view.coverage <= 1.0, "coverage is a share, 0 to 1", view.coverage)
-    _expect_equal(frames, same.frames, "the same seed starts with the same frames")
-    (after,), (seen,) = world.step([again], _action_vectors(("forward",), 1))
-    _same([view], [shown], "a view stays as it was shown, whatever is stepped after it")
-    _expect(after.step_index == 1, "a step adds one to step_index", after.step_index)
-    off = np.abs(after.pose.world_from_camera - seen.world_from_camera[-1]).max()
-    _expect(bool(off < 1e-6), "the state's pose is the last camera's", f"{off:.2g} between them")
+    fits = frames.shape == shape and frames.dtype == np.uint8
+    _require(fits, f"frames are uint8 {shape}", f"{frames.dtype} {frames.shape}")
+    _require(depth_m.shape == size, f"depth has shape {size}", depth_m.shape)
+    _require(bool((depth_m >= 0).all()), "depth is not negative, nor NaN", f"{depth_m.min():g} m at the least")
+    _require(cameras.shape == (FRAMES_PER_STEP, 4, 4), "there are four cameras [4, 4]", f"shape {cameras.shape}")
+    _require(0.0 <= view.coverage <= 1.0, "coverage is a share, 0 to 1", view.coverage)
+    _require_equal(frames, second_view.frames, "the same seed starts with the same frames")
+    (after,), (next_view,) = world.step([second], _actions(("forward",), 1))
+    _require_same_views([view], [returned], "later steps do not change a view")
+    _require(after.step_index == 1, "a step adds one to step_index", after.step_index)
+    distance = np.abs(after.pose.world_from_camera - next_view.world_from_camera[-1]).max()
+    _require(bool(distance < 1e-6), "the state's pose is the last camera's", f"{distance:.2g} between them")
 
 
-def _check_it_says_so(world: World) -> None:
-    """A world with one true present refuses to go back, plainly."""
+def _check_refusals(world: World) -> None:
+    """A world that is not forkable refuses to step or pack an old state."""
     state, _ = world.start(Start(seed=5))
-    world.step([state], _action_vectors(("forward",), 1))
-    for act in (lambda: world.step([state], _action_vectors(("forward",), 1)), lambda: world.pack(state)):
+    action = _actions(("forward",), 1)
+    world.step([state], action)
+    for call in (lambda: world.step([state], action), lambda: world.pack(state)):
         try:
-            act()
+            call()
         except RuntimeError:
             continue
-        promise = "a world that is not forkable raises RuntimeError when an old state is stepped or packed"
-        _expect(False, promise, "no error")
+        requirement = "a world that is not forkable raises RuntimeError when an old state is stepped or packed"
+        _require(False, requirement, "no error")
 
 
-def _check_repeats(world: World, middle: State, before: list[View], walk: np.ndarray, other: np.ndarray) -> None:
-    _roll(world, middle, other)
-    _same(before, _roll(world, middle, walk)[1], "a state's future repeats, whatever other forks did meanwhile")
+def _check_repeats(world: World, middle: State, views: list[View], walk: np.ndarray, other_walk: np.ndarray) -> None:
+    _roll_out(world, middle, other_walk)
+    _require_same_views(views, _roll_out(world, middle, walk)[1], "a state's future repeats, whatever other forks do")
 
 
-def _check_sharing(world: World, middle: State, action_vectors: Collection[np.ndarray]) -> None:
-    """Forks grow with what diverged only: what a step left as it was, it did not copy.
+def _check_sharing(world: World, middle: State, actions: Collection[np.ndarray]) -> None:
+    """A step does not copy what it leaves unchanged, so that forks cost as much as their differences.
 
-    Looked at are the arrays and tensors that states hold, and not what they are packed as, which may be copies. One
-    that was copied and changed has diverged.
+    The arrays and tensors of states are compared, and not their packed form, which may be a copy. An array that was
+    copied and changed is a difference.
     """
-    held = _held(middle)
-    for action_vector in action_vectors:
-        (after,), _ = world.step([middle], action_vector[None])
-        for content, (name, addresses) in _held(after).items():
-            shared = content not in held or not addresses.isdisjoint(held[content][1])
-            _expect(shared, "forks share what is equal", f"{name} was copied")
+    before = _array_contents(middle)
+    for action in actions:
+        (after,), _ = world.step([middle], action[None])
+        for content, (name, addresses) in _array_contents(after).items():
+            shared = content not in before or not addresses.isdisjoint(before[content][1])
+            _require(shared, "forks share what is equal", f"{name} was copied")
 
 
-def _held(state: State) -> dict[Any, tuple[str, set[int]]]:
-    """What the arrays of a state say: for each content the name of one that says it, and where in memory they are."""
+def _array_contents(state: State) -> dict[Any, tuple[str, set[int]]]:
+    """The distinct contents of a state's arrays: for each the name of one array, and all addresses in memory."""
     import torch
 
-    held: dict[Any, tuple[str, set[int]]] = {}
+    contents: dict[Any, tuple[str, set[int]]] = {}
     for name, array in _arrays(state, "state", set()):
-        if array.nbytes < SMALL:
+        if array.nbytes < SMALL_BYTES:
             continue
         if isinstance(array, torch.Tensor):
             address, kind = array.data_ptr(), str(array.dtype).removeprefix("torch.")
@@ -192,88 +208,88 @@ def _held(state: State) -> dict[Any, tuple[str, set[int]]]:
         else:
             address, kind, plain = array.ctypes.data, str(array.dtype), np.ascontiguousarray(array)
         content = kind, tuple(array.shape), hashlib.blake2b(plain).digest()
-        held.setdefault(content, (name, set()))[1].add(address)
-    return held
+        contents.setdefault(content, (name, set()))[1].add(address)
+    return contents
 
 
-def _arrays(value: Any, name: str, met: set[int]) -> Iterator[tuple[str, Any]]:
-    """The arrays and tensors in a value, in what it holds, and so on, by name; `met` are the ids of those looked at."""
+def _arrays(value: Any, name: str, visited: set[int]) -> Iterator[tuple[str, Any]]:
+    """All arrays and tensors reachable from a value, by name; `visited` holds the ids of values already searched."""
     import torch
 
-    if id(value) in met or isinstance(value, str | bytes | type | FunctionType | ModuleType):
+    if id(value) in visited or isinstance(value, str | bytes | type | FunctionType | ModuleType):
         return
-    met.add(id(value))
+    visited.add(id(value))
     if isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype != object):
         yield name, value
     elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _arrays(each, f"{name}[{key!r}]", met)
+        for key, item in value.items():
+            yield from _arrays(item, f"{name}[{key!r}]", visited)
     elif isinstance(value, list | tuple | set | frozenset | np.ndarray):
-        for index, each in enumerate(value):
-            yield from _arrays(each, f"{name}[{index}]", met)
+        for index, item in enumerate(value):
+            yield from _arrays(item, f"{name}[{index}]", visited)
     else:
-        slots = [each for kind in type(value).__mro__ for each in getattr(kind, "__slots__", ())]
-        for each in (*getattr(value, "__dict__", ()), *slots):
-            yield from _arrays(getattr(value, each, None), f"{name}.{each}", met)
+        slots = [slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())]
+        for attribute in (*getattr(value, "__dict__", ()), *slots):
+            yield from _arrays(getattr(value, attribute, None), f"{name}.{attribute}", visited)
 
 
-def _check_packing(
-    make: Callable[[], World], world: World, middle: State, before: list[View], walk: np.ndarray
-) -> None:
-    """A state goes through a file, as `env.save` writes it and `env.load` reads it."""
+def _check_packing(make: Callable[[], World], world: World, middle: State, views: list[View], walk: np.ndarray) -> None:
+    """A state continues from a file, as `env.save` writes it and `env.load` reads it, here and in a new process."""
     from mosaic_gym.memory.files import save_with_metadata
 
-    tensors, about = world.pack(middle)
-    _check_packed(tensors, about)
+    tensors, metadata = world.pack(middle)
+    _check_packed(tensors, metadata)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
-        save_with_metadata(tensors, path, {"format": FORMAT, "state": about})
-        _same(before, _roll(world, _unpacked(world, path), walk)[1], "a saved state goes on bit for bit")
+        save_with_metadata(tensors, path, {"format": FORMAT, "state": metadata})
+        _require_same_views(
+            views, _roll_out(world, _load_state(world, path), walk)[1], "a saved state continues bit for bit"
+        )
         context = multiprocessing.get_context("spawn")
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_go_on_elsewhere, args=(make, path, walk, sender))
+        process = context.Process(target=_continue_in_process, args=(make, path, walk, sender))
         process.start()
         sender.close()
         try:
-            elsewhere = receiver.recv()
+            continued = receiver.recv()
         except EOFError:
             raise AssertionError(
-                "expected: make(), pickled, makes the world in another process, and it unpacks the state; found: that "
+                "expected: make(), pickled, makes the world in another process, which unpacks the state; found: that "
                 "process ended (its error is above)"
             ) from None
         process.join()
-    _same(before, elsewhere, "a saved state goes on bit for bit in another process")
+    _require_same_views(views, continued, "a saved state continues bit for bit in another process")
 
 
-def _check_packed(tensors: dict[str, Any], about: dict[str, Any]) -> None:
+def _check_packed(tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
     import torch
 
     for name, value in tensors.items():
-        _expect(isinstance(value, torch.Tensor), "states are packed as torch tensors", f"{name} is {type(value)}")
-        _expect(value.is_contiguous(), "packed tensors are contiguous, for files hold no others", f"{name} is not")
+        _require(isinstance(value, torch.Tensor), "states are packed as torch tensors", f"{name} is {type(value)}")
+        _require(value.is_contiguous(), "packed tensors are contiguous, because files hold no others", f"{name} is not")
     try:
-        json.dumps(about)
+        json.dumps(metadata)
     except (TypeError, ValueError) as error:
-        raise AssertionError(f"expected: JSON can say what a state is packed with; found: {error}") from error
+        raise AssertionError(f"expected: JSON can hold the metadata of a packed state; found: {error}") from error
 
 
-def _unpacked(world: World, path: Path) -> State:
+def _load_state(world: World, path: Path) -> State:
     from mosaic_gym.memory.files import load_with_metadata
 
-    tensors, told = load_with_metadata(path, (FORMAT,), "state")
+    tensors, metadata = load_with_metadata(path, (FORMAT,), "state")
     tensors = {name: value.to(getattr(world, "device", "cpu")) for name, value in tensors.items()}
     try:
-        return world.unpack(tensors, told["state"])
+        return world.unpack(tensors, metadata["state"])
     except Exception as error:
         raise AssertionError(
-            "expected: a state is unpacked from what its file gives back (of a tuple JSON makes a list, of other keys "
-            f"text); found: {error!r}"
+            "expected: unpack takes what a file returns (JSON makes lists of tuples, and text of other keys); found: "
+            f"{error!r}"
         ) from error
 
 
-def _go_on_elsewhere(make: Callable[[], World], path: Path, walk: np.ndarray, sender: Any) -> None:
+def _continue_in_process(make: Callable[[], World], path: Path, walk: np.ndarray, sender: Any) -> None:
     world = make()
-    _, views = _roll(world, _unpacked(world, path), walk)
+    _, views = _roll_out(world, _load_state(world, path), walk)
     sender.send(views)
     sender.close()
     world.close()
@@ -282,46 +298,49 @@ def _go_on_elsewhere(make: Callable[[], World], path: Path, walk: np.ndarray, se
 def _check_batches(
     world: World,
     middle: State,
-    before: list[View],
+    views: list[View],
     walk: np.ndarray,
-    other: np.ndarray,
-    tolerances: tuple[int, float, float, float],
+    other_walk: np.ndarray,
+    tolerances: Tolerances,
 ) -> None:
-    fresh, _ = world.start(Start(seed=12))
-    states = [fresh, middle, middle]
-    for step, alone in enumerate(before):
-        states, views = world.step(states, np.stack([other[step], walk[step], other[step]]))
-        _check_near(views[1], alone, f"by step {step + 1}, ", *tolerances)
+    new, _ = world.start(Start(seed=12))
+    states = [new, middle, middle]
+    for step, single in enumerate(views):
+        states, batch = world.step(states, np.stack([other_walk[step], walk[step], other_walk[step]]))
+        _check_near(batch[1], single, f"by step {step + 1}, ", tolerances)
 
 
-def _check_near(
-    view: View, alone: View, when: str, levels: int, apart_m: float, depth_share: float, reward: float
-) -> None:
-    """What one view shows in a batch is what it shows alone, to the tolerances."""
-    off_m = np.abs(view.world_from_camera - alone.world_from_camera).max()
-    _expect(bool(off_m <= apart_m), f"poses depend on the batch by {apart_m:g} m at most", f"{when}{off_m:.2g} m")
-    beyond = (np.abs(view.frames.astype(int) - alone.frames.astype(int)) > levels).mean()
-    most = f"{FLIPPED:.2%} of a frame at most depends on the batch by more than {levels} grey levels"
-    _expect(bool(beyond <= FLIPPED), most, f"{when}{beyond:.2%}")
-    beyond = (~np.isclose(view.depth_m, alone.depth_m, rtol=depth_share)).mean()
-    most = f"{FLIPPED:.2%} of the depths at most depends on the batch by more than {depth_share:.2%}"
-    _expect(bool(beyond <= FLIPPED), most, f"{when}{beyond:.2%}")
-    for name, most in (("coverage", FLIPPED), ("reward", reward)):
-        found = getattr(view, name), getattr(alone, name)
-        promise = f"the {name} depends on the batch by {most:g} at most"
-        _expect(abs(found[0] - found[1]) <= most, promise, f"{when}{found[0]:g} in a batch, {found[1]:g} alone")
+def _check_near(view: View, single: View, when: str, tolerances: Tolerances) -> None:
+    """Checks that a view in a batch equals the same view of a single state, within the tolerances."""
+    pose_m, levels = tolerances.pose_m, tolerances.levels
+    distance_m = np.abs(view.world_from_camera - single.world_from_camera).max()
+    _require(
+        bool(distance_m <= pose_m), f"poses depend on the batch by at most {pose_m:g} m", f"{when}{distance_m:.2g} m"
+    )
+    share = (np.abs(view.frames.astype(int) - single.frames.astype(int)) > levels).mean()
+    limit = f"at most {OUTLIERS:.2%} of a frame depends on the batch by more than {levels} grey levels"
+    _require(bool(share <= OUTLIERS), limit, f"{when}{share:.2%}")
+    share = (~np.isclose(view.depth_m, single.depth_m, rtol=tolerances.depth)).mean()
+    limit = f"at most {OUTLIERS:.2%} of the depths depends on the batch by more than {tolerances.depth:.2%}"
+    _require(bool(share <= OUTLIERS), limit, f"{when}{share:.2%}")
+    for name, limit in (("coverage", OUTLIERS), ("reward", tolerances.reward)):
+        values = getattr(view, name), getattr(single, name)
+        requirement = f"the {name} depends on the batch by at most {limit:g}"
+        _require(
+            abs(values[0] - values[1]) <= limit, requirement, f"{when}{values[0]:g} in a batch, {values[1]:g} alone"
+        )
     for name in ("terminated", "on_map", "keyframes", "labels"):
-        found = getattr(view, name), getattr(alone, name)
-        promise = f"{name} does not depend on the batch"
-        _expect(found[0] == found[1], promise, f"{when}{found[0]} in a batch, {found[1]} alone")
+        values = getattr(view, name), getattr(single, name)
+        requirement = f"{name} does not depend on the batch"
+        _require(values[0] == values[1], requirement, f"{when}{values[0]} in a batch, {values[1]} alone")
 
 
-def _same(one: list[View], other: list[View], promise: str) -> None:
-    """Everything in two lists of views is equal, bit by bit."""
+def _require_same_views(one: list[View], other: list[View], requirement: str) -> None:
+    """Requires that all fields of two lists of views are equal, bit by bit."""
     for step, (a, b) in enumerate(zip(one, other, strict=True), start=1):
-        for name in (each.name for each in fields(View)):
-            of, here, there = f"{promise}, {name} of step {step}", getattr(a, name), getattr(b, name)
-            if isinstance(here, np.ndarray) and isinstance(there, np.ndarray):
-                _expect_equal(here, there, of)
+        for name in (field.name for field in fields(View)):
+            full, first, second = f"{requirement}, {name} of step {step}", getattr(a, name), getattr(b, name)
+            if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+                _require_equal(first, second, full)
             else:
-                _expect(here == there, of, f"{here} and {there}")
+                _require(first == second, full, f"{first} and {second}")

@@ -30,7 +30,8 @@ from mosaic_gym.geometry.control import (
     is_level,
     pose_at,
 )
-from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved
+from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.memory.retrieval import Retrieved
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.device import check_device, out_of_memory_guard
@@ -72,11 +73,11 @@ class MosaicWorld:
         collision: bool = True,
         temperature: float = 1.0,
     ):
-        settings, codec = model.settings, model.codec
+        settings = model.settings
         self.device = check_device(device)
         denoising_steps = check("denoising_steps", denoising_steps, Whole(1), optional=True)
         capacity = check("capacity", capacity, Whole(0), optional=True)
-        self.temperature = check("temperature", temperature, Number(0.0))
+        self.temperature = float(check("temperature", temperature, Number(0.0)))
         self.denoising_steps = settings.denoising_steps if denoising_steps is None else denoising_steps
         self.capacity = settings.capacity if capacity is None else capacity
         self.network, self.collision = network, collision
@@ -89,13 +90,7 @@ class MosaicWorld:
         self.control = control_from_settings(settings.control)
         self.height, self.width = settings.height, settings.width
         self.image_from_camera = np.array(settings.image_from_camera)
-        self.layout = spatial_memory.FrameLayout(
-            intrinsics=torch.tensor(settings.image_from_camera, dtype=torch.float32, device=self.device),
-            frame_size=(self.height, self.width),
-            latent_shape=(codec.channels, self.height // codec.stride, self.width // codec.stride),
-            patch=model.transformer.config.patch_size[1],
-            image_grid=(self.height // codec.image_stride, self.width // codec.image_stride),
-        )
+        self.layout = spatial_memory.frame_layout(model, self.device)
 
     @classmethod
     def from_pretrained(
@@ -114,88 +109,6 @@ class MosaicWorld:
         model = WorldModel.from_pretrained(checkpoint, size, loading)
         capacity = None if memory else 0
         return cls(model, device, denoising_steps, capacity, collision=collision, temperature=temperature)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the checkpoint, followed by each argument that differs from its default, because it changes futures."""
-        settings = self.model.settings
-        arguments = {
-            "capacity": (self.capacity, settings.capacity),
-            "denoising_steps": (self.denoising_steps, settings.denoising_steps),
-            "network": (self.network, True),
-            "atlas": (self.atlas is not None, self.model.atlas is not None),
-            "collision": (self.collision, True),
-            "temperature": (self.temperature, 1.0),
-        }
-        changed = [f"{name}={value}" for name, (value, default) in arguments.items() if value != default]
-        return ";".join([self.model.fingerprint, *changed])
-
-    @property
-    def has_rewards(self) -> bool:
-        """Whether the checkpoint predicts rewards and terminations."""
-        return self.model.reward_heads is not None
-
-    # Starting an episode
-
-    def start(self, start: Start) -> tuple[WorldState, View]:
-        """A body at rest in front of a start image: the start's own, or one of the checkpoint's, drawn by the seed.
-
-        Without a prompt, an image of the checkpoint has its own caption, and an image of the user's has the empty
-        prompt. With a memory and no image, the body rests at the start's pose, or where the memory ends, and the first
-        view is generated from memory.
-
-        Raises:
-            ValueError: an image of the wrong shape or dtype, a pose that is no rigid transform, a prompt that is too
-                long, a memory of another codec or atlas, or an image beside a memory without its pose.
-            TypeError: a memory that is not a MosaicMemory.
-        """
-        memory = self._check_memory(start.memory)
-        pose = None if start.world_from_camera is None else check_pose(start.world_from_camera)
-        if len(memory) and start.image is None:
-            return self._start_in_memory(memory, pose, start.prompt or "", start.seed)
-        if len(memory) and pose is None:
-            raise ValueError("an image beside a memory needs options['pose']: where in that memory it was taken")
-        image, prompt = self._first_image(start)
-        poses = [pose or pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP
-        frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
-        state, depth_m = self._start_from(frames, poses, start.seed, prompt, memory)
-        depth_m, coverage = depth_m.float().cpu().numpy(), float(self.capacity > 0)  # the frame is in memory, if any
-        contents = state.memory, poses, frames, depth_m, coverage
-        return state, observation.make_view(*contents, self.image_from_camera, self.atlas)
-
-    def start_from_frames(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
-        """A state whose memory holds four true frames (uint8 `[4, H, W, 3]`) from four poses.
-
-        Raises:
-            ValueError: frames of another shape or dtype, not four usable poses, or a prompt that is too long.
-        """
-        frames = initialization.check_frames(frames, poses, self.layout.frame_size)
-        return self._start_from(frames, poses, seed, prompt, self._check_memory(None))[0]
-
-    @out_of_memory_guard("encoding observed frames")
-    @torch.no_grad()
-    def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
-        """The state after four true frames (uint8 `[4, H, W, 3]`) from four poses, as a robot's camera delivers them.
-
-        Poses may have pitch and roll; later steps keep them.
-
-        Raises:
-            ValueError: frames of another shape or dtype, or not four usable poses; the given state is unchanged.
-        """
-        frames = initialization.check_frames(frames, poses, self.layout.frame_size)
-        model, cameras = self.model, generation.camera_tensor([poses], self.device)
-        previous = model.codec.present(state.history[-1], state.stream)[None]
-        pixels = initialization.frames_tensor(frames, self.device)
-        latents = model.codec.encode(pixels, previous)[None]  # [1, 1, c, h, w]
-        streams = [state.stream]
-        if not model.codec.restarts:  # otherwise `condition_next_step` starts a clip with the observed frame
-            _, streams = model.codec.decode_next(latents[0], streams)
-        known_depth_m = self.retrieve([state], cameras).depth_m if len(state.memory) else None
-        context = model, self.layout, self.atlas, state.memory, known_depth_m
-        step = state.step_index + 1
-        keyframe, _ = initialization.lift_true_frames(*context, frames, latents[0], cameras[0], step)
-        (after,) = generation.condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
-        return replace(after, memory=state.memory.update(keyframe))
 
     # Stepping
 
@@ -344,30 +257,67 @@ class MosaicWorld:
         cameras = generation.camera_tensor([poses], self.device)
         return self.retrieve([state], cameras).pixels_covered[0].cpu().numpy()
 
-    # States
+    # Starting an episode
 
+    def start(self, start: Start) -> tuple[WorldState, View]:
+        """A body at rest in front of a start image: the start's own, or one of the checkpoint's, drawn by the seed.
+
+        Without a prompt, an image of the checkpoint has its own caption, and an image of the user's has the empty
+        prompt. With a memory and no image, the body rests at the start's pose, or where the memory ends, and the first
+        view is generated from memory.
+
+        Raises:
+            ValueError: an image of the wrong shape or dtype, a pose that is no rigid transform, a prompt that is too
+                long, a memory of another codec or atlas, or an image beside a memory without its pose.
+            TypeError: a memory that is not a MosaicMemory.
+        """
+        memory = self._check_memory(start.memory)
+        pose = None if start.world_from_camera is None else check_pose(start.world_from_camera)
+        if len(memory) and start.image is None:
+            return self._start_in_memory(memory, pose, start.prompt or "", start.seed)
+        if len(memory) and pose is None:
+            raise ValueError("an image beside a memory needs options['pose']: where in that memory it was taken")
+        image, prompt = self._first_image(start)
+        poses = [pose or pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP
+        frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
+        state, depth_m = self._start_from(frames, poses, start.seed, prompt, memory)
+        depth_m, coverage = depth_m.float().cpu().numpy(), float(self.capacity > 0)  # the frame is in memory, if any
+        contents = state.memory, poses, frames, depth_m, coverage
+        return state, observation.make_view(*contents, self.image_from_camera, self.atlas)
+
+    def start_from_frames(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
+        """A state whose memory holds four true frames (uint8 `[4, H, W, 3]`) from four poses.
+
+        Raises:
+            ValueError: frames of another shape or dtype, not four usable poses, or a prompt that is too long.
+        """
+        frames = initialization.check_frames(frames, poses, self.layout.frame_size)
+        return self._start_from(frames, poses, seed, prompt, self._check_memory(None))[0]
+
+    @out_of_memory_guard("encoding observed frames")
     @torch.no_grad()
-    def with_prompt(self, state: WorldState, prompt: str) -> WorldState:
-        """The same state, with its future conditioned on another prompt; ValueError for one that is too long."""
-        return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
+    def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
+        """The state after four true frames (uint8 `[4, H, W, 3]`) from four poses, as a robot's camera delivers them.
 
-    @torch.no_grad()
-    def current_frame(self, state: WorldState) -> np.ndarray:
-        """The latest frame of a state, uint8 `[H, W, 3]`."""
-        return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
+        Poses may have pitch and roll; later steps keep them.
 
-    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A state as contiguous tensors by name, and as metadata that JSON can hold."""
-        return serialization.pack_state(state)
-
-    def unpack(self, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> WorldState:
-        """The state that `pack` described, bit for bit."""
-        return serialization.unpack_state(tensors, metadata, self.device)
-
-    def close(self) -> None:
-        """Does nothing: the world holds no resource outside of Python. The World protocol has it."""
-
-    # Parts of a start
+        Raises:
+            ValueError: frames of another shape or dtype, or not four usable poses; the given state is unchanged.
+        """
+        frames = initialization.check_frames(frames, poses, self.layout.frame_size)
+        model, cameras = self.model, generation.camera_tensor([poses], self.device)
+        previous = model.codec.present(state.history[-1], state.stream)[None]
+        pixels = initialization.frames_tensor(frames, self.device)
+        latents = model.codec.encode(pixels, previous)[None]  # [1, 1, c, h, w]
+        streams = [state.stream]
+        if not model.codec.restarts:  # otherwise `condition_next_step` starts a clip with the observed frame
+            _, streams = model.codec.decode_next(latents[0], streams)
+        known_depth_m = self.retrieve([state], cameras).depth_m if len(state.memory) else None
+        context = model, self.layout, self.atlas, state.memory, known_depth_m
+        step = state.step_index + 1
+        keyframe, _ = initialization.lift_true_frames(*context, frames, latents[0], cameras[0], step)
+        (after,) = generation.condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
+        return replace(after, memory=state.memory.update(keyframe))
 
     def _check_memory(self, memory: MosaicMemory | None) -> MosaicMemory:
         fingerprint, shape = self.model.memory_fingerprint, self.layout.latent_shape
@@ -418,6 +368,49 @@ class MosaicWorld:
         context = model, self.layout, self.atlas, memory, known_depth_m
         keyframe, depth_m = initialization.lift_true_frames(*context, frames, latents, cameras[0], 0)
         return replace(state, memory=memory.update(keyframe)), depth_m
+
+    # States
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the checkpoint, followed by each argument that differs from its default, because it changes futures."""
+        settings = self.model.settings
+        arguments = {
+            "capacity": (self.capacity, settings.capacity),
+            "denoising_steps": (self.denoising_steps, settings.denoising_steps),
+            "network": (self.network, True),
+            "atlas": (self.atlas is not None, self.model.atlas is not None),
+            "collision": (self.collision, True),
+            "temperature": (self.temperature, 1.0),
+        }
+        changed = [f"{name}={value}" for name, (value, default) in arguments.items() if value != default]
+        return ";".join([self.model.fingerprint, *changed])
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether the checkpoint predicts rewards and terminations."""
+        return self.model.reward_heads is not None
+
+    @torch.no_grad()
+    def with_prompt(self, state: WorldState, prompt: str) -> WorldState:
+        """The same state, with its future conditioned on another prompt; ValueError for one that is too long."""
+        return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
+
+    @torch.no_grad()
+    def current_frame(self, state: WorldState) -> np.ndarray:
+        """The latest frame of a state, uint8 `[H, W, 3]`."""
+        return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
+
+    def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A state as contiguous tensors by name, and as metadata that JSON can hold."""
+        return serialization.pack_state(state)
+
+    def unpack(self, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> WorldState:
+        """The state that `pack` described, bit for bit."""
+        return serialization.unpack_state(tensors, metadata, self.device)
+
+    def close(self) -> None:
+        """Does nothing: the world holds no resource outside of Python. The World protocol has it."""
 
     see_chunk = renamed_method("see_chunk", "generate_clip")  # old spelling
     begin = renamed_method("begin", "start_from_frames")  # old spelling

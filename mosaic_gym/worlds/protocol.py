@@ -1,8 +1,8 @@
-"""What every world, learned or true, offers: start, step, and views of what is seen.
+"""The World protocol: what every world, learned or simulated, offers: start, step, and views.
 
-Worlds are stepped as lists of states, so that a learned world makes one network call for all
-of them. A state is a value: stepping returns a new one. A world that cannot keep that promise
-(a game engine has one true present) raises `StaleStateError` when an old state is stepped.
+Worlds step lists of states, so that a learned world makes one network call for all of them. A state is a value:
+stepping returns a new one. A simulator has one present and cannot return to an old state; it raises `StaleStateError`
+when an old state is stepped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from mosaic_gym.geometry.control import Control, Pose
-from mosaic_gym.validation import is_finite
 
 
 class StaleStateError(RuntimeError):
@@ -23,22 +22,22 @@ class StaleStateError(RuntimeError):
 
 @dataclass(frozen=True)
 class View:
-    """What one step shows. Snapshots share its arrays: copy one before writing to it.
+    """The result of one step. Snapshots share its arrays: copy an array before writing to it.
 
     Attributes:
-        frames: uint8 `[4, H, W, 3]`, in order; the last is the present.
+        frames: uint8 `[4, H, W, 3]`, in order; the last one is the present.
         depth_m: float32 `[H, W]`, perpendicular depth of the last frame, metres.
         world_from_camera: float64 `[4, 4, 4]`, a camera for each frame, metres.
         image_from_camera: float64 `[3, 3]`, K in pixels of the frames.
-        coverage: share of the view's pixels that memory could recall, 0 to 1 (1 in a true world). What a
-            learned world dreamt where it knew its place on the map is drawn anew, not recalled, and does not count.
-        on_map: whether the place is recognised on a map that the world knows by heart, and not beyond its edge, so
-            that what memory leaves open is drawn from it.
-        keyframes: keyframes held in memory (0 in a true world).
-        labels: names of the objects in sight (true worlds only), sorted.
-        reward: the world's own reward of this step (a learned world's is predicted; 0 without heads for it).
-        terminated: whether the world itself has ended.
-        all_depth_m: float32 `[4, H, W]`, the depth of every frame (true worlds only).
+        coverage: share of the pixels that memory covers, 0 to 1 (1 in a simulator). Frames that a learned world drew
+            from its atlas are drawn again rather than retrieved, and do not count.
+        on_map: whether the episode is located on the map of the world's atlas and inside its borders, so that the
+            atlas fills what memory does not cover.
+        keyframes: keyframes in memory (0 in a simulator).
+        labels: names of the objects in view, sorted (simulators only).
+        reward: the world's own reward of this step; predicted in a learned world, 0 without heads for it.
+        terminated: whether the world itself has ended the episode.
+        all_depth_m: float32 `[4, H, W]`, the depth of every frame (simulators only).
     """
 
     frames: np.ndarray
@@ -56,14 +55,14 @@ class View:
 
 @dataclass(frozen=True)
 class Start:
-    """How an episode begins. What is None is drawn by the world from the seed.
+    """How an episode starts. The world draws from the seed whatever is None.
 
     Attributes:
         seed: of everything random in the episode.
-        image: uint8 `[H, W, 3]`, the first frame (learned worlds). With it, a prompt that is None is empty.
+        image: uint8 `[H, W, 3]`, the first frame (learned worlds). With an image, a prompt of None is empty.
         world_from_camera: `[4, 4]`, the first camera, metres.
         prompt: text that conditions a learned world.
-        memory: a saved memory to begin with (learned worlds).
+        memory: a saved memory to start with (learned worlds).
     """
 
     seed: int
@@ -75,7 +74,7 @@ class Start:
 
 @runtime_checkable
 class State(Protocol):
-    """The least a state tells: where the body is and how many steps have been made."""
+    """What every state has: the pose of the body, and the number of steps since the start."""
 
     @property
     def pose(self) -> Pose: ...
@@ -86,67 +85,72 @@ class State(Protocol):
 
 @runtime_checkable
 class World(Protocol):
-    """A world: learned or true, stepped by actions."""
+    """A world, learned or simulated, that actions step."""
 
     control: Control
     height: int
     width: int
     image_from_camera: np.ndarray
     forkable: bool
-    """Whether any state may be stepped again, and packed to go on elsewhere; if not, only the latest may be stepped."""
+    """Whether any state can be stepped again and packed. If not, only the latest state can be stepped."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells worlds apart whose states do not fit each other: what they are made of, and behind `;` each, as
-        `name=value`, what was asked for beside."""
+        """Differs between worlds whose states do not fit each other.
+
+        It starts with what the world is made of. Options that differ from their defaults follow, each as `;name=value`.
+        """
         ...
 
     def start(self, start: Start) -> tuple[State, View]:
-        """A fresh state and its first view: four frames from a body at rest."""
+        """A new state and its first view: four frames from a body at rest."""
         ...
 
     def step(self, states: Sequence[State], actions: np.ndarray) -> tuple[list[State], list[View]]:
-        """Advances every state by its action `[b, 3]`; the given states, and all views, stay as they were.
+        """Advances every state by its action `[b, 3]`. The given states and all earlier views stay unchanged.
 
-        What a step leaves as it was, the new state holds in the very same array or tensor, so that forks grow with
-        what diverged only.
+        A new state holds whatever the step left unchanged in the very same array or tensor, so that the memory of forks
+        grows with their differences only.
         """
         ...
 
     def pack(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A state as contiguous torch tensors by name and what JSON can say; RuntimeError in a world that is not
-        forkable. (Tuples come back from JSON as lists, and keys as text.)"""
+        """A state as contiguous torch tensors by name, and as metadata that JSON can hold.
+
+        JSON returns tuples as lists, and keys as text.
+
+        Raises:
+            RuntimeError: a world that is not forkable.
+        """
         ...
 
-    def unpack(self, tensors: Mapping[str, Any], about: dict[str, Any]) -> State:
+    def unpack(self, tensors: Mapping[str, Any], metadata: dict[str, Any]) -> State:
         """The state that `pack` described, bit for bit; RuntimeError in a world that is not forkable."""
         ...
 
     def close(self) -> None:
-        """Lets go of what the world holds outside Python; safe to call twice."""
+        """Releases what the world holds outside of Python; safe to call twice."""
         ...
 
 
-def check_temperature(temperature: float) -> float:
-    """The temperature of a world's draws as Python's number; ValueError if it is none, or negative."""
-    if not is_finite(temperature) or temperature < 0.0:
-        raise ValueError(f"temperature is a finite number, 0 or more; got {temperature!r}")
-    return float(temperature)
-
-
-def check_fingerprint(what: str, theirs: str, mine: str) -> None:
-    """Raises ValueError if what was kept by one world is given to one that would go on with it otherwise.
+def check_fingerprint(name: str, stored: str, own: str) -> None:
+    """Checks that a stored state fits a world.
 
     Args:
-        what: names it in the error; theirs, mine: fingerprints, see `World.fingerprint`.
+        name: what the message calls the state, such as "the snapshot".
+        stored: fingerprint of the world that made it, see `World.fingerprint`.
+        own: fingerprint of this world.
+
+    Raises:
+        ValueError: the worlds differ in their checkpoint or in an option; the message says in which.
     """
-    if theirs == mine:
+    if stored == own:
         return
-    (checkpoint, *made), (own, *asked) = theirs.split(";"), mine.split(";")
-    if checkpoint != own:
-        raise ValueError(f"{what} is of another checkpoint; take it to a world of its own")
-    theirs, mine = (", ".join(each) or "nothing that its checkpoint does not ship with" for each in (made, asked))
+    (stored_checkpoint, *stored_options), (own_checkpoint, *own_options) = stored.split(";"), own.split(";")
+    if stored_checkpoint != own_checkpoint:
+        raise ValueError(f"{name} was made with another checkpoint; load it in a world of that checkpoint")
+    theirs, ours = (", ".join(options) or "the checkpoint's defaults" for options in (stored_options, own_options))
     raise ValueError(
-        f"{what} is of a world made with {theirs}; this one was made with {mine}, and would go on otherwise. Make one "
-        "as that was"
+        f"{name} was made in a world with {theirs}, and this world has {ours}: its future would differ. Make a world "
+        "with the same options"
     )

@@ -1,4 +1,4 @@
-"""The worlds by name. A world is imported when it is made, never before."""
+"""Worlds by name. The module of a world is imported when the world is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _make_mosaic(**kwargs: Any) -> World:
 
 
 WORLDS: dict[str, Callable[..., World]] = {"doom": _make_doom, "mosaic": _make_mosaic}
-"""Makers by name: `doom` is the game engine, `mosaic` the learned world of a checkpoint."""
+"""Makers by name: `doom` is the simulator, `mosaic` the learned world of a checkpoint."""
 
 
 def make_world(name: str, **kwargs: Any) -> World:
@@ -29,11 +29,11 @@ def make_world(name: str, **kwargs: Any) -> World:
 
     Args:
         name: a key of `WORLDS`.
-        kwargs: what that world is built from: `scenario`, `height`, `width` and `control` for
-            `doom`; what `MosaicWorld.from_pretrained` takes for `mosaic`.
+        kwargs: arguments of that world: `scenario`, `height`, `width`, `control` and `timeout_tics` of `doom`; those of
+            `MosaicWorld.from_pretrained` for `mosaic`.
 
     Raises:
-        ValueError: an unknown name (the known ones are listed). And whatever that world raises for its arguments.
+        ValueError: an unknown name; the message lists the known ones. Each world also raises for its own arguments.
     """
     if name not in WORLDS:
         raise ValueError(f"unknown world {name!r}; the known ones are {', '.join(sorted(WORLDS))}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +14,13 @@ from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, is_level, yaw_matrix, yaw_of
 from mosaic_gym.memory import whereabouts
 from mosaic_gym.memory.keyframe import FROM_ATLAS, Keyframe, lift, median_per_cell
-from mosaic_gym.memory.mosaic import KeyframeCodec, MosaicMemory, Retrieved, retrieve
+from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.memory.obstacles import obstacles_near
+from mosaic_gym.memory.retrieval import KeyframeCodec, Retrieved, retrieve
+from mosaic_gym.model.atlas import Atlas
+from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import DepthEstimator, align_scale
 from mosaic_gym.model.device import out_of_memory_guard
-
-if TYPE_CHECKING:
-    from mosaic_gym.model.atlas import Atlas
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,19 @@ class FrameLayout:
         """(rows, columns) of patches in a latent frame."""
         _, rows, columns = self.latent_shape
         return rows // self.patch, columns // self.patch
+
+
+def frame_layout(model: WorldModel, device: torch.device) -> FrameLayout:
+    """The layout of a model's frames and latents, with its tensors on a device."""
+    settings, codec = model.settings, model.codec
+    height, width = settings.height, settings.width
+    return FrameLayout(
+        intrinsics=torch.tensor(settings.image_from_camera, dtype=torch.float32, device=device),
+        frame_size=(height, width),
+        latent_shape=(codec.channels, height // codec.stride, width // codec.stride),
+        patch=model.transformer.config.patch_size[1],
+        image_grid=(height // codec.image_stride, width // codec.image_stride),
+    )
 
 
 @out_of_memory_guard("the views that memory retrieves")

@@ -7,7 +7,7 @@ from gymnasium.error import ResetNeeded
 
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
-from mosaic_gym.training.reward_heads import rareness, sign_values
+from mosaic_gym.training.reward_heads import rare_step_weights, sign_values
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import tiny_model, tiny_outcome
 
@@ -49,7 +49,7 @@ def test_a_dreamt_end_ends_the_episode_and_pays_the_engine_task():
 
 
 def test_a_negative_temperature_is_refused():
-    with pytest.raises(ValueError, match="temperature is a finite number, 0 or more; got -1"):
+    with pytest.raises(ValueError, match="temperature is a finite number from 0; got -1"):
         MosaicWorld(tiny_model(), temperature=-1)
 
 
@@ -59,7 +59,7 @@ def test_rare_steps_are_drawn_more_often_and_weigh_less():
     ends = torch.zeros(1000, dtype=torch.bool)
     ends[2:6] = True
     assert sign_values(rewards).tolist() == [-0.5, 0.0, 2.0]
-    rare, weights = rareness(rewards, ends)
+    rare, weights = rare_step_weights(rewards, ends)
     assert rare.sum() == 6 and rare[:6].all()
     # Drawn a quarter of the time among the rare, three quarters among all: weights restore the true shares.
     odds = 0.75 / 1000 + torch.where(rare, 0.25 / 6, 0.0)

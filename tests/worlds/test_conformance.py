@@ -223,22 +223,22 @@ class Packed(CountingWorld):
     ("make", "said"),
     [
         (Forgetful, "repeats"),
-        (Gossip, "expected: 0.10% of a frame at most depends on the batch by more than 1 grey levels; found: by step"),
+        (Gossip, "expected: at most 0.10% of a frame depends on the batch by more than 1 grey levels; found: by step"),
         (Braggart, "raises RuntimeError"),
         (Hoarder, "share what is equal; found: .*latent was copied"),
-        (Hasty, "expected: a fresh state has step_index 0; found: .1, 1."),
+        (Hasty, "expected: a new state has step_index 0; found: .1, 1."),
         (Bright, "expected: frames are uint8 .4, 40, 64, 3.; found: float32 .4, 40, 64, 3."),
         (Deep, "expected: depth is not negative, nor NaN; found: -1 m at the least"),
-        (partial(OneBuffer, "frames"), "a view stays as it was shown.*, frames of step 1"),
-        (partial(OneBuffer, "depth_m"), "a view stays as it was shown.*, depth_m of step 1"),
-        (partial(OneBuffer, "world_from_camera"), "a view stays as it was shown.*, world_from_camera of step 1"),
-        (Meddler, "the actions given to a step stay as they were"),
+        (partial(OneBuffer, "frames"), "later steps do not change a view, frames of step 1"),
+        (partial(OneBuffer, "depth_m"), "later steps do not change a view, depth_m of step 1"),
+        (partial(OneBuffer, "world_from_camera"), "later steps do not change a view, world_from_camera of step 1"),
+        (Meddler, "a step does not change the actions passed to it"),
         (partial(Whimsical, "labels", ("a",), ("b",)), "repeats, .*, labels of step 1; found: .'b',. and .'a',."),
         (partial(Whimsical, "keyframes", 3, 4), "repeats, .*, keyframes of step 1"),
         (partial(Whimsical, "on_map", False, True), "repeats, .*, on_map of step 1"),
         (partial(Whimsical, "image_from_camera", np.eye(3), np.ones((3, 3))), "repeats, .*image_from_camera of step 1"),
-        (partial(Crowded, "depth_m", lambda depth_m: depth_m * 1.02), "the depths at most depends on the batch"),
-        (partial(Crowded, "coverage", lambda share: share - 0.01), "coverage depends on the batch by 0.001 at most"),
+        (partial(Crowded, "depth_m", lambda depth_m: depth_m * 1.02), "of the depths depends on the batch"),
+        (partial(Crowded, "coverage", lambda share: share - 0.01), "coverage depends on the batch by at most 0.001"),
         (partial(Crowded, "reward", lambda paid: paid + 1.0), "found: by step 1, 1.4 in a batch, 0.4 alone"),
         (partial(Crowded, "terminated", lambda over: True), "terminated does not depend on the batch"),
         (partial(Crowded, "on_map", lambda known: True), "on_map does not depend on the batch"),
@@ -246,9 +246,9 @@ class Packed(CountingWorld):
         (partial(Crowded, "labels", lambda seen: ()), "labels does not depend on the batch"),
         (partial(Crowded, "frames", lambda frames: frames + 2, since=5), "grey levels; found: by step 6, 100.00%"),
         (Copyist, "share what is equal; found: state.map was copied"),
-        (partial(Packed, told=np.int64(3)), "JSON can say what a state is packed with; found: .*int64"),
-        (partial(Packed, told={1, 2}), "JSON can say what a state is packed with; found: .*set"),
-        (partial(Packed, told=(1, 2)), "unpacked from what its file gives back .*; found: KeyError.'more'"),
+        (partial(Packed, told=np.int64(3)), "JSON can hold the metadata of a packed state; found: .*int64"),
+        (partial(Packed, told={1, 2}), "JSON can hold the metadata of a packed state; found: .*set"),
+        (partial(Packed, told=(1, 2)), "unpack takes what a file returns .*; found: KeyError.'more'"),
         (partial(Packed, torch.zeros(4, 5).T), "packed tensors are contiguous, .*; found: more is not"),
         (partial(Packed, np.zeros(4)), "packed as torch tensors; found: more is .*ndarray"),
         (partial(ThroughFace, Forgetful, "gymnasium"), "repeats"),
@@ -261,12 +261,12 @@ def test_cheats_are_found(make, said):
 
 
 def test_a_state_may_be_packed_as_a_copy_of_what_states_share(monkeypatch):
-    monkeypatch.setattr(conformance, "_check_packing", lambda *given: None)  # which needs another process
+    monkeypatch.setattr(conformance, "_check_packing", lambda *arguments: None)  # which needs another process
     check_world(Mapped)
 
 
 def test_batches_may_differ_by_the_tolerances(monkeypatch):
-    monkeypatch.setattr(conformance, "_check_packing", lambda *given: None)
+    monkeypatch.setattr(conformance, "_check_packing", lambda *arguments: None)
 
     def speckled(frames):
         frames = frames + np.uint8(1)
@@ -279,7 +279,7 @@ def test_batches_may_differ_by_the_tolerances(monkeypatch):
 
 
 def test_a_dreams_frames_do_not_depend_on_the_batch_for_thirty_steps(monkeypatch):
-    monkeypatch.setattr(conformance, "_check_packing", lambda *given: None)
+    monkeypatch.setattr(conformance, "_check_packing", lambda *arguments: None)
     check_world(make_tiny, batch_steps=30)
 
 
@@ -295,7 +295,7 @@ def test_a_cheat_is_found_where_asserts_are_stripped():
     )
     root = Path(__file__).parent.parent.parent
     done = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, cwd=root, check=False)
-    assert "a fresh state has step_index 0" in done.stdout, done.stderr
+    assert "a new state has step_index 0" in done.stdout, done.stderr
 
 
 def test_steps_out_of_range():
