@@ -18,7 +18,8 @@ from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.atlas.drawing import FAR_M, NEAR_M
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.parts import round_to_half, save_part
-from mosaic_gym.training.run import Run, budget_of, recipe_of
+from mosaic_gym.training.budget import budget_of, recipe_of
+from mosaic_gym.training.run import Run
 
 MARGIN_M = 1.5
 """The map goes on for so much behind the outermost places that a body stood at."""

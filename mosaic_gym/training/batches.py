@@ -1,16 +1,17 @@
-"""Batches for `train world`: each drawn from its step's seed alone, here or ahead of time by worker processes.
+"""Batches for `train world`, each drawn from its step's seed alone, between steps or ahead of time by worker processes.
 
-An accelerator trains several batches in the time that one takes to be drawn and recalled, so on a machine with many
-cores workers draw. What they cannot do is dream with weights that change; those batches are drawn here. And an
-accelerator that is faster than all the workers meets samples several times, each time among others.
+An accelerator trains several batches in the time that it takes to draw one, so on a machine with many cores workers
+draw them. Workers cannot roll out the model, whose weights change; those batches are drawn in the main process. An
+accelerator that is faster than all workers together trains on every sample several times, each time in another batch.
 """
 
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -18,31 +19,63 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.mosaic import Retrieved
-from mosaic_gym.training.run import exact_products
-from mosaic_gym.training.samples import Remembered, draw_state, forget_a_wedge, retrieve_mixed
-from mosaic_gym.worlds.mosaic import MosaicWorld, WorldState
+from mosaic_gym.memory.retrieval import Retrieved
+from mosaic_gym.training.precision import exact_products
+from mosaic_gym.training.samples import LiftedEpisode, MemoryAugmentation, crop_memory, draw_state, retrieve_mixed
+from mosaic_gym.validation import Number, Whole, option, validate
+from mosaic_gym.worlds.mosaic import MosaicWorld
+from mosaic_gym.worlds.state import WorldState
 
 if TYPE_CHECKING:
     from mosaic_gym.training.run import Run
-    from mosaic_gym.training.world import Config
+
+MAX_ROLLOUT = 3
+"""Most steps that the model itself generates before a batch's targets."""
+BUFFER = 16
+"""Batches in the shuffle buffer from which samples are taken when they are reused."""
 
 
-MAX_ROLLED = 3
-"""Steps before a batch's targets that are the model's own dream, at most."""
-WINDOW = 16
-"""Drawn batches that samples met several times are taken from."""
+@dataclass(frozen=True)
+class BatchOptions:
+    """The options of a recipe's config that say what its batches are."""
+
+    batch: Annotated[int, Whole(1)] = 12
+    """Samples in a batch."""
+    rollout: Annotated[float, Number(0.0, 1.0)] = 0.2
+    """Share of batches for which the model itself generates the last one to three steps before the targets (scheduled
+    sampling), so that it learns to continue its own frames."""
+    empty_prompt: Annotated[float, Number(0.0, 1.0)] = 0.1
+    """Share of samples whose prompt is empty."""
+    augmentation: MemoryAugmentation = field(default_factory=MemoryAugmentation)
+    """Which part of the past is in a sample's memory, and by which warps the network gets it."""
+    workers: Annotated[int, Whole(0)] = 0
+    """Processes that draw batches ahead, where processes can be forked; 0 draws them between steps. With an
+    accelerator, use as many as there are cores."""
+    reuse: Annotated[int, Whole(1)] = 1
+    """How often a sample is used, on average. More than once helps where an accelerator trains faster than workers
+    draw; it needs --rollout 0."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range, or for reuse beside rollouts."""
+        validate(self, option)
+        if self.reuse > 1 and self.rollout:
+            raise ValueError(
+                f"--reuse {self.reuse} does not go with --rollout {self.rollout}: a resumed run could not roll out "
+                "the weights of earlier steps again. Give --rollout 0 with --reuse"
+            )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples: what the networks are given, and what they should say.
+    """Samples: the inputs of the networks, and their targets.
 
     Attributes:
-        latents: `[b, c, h, w]`, the targets; cameras: `[b, 4, 4, 4]`, theirs, metres.
-        history: `[b, 1, c, h, w]`, the latents before; history_cameras: `[b, 1, 4, 4, 4]`.
-        prompts: `b` of them.
-        recalled: what memory and map give for the targets' views.
+        latents: `[b, c, h, w]`, the targets.
+        cameras: `[b, 4, 4, 4]`, the targets' world_from_camera, metres.
+        history: `[b, 1, c, h, w]`, the latents of the steps before.
+        history_cameras: `[b, 1, 4, 4, 4]`, the cameras of those.
+        prompts: `b` texts.
+        retrieved: from memory and map, for the targets' views.
     """
 
     latents: Tensor
@@ -54,132 +87,145 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them, always in the same order."""
-        retrieved = [getattr(self.retrieved, each.name) for each in fields(Retrieved)]
+        """All tensors, always in the same order."""
+        retrieved = [getattr(self.retrieved, part.name) for part in fields(Retrieved)]
         return [self.latents, self.cameras, self.history, self.history_cameras, *retrieved]
 
     def mapped(self, change: Callable[[Tensor], Tensor], prompts: list[str] | None = None) -> Batch:
-        """The batch with every tensor changed, and of other prompts if any are given."""
-        own = [change(value) for value in self.tensors]
-        return Batch(*own[:4], self.prompts if prompts is None else prompts, Retrieved(*own[4:]))
+        """The batch with `change` applied to every tensor, and other prompts unless they are None."""
+        tensors = [change(value) for value in self.tensors]
+        return Batch(*tensors[:4], self.prompts if prompts is None else prompts, Retrieved(*tensors[4:]))
 
     def pin_memory(self) -> Batch:
-        """The same batch where an accelerator fetches it by itself; a data loader looks for this name."""
+        """The batch in page-locked memory; a DataLoader calls this method by its name."""
         return self.mapped(Tensor.pin_memory)
 
 
-def batches(world: MosaicWorld, episodes: list[Remembered], config: Config, run: Run) -> Iterator[Batch]:
-    """The run's batches, from its present step on, without end.
+def batches(world: MosaicWorld, episodes: list[LiftedEpisode], options: BatchOptions, run: Run) -> Iterator[Batch]:
+    """The run's batches from its present step on, without end. Closing the iterator ends the workers.
 
     Args:
-        world: whose map is recalled, and which dreams, with its present weights.
-        episodes: on its device.
-
-    Raises:
-        ValueError: `config.reuse` is no whole number from 1, or dreamt samples were to be met several times: a resumed
-            run could not dream them again, with weights that are gone.
+        world: does retrieval, and rolls out with its present weights.
+        episodes: on the world's device.
     """
-    if config.reuse < 1:
-        raise ValueError(f"--reuse is how often a sample is met, at least 1; got {config.reuse}")
-    if config.reuse > 1 and config.dream:
-        raise ValueError("samples that are dreamt are met once; give --dream 0 with --reuse")
-    first = run.step_index // config.reuse
-    drawn = _drawn(world, episodes, config, run, first)
-    return drawn if config.reuse == 1 else _met_again(drawn, config, run, first)
+    first = run.step_index // options.reuse
+    fresh = _fresh_batches(world, episodes, options, run, first)
+    return fresh if options.reuse == 1 else _reused_batches(fresh, options, run, first)
 
 
-def _drawn(world: MosaicWorld, episodes: list[Remembered], config: Config, run: Run, first: int) -> Iterator[Batch]:
-    """The batches that are drawn, from the `first` on, on the world's device."""
-    if not config.workers:
+def _fresh_batches(
+    world: MosaicWorld, episodes: list[LiftedEpisode], options: BatchOptions, run: Run, first: int
+) -> Iterator[Batch]:
+    """Batches of new samples, from number `first` on, on the world's device."""
+    if not options.workers:
         for seed in run.seeds(first):
-            yield draw_batch(world, episodes, config, seed)
+            yield draw_batch(world, episodes, options, seed)
     cpu = torch.device("cpu")
-    # An accelerator cannot be used in a forked process; what lies in memory already is shared with it.
-    there = [replace(episode, keyframes=[each.to(cpu) for each in episode.keyframes]) for episode in episodes]
-    drawer = _Drawer(MosaicWorld(copy.deepcopy(world.model), "cpu"), there, config)
-    drawn = DataLoader(
-        drawer,
+    # A forked process cannot use an accelerator; it shares what is in the CPU's memory.
+    on_cpu = [replace(episode, keyframes=[keyframe.to(cpu) for keyframe in episode.keyframes]) for episode in episodes]
+    dataset = BatchDataset(MosaicWorld(copy.deepcopy(world.model), "cpu"), on_cpu, options)
+    loader = DataLoader(
+        dataset,
         batch_size=None,
         sampler=run.seeds(first),
-        num_workers=config.workers,
+        num_workers=options.workers,
         multiprocessing_context="fork",
         pin_memory=world.device.type == "cuda",
+        worker_init_fn=_ignore_signals,
     )
-    for seed, batch in zip(run.seeds(first), drawn, strict=True):
-        if batch is None:
-            yield draw_batch(world, episodes, config, seed)
-        else:
-            yield batch.mapped(lambda value: value.to(world.device, non_blocking=True))
+    loaded = iter(loader)
+    try:
+        for seed, batch in zip(run.seeds(first), loaded, strict=True):
+            if batch is None:
+                yield draw_batch(world, episodes, options, seed)
+            else:
+                yield batch.mapped(lambda value: value.to(world.device, non_blocking=True))
+    finally:
+        loaded._shutdown_workers()  # DataLoader has no public way, and a traceback would keep the workers waiting
 
 
-def _met_again(drawn: Iterator[Batch], config: Config, run: Run, first: int) -> Iterator[Batch]:
-    """Batches of samples from the last `WINDOW` drawn ones, which move on by one every `config.reuse` steps.
+def _ignore_signals(worker_id: int) -> None:
+    """Leaves signals to the main process, which ends its workers; they also end when it is gone.
 
-    So a sample is met `config.reuse` times on average, and a resumed run, which draws the window anew, goes on with
-    the same samples.
+    Ctrl-C, and SIGTERM from `timeout` or a service manager, reach the whole process group. A worker that died of one
+    would raise an error in the middle of the main process's own orderly end.
     """
-    window, prompts, count = None, [[]] * WINDOW, 0
-    while True:
-        while first + count < run.step_index // config.reuse + WINDOW:
-            batch, slot = next(drawn), (first + count) % WINDOW
-            window = window or batch.mapped(lambda value: value.new_empty(WINDOW, *value.shape))
-            for kept, fresh in zip(window.tensors, batch.tensors, strict=True):
-                kept[slot] = fresh
-            prompts[slot] = batch.prompts
-            count += 1
-        rng = np.random.default_rng([run.seed, 2])
-        rows = rng.choice(WINDOW * config.batch, config.batch, replace=False)
-        index = torch.from_numpy(rows).to(window.latents.device)
-        read = [prompts[row // config.batch][row % config.batch] for row in rows]
-        yield window.mapped(lambda kept, index=index: kept.flatten(0, 1)[index], read)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
-class _Drawer(Dataset):
-    """Batches by their seeds; None for those that begin with a dream."""
+def _reused_batches(fresh: Iterator[Batch], options: BatchOptions, run: Run, first: int) -> Iterator[Batch]:
+    """Batches of random samples from a shuffle buffer: the last `BUFFER` fresh batches.
 
-    def __init__(self, world: MosaicWorld, episodes: list[Remembered], config: Config) -> None:
-        self.world, self.episodes, self.config = world, episodes, config
+    One fresh batch replaces the oldest every `options.reuse` steps, so a sample is used `options.reuse` times on
+    average. A resumed run fills the buffer with the same batches, and continues with the same samples.
+    """
+    buffer, prompts, count = None, [[]] * BUFFER, 0
+    try:
+        while True:
+            while first + count < run.step_index // options.reuse + BUFFER:
+                batch, slot = next(fresh), (first + count) % BUFFER
+                buffer = buffer or batch.mapped(lambda value: value.new_empty(BUFFER, *value.shape))
+                for slots, value in zip(buffer.tensors, batch.tensors, strict=True):
+                    slots[slot] = value
+                prompts[slot] = batch.prompts
+                count += 1
+            rng = np.random.default_rng([run.seed, 2])
+            rows = rng.choice(BUFFER * options.batch, options.batch, replace=False)
+            index = torch.from_numpy(rows).to(buffer.latents.device)
+            chosen = [prompts[row // options.batch][row % options.batch] for row in rows]
+            yield buffer.mapped(lambda slots, index=index: slots.flatten(0, 1)[index], chosen)
+    finally:
+        fresh.close()
+
+
+class BatchDataset(Dataset):
+    """Batches by their seeds, for workers; None for a batch that needs a rollout."""
+
+    def __init__(self, world: MosaicWorld, episodes: list[LiftedEpisode], options: BatchOptions) -> None:
+        self.world, self.episodes, self.options = world, episodes, options
 
     def __getitem__(self, seed: int) -> Batch | None:
-        if _rolled_steps(self.config, np.random.default_rng(seed)):
+        if _rollout_steps(self.options, np.random.default_rng(seed)):
             return None
-        return draw_batch(self.world, self.episodes, self.config, seed)
+        return draw_batch(self.world, self.episodes, self.options, seed)
 
 
-def _rolled_steps(config: Config, rng: np.random.Generator) -> int:
-    """So many steps before the targets are the model's own dream; the first that a batch draws."""
-    return int(rng.integers(1, MAX_ROLLED + 1)) if rng.random() < config.dream else 0
+def _rollout_steps(options: BatchOptions, rng: np.random.Generator) -> int:
+    """The number of steps that the model generates before the targets; the first draw of a batch."""
+    return int(rng.integers(1, MAX_ROLLOUT + 1)) if rng.random() < options.rollout else 0
 
 
 @exact_products()
 @torch.no_grad()
-def draw_batch(world: MosaicWorld, episodes: list[Remembered], config: Config, seed: int) -> Batch:
+def draw_batch(world: MosaicWorld, episodes: list[LiftedEpisode], options: BatchOptions, seed: int) -> Batch:
     """The batch of a seed, on the world's device."""
     rng = np.random.default_rng(seed)
-    dreamt = _rolled_steps(config, rng)
-    states, members = [], []
-    unread = world.model.text_encoder.encode([""])[0]
-    long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + dreamt]
-    for _ in range(config.batch):
+    augmentation = options.augmentation
+    rollout = _rollout_steps(options, rng)
+    states, targets = [], []
+    empty_text = world.model.text_encoder.encode([""])[0]
+    long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + rollout]
+    for _ in range(options.batch):
         index = int(rng.choice(long_enough))
-        step = int(rng.integers(1 + dreamt, len(episodes[index].keyframes)))
-        prompt = "" if rng.random() < config.empty_prompt else episodes[index].captions[step]
-        state = draw_state(episodes[index], step - dreamt, config.mix, unread, seed, rng)
-        if rng.random() < config.mix.wedge:
-            state = forget_a_wedge(state, episodes[index].keyframes[step].world_from_keyframe, rng)
+        step = int(rng.integers(1 + rollout, len(episodes[index].keyframes)))
+        prompt = "" if rng.random() < options.empty_prompt else episodes[index].captions[step]
+        state = draw_state(episodes[index], step - rollout, augmentation, empty_text, seed, rng)
+        if rng.random() < augmentation.cropped:
+            state = crop_memory(state, episodes[index].keyframes[step].world_from_keyframe, rng)
         states.append(replace(state, prompt=prompt))
-        members.append((index, step))
-    if dreamt:  # without a dream nobody reads a prompt here; the run reads it with the weights that learn
+        targets.append((index, step))
+    if rollout:  # only a rollout reads the text here: the run encodes prompts with the weights that it trains
         texts = world.model.text_encoder.encode([state.prompt for state in states])
         states = [replace(state, text=text) for state, text in zip(states, texts, strict=True)]
-        states = roll_ahead(world, episodes, states, members, dreamt)
-    targets = [episodes[index].keyframes[step] for index, step in members]
-    cameras = torch.stack([target.world_from_camera for target in targets])
-    pictures = world.pictures(states, cameras[:, None])
-    rng = np.random.default_rng([seed, 1])  # the batch's own draws stay what they are, whatever the mixture
-    retrieved = retrieve_mixed(world, states, cameras[:, None], pictures, config.mix, rng)
+        states = roll_out(world, episodes, states, targets, rollout)
+    keyframes = [episodes[index].keyframes[step] for index, step in targets]
+    cameras = torch.stack([keyframe.world_from_camera for keyframe in keyframes])
+    map_views = world.map_views(states, cameras[:, None])
+    rng = np.random.default_rng([seed, 1])  # a generator of its own: the draws above do not depend on the warps
+    retrieved = retrieve_mixed(world, states, cameras[:, None], map_views, augmentation, rng)
     return Batch(
-        latents=torch.stack([target.latent for target in targets]),
+        latents=torch.stack([keyframe.latent for keyframe in keyframes]),
         cameras=cameras,
         history=torch.stack([state.history for state in states]),
         history_cameras=torch.stack([state.history_cameras for state in states]),
@@ -188,14 +234,23 @@ def draw_batch(world: MosaicWorld, episodes: list[Remembered], config: Config, s
     )
 
 
-def roll_ahead(
-    world: MosaicWorld, episodes: list[Remembered], states: list[WorldState], members: list[tuple[int, int]], steps: int
+def roll_out(
+    world: MosaicWorld,
+    episodes: list[LiftedEpisode],
+    states: list[WorldState],
+    targets: list[tuple[int, int]],
+    steps: int,
 ) -> list[WorldState]:
-    """Lets the present weights live through the `steps` steps before each target."""
+    """The states after the model has generated the `steps` steps before each target, along the recorded cameras.
+
+    Args:
+        states: each `steps` steps before its target.
+        targets: (index of the episode, step) for each state.
+    """
     for i in range(steps):
         poses = []
-        for index, step in members:
+        for index, step in targets:
             cameras = episodes[index].keyframes[step - steps + i].world_from_camera.double().cpu().numpy()
             poses.append([Pose(camera) for camera in cameras])
-        states, _ = world.see(states, poses)
+        states, _ = world.generate(states, poses)
     return states

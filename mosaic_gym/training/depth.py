@@ -1,9 +1,10 @@
-"""Recipe: the depth estimator, trained on the engine's depth."""
+"""Recipe: the depth estimator, trained on the simulator's depth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -15,39 +16,53 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.depth import ConvDepth, relative_error
 from mosaic_gym.model.parts import round_to_half, save_part
-from mosaic_gym.training.run import Run, budget_of, recipe_of
+from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
+from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.run import Run
+from mosaic_gym.validation import ListOf, Number, OneOf, PathOrId, Whole, option, validate
 
 
 @dataclass(frozen=True)
 class Config:
     """What `mosaic-gym train depth` takes."""
 
-    data: Path = Path("data/my_way_home")
+    data: Annotated[Path, PathOrId()] = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Path = Path("runs/depth")
+    out: Annotated[Path, PathOrId()] = Path("runs/depth")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
-    minutes: float | None = None
-    """Wall time of training, earlier pieces included and reading the recording left out; 9 without --steps."""
-    steps: int | None = None
-    """Optimiser steps of the whole run, instead of minutes."""
-    batch: int = 24
+    minutes: Annotated[float | None, Number(above=0.0)] = None
+    """Wall time of training, earlier parts included, without the time to read the recording; 9 without --steps."""
+    steps: Annotated[int | None, Whole(1)] = None
+    """Optimizer steps of the whole run, instead of minutes."""
+    batch: Annotated[int, Whole(1)] = 24
     """Frames in a batch."""
-    learning_rate: float = 2e-3
+    learning_rate: Annotated[float, Number(0.0)] = 2e-3
     """The peak."""
-    widths: tuple[int, ...] = (24, 48, 96, 128)
-    """Channels at half, quarter, eighth and sixteenth resolution."""
-    precision: str = "no"
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (24, 48, 96, 128)
+    """Channels at half, quarter, eighth and sixteenth resolution, multiples of 8."""
+    precision: Annotated[str, OneOf("no", "bf16")] = "no"
     """`no` (float32), or `bf16` on an accelerator."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range, or for both budgets."""
+        validate(self, option)
+        check_one_budget(self)
+        check_widths(self.widths)
 
 
 def draw(frames: Tensor, depths_m: Tensor, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Of recorded frames, uint8 `[n, H, W, 3]`, and depths `[n, H, W]`: some in [-1, 1], `[b, 3, H, W]`, and theirs."""
-    drawn = torch.randint(len(frames), (batch,), generator=generator, device=frames.device)
-    return frames_to_float(frames[drawn]), depths_m[drawn].float()
+    """Random frames `[b, 3, H, W]` in [-1, 1] and their depths `[b, H, W]`, metres.
+
+    Args:
+        frames: uint8 `[n, H, W, 3]`.
+        depths_m: `[n, H, W]`.
+    """
+    index = torch.randint(len(frames), (batch,), generator=generator, device=frames.device)
+    return frames_to_float(frames[index]), depths_m[index].float()
 
 
 def depth_loss(log_depth: Tensor, depth_m: Tensor) -> Tensor:
-    """Absolute error of log depth, and of its differences between neighbours, which keeps edges sharp."""
+    """Absolute error of log depth, and of its differences between neighboring pixels, which keeps edges sharp."""
     target = depth_m.clamp_min(0.05).log()
     error = (log_depth - target).abs().mean()
     for axis in (-1, -2):
@@ -67,30 +82,31 @@ def median_relative_error(model: ConvDepth, episodes: list[TensorDict], intrinsi
     return float(torch.cat(errors).median())
 
 
+@float32_by_default()
 def train(config: Config) -> ConvDepth:
     """Trains, prints the held-out error, and writes the averaged weights, rounded to float16."""
     budget = budget_of(config, minutes=9.0)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
+    device = accelerator.device
     store, heldout = EpisodeStore(config.data, "train"), EpisodeStore(config.data, "heldout")
     tests = [heldout.load(index) for index in range(len(heldout))]
     intrinsics = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
     model = ConvDepth(widths=config.widths)
-    run = Run(config.out, model, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store))
-    device = accelerator.device
-    # Where an accelerator trains, it holds the recording: fetching frames one by one would take longer than the step.
-    recorded = [store.all(key).flatten(0, 1).to(device) for key in ("frames", "depth_m")]
-    k = intrinsics.to(device).expand(config.batch, 3, 3)
-    while not run.finished:
-        frames, depth_m = draw(*recorded, config.batch, run.generator(device))
-        with accelerator.autocast():
-            log_depth = run.model(frames, k)
-        run.update(depth_loss(log_depth.float(), depth_m))
-        if run.writer and run.step_index % 500 == 0:
-            picture = torch.cat([depth_m[:4], log_depth[:4].exp()], dim=0)[:, None] / 20.0
-            picture = F.interpolate(picture.clamp(0, 1), scale_factor=3)
-            run.writer.add_images("engine_above_estimate", picture, run.step_index)
-    run.close()
+    with Run(config.out, model, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store)) as run:
+        # The accelerator holds the whole recording: copying frames to it one by one would take longer than the step.
+        recording = [store.all(key).flatten(0, 1).to(device) for key in ("frames", "depth_m")]
+        run.start_clock()
+        k = intrinsics.to(device).expand(config.batch, 3, 3)
+        while not run.finished:
+            frames, depth_m = draw(*recording, config.batch, run.generator(device))
+            with accelerator.autocast():
+                log_depth = run.model(frames, k)
+            run.update(depth_loss(log_depth.float(), depth_m))
+            if run.writer and run.step_index % 500 == 0:
+                images = torch.cat([depth_m[:4], log_depth[:4].exp()], dim=0)[:, None] / 20.0
+                images = F.interpolate(images.clamp(0, 1), scale_factor=3)
+                run.writer.add_images("true_above_estimate", images, run.step_index)
     finished = run.average.to("cpu").eval()
     round_to_half(finished)
     error = median_relative_error(finished, tests, intrinsics)

@@ -1,9 +1,10 @@
-"""Recipe: the outcome heads, trained on recorded rewards and ends."""
+"""Recipe: the reward and termination heads, trained on recorded rewards and terminations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,102 +15,122 @@ from torch import Tensor
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.reward_heads import SIGNS, RewardTerminationHeads
-from mosaic_gym.training.run import Run, budget_of, recipe_of
+from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
+from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.run import Run
+from mosaic_gym.validation import ListOf, Number, OneOf, PathOrId, Whole, option, validate
+
+RARE_SHARE = 0.25
+"""Share of a batch that is drawn from rare steps alone."""
 
 
 @dataclass(frozen=True)
 class Config:
     """What `mosaic-gym train reward-heads` takes."""
 
-    data: Path = Path("data/my_way_home")
+    data: Annotated[Path, PathOrId()] = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Path = Path("runs/reward_heads")
+    out: Annotated[Path, PathOrId()] = Path("runs/reward_heads")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
-    minutes: float | None = None
-    """Wall time of training, earlier pieces included and reading the recording left out; 3 without --steps."""
-    steps: int | None = None
-    """Optimiser steps of the whole run, instead of minutes."""
-    batch: int = 64
-    """Frames in a batch; a quarter of them are rare ones."""
-    learning_rate: float = 2e-3
+    minutes: Annotated[float | None, Number(above=0.0)] = None
+    """Wall time of training, earlier parts included, without the time to read the recording; 3 without --steps."""
+    steps: Annotated[int | None, Whole(1)] = None
+    """Optimizer steps of the whole run, instead of minutes."""
+    batch: Annotated[int, Whole(1)] = 64
+    """Frames in a batch; a quarter of them are drawn from rare steps."""
+    learning_rate: Annotated[float, Number(0.0)] = 2e-3
     """The peak."""
-    widths: tuple[int, ...] = (16, 32, 48, 64)
-    """Channels, halving the picture at each."""
-    precision: str = "no"
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (16, 32, 48, 64)
+    """Channels of the convolutions, multiples of 8; each halves the resolution."""
+    precision: Annotated[str, OneOf("no", "bf16")] = "no"
     """`no` (float32), or `bf16` on an accelerator."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range, or for both budgets."""
+        validate(self, option)
+        check_one_budget(self)
+        check_widths(self.widths)
 
-def outcomes(store: EpisodeStore) -> tuple[Tensor, Tensor, Tensor]:
-    """Last frames uint8 `[n, H, W, 3]`, rewards `[n]` and ends bool `[n]` of every recorded step."""
+
+def load_steps(store: EpisodeStore) -> tuple[Tensor, Tensor, Tensor]:
+    """Last frames uint8 `[n, H, W, 3]`, rewards `[n]` and terminations bool `[n]` of every recorded step."""
     return store.all("frames", np.s_[:, -1]), store.all("reward"), store.all("terminated")
 
 
 def sign_values(rewards: Tensor) -> Tensor:
-    """The mean reward of each sign, 0 where none was recorded."""
+    """The mean reward `[3]` of each sign, 0 for a sign that was not recorded."""
     signs = rewards.sign().long() + 1
-    of_sign = [rewards[signs == sign] for sign in range(SIGNS)]
-    return torch.tensor([float(some.mean()) if len(some) else 0.0 for some in of_sign])
+    by_sign = [rewards[signs == sign] for sign in range(SIGNS)]
+    return torch.tensor([float(values.mean()) if len(values) else 0.0 for values in by_sign])
 
 
-def rareness(rewards: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Which steps are rare, bool `[n]`, and the weight `[n]` that undoes their being drawn more often than others."""
+def rare_step_weights(rewards: Tensor, terminations: Tensor) -> tuple[Tensor, Tensor]:
+    """Which steps are rare, bool `[n]`, and importance weights `[n]` that undo drawing them more often than others.
+
+    A step is rare if it terminates, or if fewer than 5 % of the rewards have its sign.
+    """
     signs = rewards.sign().long() + 1
     counts = torch.bincount(signs, minlength=SIGNS)
-    rare = ends | (counts[signs] < 0.05 * len(rewards))
+    rare = terminations | (counts[signs] < 0.05 * len(rewards))
     share = rare.float().mean().clamp(1e-6, 1 - 1e-6)
-    # A rare step is drawn as one of the quarter, or as one of all.
-    odds = torch.where(rare, 0.25 / share + 0.75, 0.75)
+    # A rare step is drawn from the rare ones or from all, another step from all alone.
+    odds = torch.where(rare, RARE_SHARE / share + (1 - RARE_SHARE), 1 - RARE_SHARE)
     return rare, 1.0 / odds if rare.any() else torch.ones(len(rewards))
 
 
 @torch.no_grad()
-def report(heads: RewardTerminationHeads, store: EpisodeStore) -> dict[str, float]:
-    """On held-out steps: how likely an end is held, at steps that ended and at others; and the reward's error."""
-    frames, rewards, ends = outcomes(store)
-    told = [heads(frames_to_float(part)) for part in frames.split(256)]
-    likely = torch.cat([end for _, end in told]).sigmoid()
-    expected = torch.cat([sign for sign, _ in told]).softmax(-1) @ heads.reward_values
-    found = {"ends": float(ends.sum()), "likely_elsewhere": float(likely[~ends].mean())}
-    if ends.any():
-        found["likely_at_ends"] = float(likely[ends].mean())
-    return {**found, "reward_error": float((expected - rewards).abs().mean())}
+def heldout_metrics(heads: RewardTerminationHeads, store: EpisodeStore) -> dict[str, float]:
+    """On held-out steps: the mean probability of termination, at steps that terminate and at others, and the mean
+    absolute error of the expected reward."""
+    frames, rewards, terminations = load_steps(store)
+    outputs = [heads(frames_to_float(part)) for part in frames.split(256)]
+    probability = torch.cat([termination for _, termination in outputs]).sigmoid()
+    expected = torch.cat([sign for sign, _ in outputs]).softmax(-1) @ heads.reward_values
+    metrics = {
+        "terminations": float(terminations.sum()),
+        "probability_elsewhere": float(probability[~terminations].mean()),
+    }
+    if terminations.any():
+        metrics["probability_at_terminations"] = float(probability[terminations].mean())
+    return {**metrics, "reward_error": float((expected - rewards).abs().mean())}
 
 
+@float32_by_default()
 def train(config: Config) -> RewardTerminationHeads:
-    """Trains, prints how ends are told on held-out steps, and writes the averaged weights."""
+    """Trains, prints metrics on held-out steps, and writes the averaged weights."""
     budget = budget_of(config, minutes=3.0)
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=config.precision)
+    device = accelerator.device
     store = EpisodeStore(config.data, "train")
-    frames, rewards, ends = outcomes(store)
+    frames, rewards, terminations = load_steps(store)
     signs = rewards.sign().long() + 1
-    rare, weights = rareness(rewards, ends)
-    common = torch.arange(len(frames))
-    special = common[rare] if rare.any() else common
+    rare, weights = rare_step_weights(rewards, terminations)
+    all_steps = torch.arange(len(frames))
+    rare_steps = all_steps[rare] if rare.any() else all_steps
     heads = RewardTerminationHeads(config.widths)
     heads.reward_values.copy_(sign_values(rewards))
-    run = Run(config.out, heads, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store))
-    device = accelerator.device
-    while not run.finished:
-        generator = run.generator()
-        few = config.batch // 4
-        drawn = torch.cat([
-            special[torch.randint(len(special), (few,), generator=generator)],
-            common[torch.randint(len(common), (config.batch - few,), generator=generator)],
-        ])  # fmt: skip
-        seen = frames_to_float(frames[drawn])
-        mirrored = torch.rand(config.batch, generator=generator) < 0.5
-        seen = torch.where(mirrored[:, None, None, None], seen.flip(-1), seen).to(device)
-        with accelerator.autocast():
-            told, ended = run.model(seen)
-        error = F.cross_entropy(told.float(), signs[drawn].to(device), reduction="none")
-        error = error + F.binary_cross_entropy_with_logits(
-            ended.float(), ends[drawn].float().to(device), reduction="none"
-        )
-        run.update((error * weights[drawn].to(device)).mean())
-    run.close()
+    rare_count = int(config.batch * RARE_SHARE)
+    with Run(config.out, heads, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store)) as run:
+        while not run.finished:
+            # 1. Frames, more rare ones than recorded, half of them mirrored.
+            generator = run.generator()
+            index = torch.cat([
+                rare_steps[torch.randint(len(rare_steps), (rare_count,), generator=generator)],
+                all_steps[torch.randint(len(all_steps), (config.batch - rare_count,), generator=generator)],
+            ])  # fmt: skip
+            images = frames_to_float(frames[index])
+            mirrored = torch.rand(config.batch, generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images).to(device)
+            # 2. Predicted signs of the reward and terminations, and their weighted cross-entropy.
+            with accelerator.autocast():
+                sign, termination = run.model(images)
+            ended = terminations[index].float().to(device)
+            error = F.cross_entropy(sign.float(), signs[index].to(device), reduction="none")
+            error = error + F.binary_cross_entropy_with_logits(termination.float(), ended, reduction="none")
+            run.update((error * weights[index].to(device)).mean())
     finished = run.average.to("cpu").eval()
-    found = report(finished, EpisodeStore(config.data, "heldout"))
-    print("outcome, held out: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    metrics = heldout_metrics(finished, EpisodeStore(config.data, "heldout"))
+    print("reward heads, held out: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     finished.save_pretrained(config.out / "weights")
     return finished

@@ -20,16 +20,18 @@ from torch import nn
 
 from mosaic_gym.cli import COMMANDS, main
 from mosaic_gym.data.episodes import EpisodeStore
-from mosaic_gym.evaluation.revisit import collect
-from mosaic_gym.memory.mosaic import Retrieved
+from mosaic_gym.evaluation.suites.paths import collect
+from mosaic_gym.memory.retrieval import Retrieved
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import LinearCodec
-from mosaic_gym.model.wan.pipeline import WanOptions
+from mosaic_gym.model.wan.options import WanOptions
 from mosaic_gym.training import atlas, codec, depth, distill, finetune, reward_heads, world
-from mosaic_gym.training.batches import WINDOW, Batch, _Drawer, batches, draw_batch
-from mosaic_gym.training.run import Run, budget_of, check_resumable, checkpoint_in, recipe_of
-from mosaic_gym.training.samples import build_memories
+from mosaic_gym.training.batches import BUFFER, Batch, BatchDataset, batches, draw_batch
+from mosaic_gym.training.budget import budget_of, recipe_of
+from mosaic_gym.training.checkpoint import check_resumable, checkpoint_in
+from mosaic_gym.training.run import Run
+from mosaic_gym.training.samples import lift_episodes
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import record_few, tiny_atlas
@@ -57,7 +59,7 @@ def world_config(data: Path, parts: Path, out: Path, steps: int) -> world.Config
         data=data, codec=parts / "codec", depth=parts / "depth" / "weights",
         reward_heads=parts / "outcome" / "weights", atlas=parts / "atlas" / "weights", out=out, minutes=None,
         steps=steps,
-        batch=2, layers=1, heads=1, ffn=32, dream=0.5,
+        batch=2, layers=1, heads=1, ffn=32, rollout=0.5,
     )  # fmt: skip
 
 
@@ -65,7 +67,7 @@ class _CutOff(Exception):
     pass
 
 
-@pytest.mark.parametrize("met", [{}, {"reuse": 2, "dream": 0.0}])
+@pytest.mark.parametrize("met", [{}, {"reuse": 2, "rollout": 0.0}])
 def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, met):
     world.train(replace(world_config(data, parts, tmp_path / "whole", 4), **met))
     update = Run.update
@@ -102,7 +104,7 @@ def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data,
 
 def test_the_world_trains_on_a_mixture_of_warps(data, parts, tmp_path):
     plain = world_config(data, parts, tmp_path / "both", 2)
-    mixed = replace(plain, out=tmp_path / "mixed", mix=replace(plain.mix, alone=1.0))
+    mixed = replace(plain, out=tmp_path / "mixed", augmentation=replace(plain.augmentation, single_warp=1.0))
     both, either = world.train(plain), world.train(mixed)
     weights = either.transformer.proj_out.weight
     assert weights.isfinite().all() and weights.abs().max() > 0
@@ -114,11 +116,11 @@ def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_pat
     model = world.train(config)
     assert model.transformer.proj_out.weight.abs().max() > 0
     dreaming = MosaicWorld(model)
-    episodes = build_memories(EpisodeStore(data, "train"), model.codec, model.depth, model.atlas, hinted=True)
+    episodes = lift_episodes(EpisodeStore(data, "train"), model.codec, model.depth, model.atlas, hinted=True)
     run = SimpleNamespace(step_index=0, seeds=lambda first: iter(range(first, 8)))
     alone = list(islice(batches(dreaming, episodes, replace(config, workers=0), run), 8))
     ahead = list(islice(batches(dreaming, episodes, config, run), 8))
-    dreamt = [_Drawer(dreaming, episodes, config)[seed] is None for seed in range(8)]
+    dreamt = [BatchDataset(dreaming, episodes, config)[seed] is None for seed in range(8)]
     assert any(dreamt) and not all(dreamt), "some begin with a dream, which workers leave to the run"
     pairs = [pair for episode in episodes for pair in pairwise(one.world_from_camera for one in episode.keyframes)]
     for batch in alone:  # what the history shows is the recorded step before the target, dreamt or not
@@ -150,7 +152,7 @@ def test_samples_are_met_again_among_others_and_the_same_after_a_resume(monkeypa
         return told
 
     monkeypatch.setattr("mosaic_gym.training.batches.draw_batch", told_by_number)
-    config = replace(world.Config(), batch=8, reuse=3, dream=0.0)
+    config = replace(world.Config(), batch=8, reuse=3, rollout=0.0)
     whole, resumed = met(0, 300), met(100, 300)
     for one, other in zip(whole[100:], resumed, strict=True):
         assert one.prompts == other.prompts and all(map(torch.equal, one.tensors, other.tensors))
@@ -160,11 +162,11 @@ def test_samples_are_met_again_among_others_and_the_same_after_a_resume(monkeypa
         assert batch.prompts == [str(number) for number in numbers] and len(set(numbers)) == len(numbers)
         assert len({number // config.batch for number in numbers}) > 2, "they come from several drawn batches"
     seen = [number for batch in whole for number in batch.latents.tolist()]
-    through = [seen.count(number) for number in range(WINDOW * config.batch, 84 * config.batch)]
+    through = [seen.count(number) for number in range(BUFFER * config.batch, 84 * config.batch)]
     assert np.mean(through) == pytest.approx(config.reuse, rel=0.1)
 
 
-@pytest.mark.parametrize(("wrong", "told"), [({"reuse": 0}, "--reuse"), ({"reuse": 2, "dream": 0.1}, "--dream 0")])
+@pytest.mark.parametrize(("wrong", "told"), [({"reuse": 0}, "--reuse"), ({"reuse": 2, "rollout": 0.1}, "--rollout 0")])
 def test_what_cannot_be_met_again_is_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
         batches(None, [], replace(world.Config(), **wrong), SimpleNamespace(step_index=0))
@@ -176,7 +178,7 @@ def test_what_is_drawn_is_placed_exactly_however_coarsely_a_run_multiplies(monke
         raise _CutOff
 
     seen = []
-    monkeypatch.setattr("mosaic_gym.training.batches._rolled_steps", stop)
+    monkeypatch.setattr("mosaic_gym.training.batches._rollout_steps", stop)
     torch.set_float32_matmul_precision("high")  # as a run on an accelerator does
     try:
         with pytest.raises(_CutOff):
@@ -201,10 +203,10 @@ def test_recordings_too_short_to_draw_from_are_named(data, parts, tmp_path):
 
 
 def test_held_out_recordings_too_short_to_validate_on_are_named(tmp_path):
-    told = [world.Remembered([None] * steps, [""] * steps) for steps in (30, 3, 4)]
+    told = [world.LiftedEpisode([None] * steps, [""] * steps) for steps in (30, 3, 4)]
     with pytest.raises(ValueError, match="every held-out one of 4"):
-        world._check_long_enough(world.Config(data=tmp_path), told[:1], told[1:])
-    world._check_long_enough(world.Config(data=tmp_path), told[:1], told[2:])
+        world.check_lengths(world.Config(data=tmp_path), told[:1], told[1:])
+    world.check_lengths(world.Config(data=tmp_path), told[:1], told[2:])
 
 
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
@@ -212,7 +214,7 @@ def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     begun = replace(world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")
     unmoved = world.train(replace(begun, out=tmp_path / "unmoved", learning_rate=0.0))
     assert unmoved.fingerprint == first.fingerprint
-    with pytest.raises(ValueError, match=r"began from .*first.*not from nothing; .* --out"):
+    with pytest.raises(ValueError, match=r"started from .*first.*not from no weights; .* --out"):
         world.train(replace(begun, out=tmp_path / "unmoved", begin=None))
     moved = world.train(begun)
     assert not torch.equal(moved.transformer.proj_out.weight, first.transformer.proj_out.weight)
@@ -237,10 +239,10 @@ def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
     store = EpisodeStore(data, "heldout")
     fitted = LinearCodec.from_pretrained(parts / "codec"), depth.ConvDepth(widths=(8, 8, 16))
     with pytest.raises(ValueError, match="draws frames of .32, 48., recorded are .48, 64."):
-        build_memories(store, *fitted, tiny_atlas((32, 48)))
+        lift_episodes(store, *fitted, tiny_atlas((32, 48)))
     with pytest.raises(ValueError, match="leaves the atlas's map"):
-        build_memories(store, *fitted, Atlas(48, 64, corner_m=(-90.0, 0.0), side_m=8.0))
-    (found,), (hinted,) = (build_memories(store, *fitted, tiny_atlas((48, 64)), hinted=hint) for hint in (False, True))
+        lift_episodes(store, *fitted, Atlas(48, 64, corner_m=(-90.0, 0.0), side_m=8.0))
+    (found,), (hinted,) = (lift_episodes(store, *fitted, tiny_atlas((48, 64)), hinted=hint) for hint in (False, True))
     assert len(found.keyframes) == len(found.captions) == len(hinted.keyframes) == 6
 
 
@@ -288,7 +290,9 @@ def test_parts_that_are_not_trained_yet_are_named(data, parts, tmp_path):
 @pytest.mark.parametrize("budget", [{"steps": 0}, {"steps": -5}, {"minutes": 0.0}, {"minutes": -1.0}])
 def test_a_budget_of_nothing_is_refused(recipe, budget):
     usual = recipe.Config("nowhere") if recipe in (finetune, distill) else recipe.Config()
-    with pytest.raises(ValueError, match=r"--steps is at least 1|--minutes is a number above 0"):
+    with pytest.raises(
+        ValueError, match=r"--steps is a whole number from 1|--minutes is a finite number above 0|--steps is at least 1"
+    ):
         recipe.train(replace(usual, **budget))
 
 
@@ -356,7 +360,7 @@ def test_a_kept_run_is_held_against_what_is_known_of_the_next(tmp_path):
     check_resumable(tmp_path, told, unknown=("shift",))
     for other, said in (
         ({"recipe": {"rank": "8", "shift": "None"}}, "with rank=4, not 8; ask"),
-        ({"begin": None}, "began from there, not from nothing"),
+        ({"begin": None}, "started from there, not from no weights"),
         ({"parts": "b"}, "trained against other weights"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.control import Pose
-from mosaic_gym.memory.mosaic import MosaicMemory, Retrieved
+from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.memory.retrieval import Retrieved
 from mosaic_gym.training.samples import (
     WARPS,
-    MemoryMix,
-    Remembered,
-    choose_past,
+    LiftedEpisode,
+    MemoryAugmentation,
+    add_place_noise,
+    choose_keyframes,
+    crop_memory,
     draw_state,
     draw_warp,
-    forget_a_wedge,
-    gone_astray,
     retrieve_mixed,
-    told_by,
+    select_warps,
 )
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
@@ -34,7 +35,7 @@ def test_a_wedge_is_forgotten_on_one_side_only():
     state = WorldState(Pose(np.eye(4)), torch.zeros(1, 8, 8, 8), cameras, memory, "", torch.zeros(1, 8), 0, 0)
     shares = []
     for seed in range(12):
-        (cut,) = forget_a_wedge(state, camera, np.random.default_rng(seed)).memory.keyframes
+        (cut,) = crop_memory(state, camera, np.random.default_rng(seed)).memory.keyframes
         assert torch.equal(cut.latent, wall.latent)
         columns = cut.alive.float().mean(0)
         assert set(columns.tolist()) <= {0.0, 1.0}, "the wall is cut from top to bottom"
@@ -46,41 +47,41 @@ def test_a_wedge_is_forgotten_on_one_side_only():
 
 def test_who_is_away_remembers_nothing_of_the_last_steps():
     past = list(range(30))
-    mix = MemoryMix(forget=0.0, away=1.0, longest_away=5)
-    latest = {choose_past(past, mix, np.random.default_rng(seed))[-1] for seed in range(200)}
+    mix = MemoryAugmentation(no_memory=0.0, no_recent=1.0, max_recent_steps=5)
+    latest = {choose_keyframes(past, mix, np.random.default_rng(seed))[-1] for seed in range(200)}
     assert max(latest) == 28 and latest >= set(range(24, 29))
-    assert [choose_past(past[:1], mix, np.random.default_rng(seed)) for seed in range(3)] == [past[:1]] * 3
-    there = MemoryMix(forget=0.0, away=0.0)
-    assert max(choose_past(past, there, np.random.default_rng(seed))[-1] for seed in range(50)) == 29
+    assert [choose_keyframes(past[:1], mix, np.random.default_rng(seed)) for seed in range(3)] == [past[:1]] * 3
+    there = MemoryAugmentation(no_memory=0.0, no_recent=0.0)
+    assert max(choose_keyframes(past, there, np.random.default_rng(seed))[-1] for seed in range(50)) == 29
 
 
-def recognised_episode() -> Remembered:
+def recognised_episode() -> LiftedEpisode:
     """Four keyframes, of which the second was not recognised."""
     k, camera = torch.tensor([[8.0, 0.0, 8.0], [0.0, 8.0, 8.0], [0.0, 0.0, 1.0]]), torch.eye(4).expand(4, 4, 4)
     places = [torch.tensor([1.0, 2.0, 0.5, trust]) for trust in (0.3, 0.0, 0.4, 0.2)]
     depth_m, latent, true = torch.full((16, 16), 4.0), torch.zeros(8, 2, 2), torch.zeros(2, 2)
     keyframes = [lifted(latent, depth_m, camera, k, true, step, place) for step, place in enumerate(places)]
-    return Remembered(keyframes, ["a room"] * 4)
+    return LiftedEpisode(keyframes, ["a room"] * 4)
 
 
 def test_places_go_astray_together_and_what_was_not_recognised_stays_so():
     keyframes = recognised_episode().keyframes
     offs = []
     for seed in range(100):
-        moved = gone_astray(keyframes, 0.05, np.random.default_rng(seed))
+        moved = add_place_noise(keyframes, 0.05, np.random.default_rng(seed))
         off = torch.stack([new.place - old.place for new, old in zip(moved, keyframes, strict=True)])
         assert torch.equal(off[1], torch.zeros(4)) and not off[:, 3].any()
         assert torch.allclose(off[0], off[2]) and torch.allclose(off[0], off[3])
         offs.append(off[0])
     off_m = torch.stack(offs)[:, :2].norm(dim=-1)
     assert 0.0 < off_m.median() < 0.03 < off_m.max() < 0.2
-    unchanged = gone_astray(keyframes, 0.0, np.random.default_rng(0))
+    unchanged = add_place_noise(keyframes, 0.0, np.random.default_rng(0))
     assert torch.equal(unchanged[0].place, keyframes[0].place)
 
 
 def test_some_samples_know_no_place():
     episode, text = recognised_episode(), torch.zeros(1, 8)
-    mix = MemoryMix(forget=0.0, last_only=0.0, worn=0.0, away=0.0)
+    mix = MemoryAugmentation(no_memory=0.0, last_only=0.0, degraded=0.0, no_recent=0.0)
 
     def known(unplaced: float, seed: int) -> bool:
         mixed = replace(mix, unplaced=unplaced)
@@ -97,7 +98,7 @@ def test_every_view_is_told_by_its_own_warp():
     cameras = torch.stack([state.history_cameras for state in states])
     retrieved = world.retrieve(states, cameras)
     nothing = world.retrieve([replace(state, memory=MosaicMemory()) for state in states], cameras)
-    told = told_by(retrieved, nothing, ["both", "rope", "latent"])
+    told = select_warps(retrieved, nothing, ["both", "rope", "latent"])
     assert retrieved.patch_exists.any(1).all() and retrieved.pixels_covered.flatten(1).any(1).all()
     for name in (field.name for field in fields(Retrieved)):
         assert torch.equal(getattr(told, name)[0], getattr(retrieved, name)[0]), f"both: {name}"
@@ -105,19 +106,19 @@ def test_every_view_is_told_by_its_own_warp():
         assert torch.equal(getattr(told, name)[1], getattr(rope, name)[1]), f"rope: {name}"
         if name != "patch_exists":
             assert torch.equal(getattr(told, name)[2], getattr(retrieved, name)[2]), f"latent: {name}"
-    assert not told.patch_exists[2].any() and not told.covered[1, :-1].any() and told.coverage[1] == 0
-    with pytest.raises(ValueError, match="3 views are told by as many warps; got 1"):
-        told_by(retrieved, nothing, ["both"])
+    assert not told.patch_exists[2].any() and not told.coverage_mask[1, :-1].any() and told.coverage[1] == 0
+    with pytest.raises(ValueError, match="3 views take as many warps; got 1"):
+        select_warps(retrieved, nothing, ["both"])
     with pytest.raises(ValueError, match=r"unknown warps .'bent'.; the known ones are both, rope, latent"):
-        told_by(retrieved, nothing, ["both", "bent", "rope"])
+        select_warps(retrieved, nothing, ["both", "bent", "rope"])
 
 
 def test_warps_are_drawn_as_often_as_the_mixture_says():
     rng = np.random.default_rng(0)
     before = rng.bit_generator.state
-    assert {draw_warp(MemoryMix(), rng) for _ in range(20)} == {"both"}
+    assert {draw_warp(MemoryAugmentation(), rng) for _ in range(20)} == {"both"}
     assert rng.bit_generator.state == before, "the recipe without a mixture draws what it always drew"
-    drawn = [draw_warp(MemoryMix(alone=0.5), rng) for _ in range(2000)]
+    drawn = [draw_warp(MemoryAugmentation(single_warp=0.5), rng) for _ in range(2000)]
     shares = [drawn.count(warp) / 2000 for warp in WARPS]
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.04)
 
@@ -126,7 +127,7 @@ def test_a_mixture_tells_clips_whole():
     world = MosaicWorld(tiny_model(), atlas=False)
     states = [world.start(Start(seed=seed))[0] for seed in range(12)]
     cameras = torch.stack([state.history_cameras.expand(2, 4, 4, 4) for state in states])  # clips of two steps
-    told = retrieve_mixed(world, states, cameras, None, MemoryMix(alone=1.0), np.random.default_rng(0))
+    told = retrieve_mixed(world, states, cameras, None, MemoryAugmentation(single_warp=1.0), np.random.default_rng(0))
     kinds = torch.stack([told.patch_exists.any(1), told.pixels_covered.flatten(1).any(1)], dim=1).view(12, 2, 2)
     assert torch.equal(kinds[:, 0], kinds[:, 1]), "both steps of a clip alike"
     assert {tuple(kind) for kind in kinds[:, 0].tolist()} == {(True, False), (False, True)}
