@@ -1,77 +1,71 @@
-"""Plans in the dream, for a body that may be anywhere: CEM or MPPI over imagined futures, towards a goal image.
+"""Planning in the learned world towards a goal image, by CEM or MPPI over imagined futures.
 
-The planner sees what the body sees and remembers it as the dream does (`observe`). For each plan it forks the
-present into many futures, imagines them, and prices each by how unlike the goal its views are. If it has seen a view
-like the goal, futures that end nearer to where that was are cheaper too: that is what memory is for.
+The agent may act in any environment. The planner feeds the agent's views to the learned world (`observe`), whose memory
+holds them. For each plan it imagines many futures of the present state, and gives each a cost by how much its views
+differ from the goal. If memory holds a view like the goal, futures that end nearer to that view's place cost less.
+
+CEM: Rubinstein, "The Cross-Entropy Method for Combinatorial and Continuous Optimization" (1999). MPPI: Williams et al.,
+"Information Theoretic MPC for Model-Based Reinforcement Learning" (ICRA 2017).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 
+from mosaic_gym.deprecation import renamed_arguments, renamed_method
 from mosaic_gym.geometry.control import Control, Pose
-from mosaic_gym.imagination import check_whole, imagine
+from mosaic_gym.imagination import imagine
+from mosaic_gym.validation import Number, OneOf, Whole, check, validate
 from mosaic_gym.worlds.protocol import State, View, World
 
 METHODS = ("cem", "mppi")
 MEMORIES = ("on", "place", "off")
-"""What a planner may remember: all it saw; the last frame, and all places; or nothing but the last look."""
+"""What a planner may use of the past: all views; the last frame, and all places; or only the last frame."""
 
 
+@renamed_arguments(recognise_db="match_db", image_price="image_cost_m")  # old spelling
 @dataclass(frozen=True)
 class Search:
     """How much is imagined; by default a plan takes about two seconds on one core.
 
-    Attributes:
-        method: `cem` keeps the best and looks around them; `mppi` weighs all by their price.
-        futures, horizon: imagined at once, and how many steps.
-        rounds: of improving the plan.
-        commit: steps of a plan that are taken before the next one is made.
-        elites: that CEM keeps.
-        temperature: of MPPI's weights, in the standard deviation of the prices.
-        recognise_db: PSNR (of blurred views) from which a remembered view is taken for the goal's place.
-        image_price: what the whole of an image's error costs, in metres.
-
     Raises:
-        ValueError: an unknown method, a count below 1, more elites or steps taken than there are, a temperature that is
-            not above 0, or a price below 0. TypeError: a count that is no whole number.
+        ValueError: a value out of range, or more elites or committed steps than there are.
     """
 
-    method: str = "cem"
-    futures: int = 12
-    horizon: int = 4
-    rounds: int = 1
-    commit: int = 2
-    elites: int = 4
-    temperature: float = 0.5
-    recognise_db: float = 20.0
-    image_price: float = 4.0
+    method: Annotated[str, OneOf(*METHODS)] = "cem"
+    """`cem` fits the next samples to the best ones; `mppi` weights all by their cost."""
+    futures: Annotated[int, Whole(1)] = 12
+    """Imagined at once."""
+    horizon: Annotated[int, Whole(1)] = 4
+    """Steps of each future."""
+    rounds: Annotated[int, Whole(1)] = 1
+    """Of improving the plan."""
+    commit: Annotated[int, Whole(1)] = 2
+    """Steps of a plan that are taken before the next one is made."""
+    elites: Annotated[int, Whole(1)] = 4
+    """The best futures, to which CEM fits."""
+    temperature: Annotated[float, Number(above=0.0)] = 0.5
+    """Of MPPI's weights, in standard deviations of the costs."""
+    match_db: Annotated[float, Number()] = 20.0
+    """PSNR (of blurred views) from which a stored view counts as a view of the goal's place."""
+    image_cost_m: Annotated[float, Number(0.0)] = 4.0
+    """The cost of an image error of 1, the greatest, metres."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; the known ones are {', '.join(METHODS)}")
-        for name in ("futures", "horizon", "rounds", "commit", "elites"):
-            check_whole(name, getattr(self, name))
-        if self.rounds < 1 or not 1 <= self.elites <= self.futures or not 1 <= self.commit <= self.horizon:
-            raise ValueError(
-                "a search has 1 round or more, 1 to all of its futures as elites, and commits to 1 to all steps of its "
-                f"horizon; got {self}"
-            )
-        prices = 0.0 < self.temperature < np.inf and 0.0 <= self.image_price < np.inf
-        if not prices or not np.isfinite(self.recognise_db):
-            raise ValueError(
-                "a search's temperature is above 0, its image_price 0 or more, its recognise_db a number of decibels; "
-                f"got {self}"
-            )
+        validate(self)
+        if self.elites > self.futures:
+            raise ValueError(f"elites are some of the futures; got {self.elites} of {self.futures}")
+        if self.commit > self.horizon:
+            raise ValueError(f"commit is at most the horizon, {self.horizon} steps; got {self.commit}")
 
 
 def blurred(frames: np.ndarray) -> np.ndarray:
-    """`[..., 8, 8, 3]` in [0, 1]: places are told by their large shapes."""
+    """Frames reduced to `[..., 8, 8, 3]` in [0, 1], in which large shapes decide how alike two places are."""
     height, width = frames.shape[-3:-1]
     if height % 8 or width % 8:
         raise ValueError(f"a planner compares frames whose sides are multiples of 8 pixels; got {height}x{width}")
@@ -80,144 +74,151 @@ def blurred(frames: np.ndarray) -> np.ndarray:
 
 
 class Planner:
-    """One body's mind: the dream, what is remembered, and the goal.
+    """Plans the actions of one agent.
 
     Args:
-        dream: a learned world, with its memory and atlas. (One without `observe` is planned in, but cannot see.)
+        world: a learned world, in which futures are imagined. (A world without `observe` can imagine, but cannot take
+            in views.)
         search: how much is imagined.
-        memory: what futures are imagined from. `on`: all that was seen. `place`: the last frame alone, and where on the
-            map all that was seen tells it to be, and where what was seen. `off`: neither frames nor places.
+        memory: what futures are imagined from. `on`: all views. `place`: the last frame alone, with the places that the
+            atlas finds from all views. `off`: neither frames nor places.
         seed: of the search.
 
     Raises:
-        ValueError: a memory there is not.
+        ValueError: an unknown memory.
     """
 
-    def __init__(self, dream: World, search: Search = Search(), memory: str = "on", seed: int = 0) -> None:
-        if memory not in MEMORIES:
-            raise ValueError(f"unknown memory {memory!r}; the known ones are {', '.join(MEMORIES)}")
-        self.dream, self.search, self.memory = dream, search, memory
+    @renamed_arguments(dream="world")  # old spelling
+    def __init__(self, world: World, search: Search = Search(), memory: str = "on", seed: int = 0) -> None:
+        self.world, self.search, self.memory = world, search, check("memory", memory, OneOf(*MEMORIES))
         self.rng = np.random.default_rng(seed)
-        self.state: State | None = None  # that futures are imagined from
-        self._seen: State | None = None  # and this one holds all that tells the place
+        self.state: State | None = None  # the state that futures are imagined from
+        self._located_state: State | None = None  # the state whose memory the atlas locates the agent by
         self.goal: np.ndarray | None = None
         self.plan = np.zeros((search.horizon, 3))
         self.places: list[tuple[np.ndarray, np.ndarray]] = []
-        self.ahead: list[np.ndarray] = []
+        self.pending: list[np.ndarray] = []
 
     def play(self, env: gym.Env, seed: int) -> tuple[float, bool]:
         """One episode of an environment, from its reset to its end.
 
         Args:
-            env: a world's, with a goal (observation `dict`) and continuous actions.
+            env: of a world, with a goal (observation `dict`) and continuous actions.
 
         Returns:
-            The episode's return, and whether the goal was reached before its time was over.
+            The episode's return, and whether the goal was reached in time.
 
         Raises:
-            ValueError: an environment of other spaces; it has not been reset then. TypeError: as `begin`.
+            ValueError: an environment with other spaces; it has not been reset then. TypeError: as `reset`.
         """
         if not isinstance(env.observation_space, gym.spaces.Dict) or not isinstance(env.action_space, gym.spaces.Box):
             raise ValueError(
-                "a planner needs the goal image and acts by thrusts: make the environment with observation='dict' and "
-                "action_space='continuous'"
+                "a planner needs the goal image and acts by action vectors: make the environment with "
+                "observation='dict' and action_space='continuous'"
             )
-        seen, _ = env.reset(seed=seed)
+        observation, _ = env.reset(seed=seed)
         episode = env.unwrapped.episode
-        self.begin([*episode.seen, episode.view], seen["goal"])
+        self.reset([*episode.past_views, episode.view], observation["goal"])
         total = 0.0
         while True:
-            _, reward, over, cut, info = env.step(self.act().astype(np.float32))
+            _, reward, terminated, truncated, info = env.step(self.act().astype(np.float32))
             total += float(reward)
-            if over or cut:
+            if terminated or truncated:
                 return total, bool(info.get("is_success", False))
-            self.see(env.unwrapped.view)
+            self.observe(env.unwrapped.view)
 
-    def begin(self, views: Sequence[View], goal: np.ndarray) -> None:
-        """Takes in what was seen so far, oldest first, and the goal image, uint8 `[H, W, 3]`.
+    def reset(self, views: Sequence[View], goal: np.ndarray) -> None:
+        """Starts from the views so far, oldest first, and the goal image, uint8 `[H, W, 3]`.
 
         Raises:
-            TypeError: a dream that cannot take in what a body sees.
+            TypeError: a world that cannot take in views.
         """
-        for needed in ("begin", "observe"):
-            if not callable(getattr(self.dream, needed, None)):
+        for needed in ("start_from_frames", "observe"):
+            if not callable(getattr(self.world, needed, None)):
                 raise TypeError(
-                    f"{type(self.dream).__name__} has no {needed}(): a planner that sees needs a world with one, as "
-                    "MosaicWorld has it"
+                    f"{type(self.world).__name__} has no {needed}(): a planner that takes in views needs a world with "
+                    "one, as MosaicWorld has it"
                 )
-        self.goal, self.plan, self.places, self.ahead = blurred(goal), np.zeros((self.search.horizon, 3)), [], []
-        poses = poses_of(views[0], self.dream.control)
-        self._take_in(self.dream.begin(views[0].frames, poses, seed=0, prompt=""), views[0])
+        self.goal, self.plan, self.places, self.pending = blurred(goal), np.zeros((self.search.horizon, 3)), [], []
+        poses = poses_of(views[0], self.world.control)
+        self._take_in(self.world.start_from_frames(views[0].frames, poses, seed=0, prompt=""), views[0])
         for view in views[1:]:
-            self.see(view)
+            self.observe(view)
 
-    def see(self, view: View) -> None:
-        """Takes in one more step."""
-        self._take_in(self.dream.observe(self._seen, view.frames, poses_of(view, self.dream.control)), view)
+    def observe(self, view: View) -> None:
+        """Takes in the view of one more step."""
+        poses = poses_of(view, self.world.control)
+        self._take_in(self.world.observe(self._located_state, view.frames, poses), view)
 
     def act(self) -> np.ndarray:
-        """The next thrust `[3]`, of the present plan or, if as many were taken as it commits to, of a new one.
+        """The next action vector `[3]`: of the present plan or, after its committed steps, of a new one.
 
         Raises:
-            RuntimeError: nothing was seen yet.
+            RuntimeError: there is no view yet.
         """
         if self.state is None:
-            raise RuntimeError("a planner that has seen nothing has no plan: begin(views, goal) first")
-        if not self.ahead:
-            self.ahead = list(self.replan()[: self.search.commit])
+            raise RuntimeError("a planner without views has no plan: call reset(views, goal) first")
+        if not self.pending:
+            self.pending = list(self.replan()[: self.search.commit])
         self.plan = np.concatenate([self.plan[1:], np.zeros((1, 3))])
-        return self.ahead.pop(0)
+        return self.pending.pop(0)
 
     def replan(self) -> np.ndarray:
-        """The best plan `[horizon, 3]` that the search finds, begun from what is left of the last one."""
+        """The best plan `[horizon, 3]` that the search finds, starting from the rest of the last one."""
         search = self.search
         mean, spread = self.plan, np.full((search.horizon, 3), 0.6) * [1.0, 0.4, 1.0]
         for _ in range(search.rounds):
             noise = self.rng.normal(size=(search.futures, search.horizon, 3)) * spread
             noise[0] = 0.0
             plans = np.clip(mean + noise, -1.0, 1.0)
-            prices = self.price(imagine(self.dream, self.state, plans))
+            costs = self.cost(imagine(self.world, self.state, plans))
             if search.method == "cem":
-                elite = plans[np.argsort(prices)[: search.elites]]
+                elite = plans[np.argsort(costs)[: search.elites]]
                 mean, spread = elite.mean(0), elite.std(0) + 0.05
             else:
-                weights = np.exp(-(prices - prices.min()) / (search.temperature * prices.std() + 1e-6))
+                weights = np.exp(-(costs - costs.min()) / (search.temperature * costs.std() + 1e-6))
                 mean = np.tensordot(weights / weights.sum(), plans, axes=1)
         self.plan = mean
         return mean
 
-    def price(self, futures: Any) -> np.ndarray:
-        """`[B]`, metres: how far from the goal each future ends, in looks and, where it is known, in place."""
+    def cost(self, futures: Any) -> np.ndarray:
+        """`[B]`, metres: how far from the goal each future ends, in images and, where it is known, in place."""
         ends = blurred(futures["frames"][:, -1, -1].cpu().numpy())
-        prices = self.search.image_price * np.sqrt(((ends - self.goal) ** 2).mean((1, 2, 3)))
-        known_m = self.recognised()
-        if known_m is not None:
+        costs = self.search.image_cost_m * np.sqrt(((ends - self.goal) ** 2).mean((1, 2, 3)))
+        goal_m = self.goal_place()
+        if goal_m is not None:
             places_m = futures["pose"][:, -1].cpu().numpy()[:, [0, 2], 3]
-            prices = prices + np.linalg.norm(places_m - known_m, axis=1)
-        return prices
+            costs = costs + np.linalg.norm(places_m - goal_m, axis=1)
+        return costs
 
-    def recognised(self) -> np.ndarray | None:
-        """(x, z) where memory has seen what the goal shows; None if it has not."""
-        errors = [((look - self.goal) ** 2).mean() for look, _ in self.places]
+    def goal_place(self) -> np.ndarray | None:
+        """(x, z) of the stored view that is most like the goal; None if none is like it."""
+        errors = [((image - self.goal) ** 2).mean() for image, _ in self.places]
         best = int(np.argmin(errors))
-        if -10 * np.log10(max(errors[best], 1e-9)) < self.search.recognise_db:
+        if -10 * np.log10(max(errors[best], 1e-9)) < self.search.match_db:
             return None
         return self.places[best][1]
 
+    begin = renamed_method("begin", "reset")  # old spelling
+    see = renamed_method("see", "observe")  # old spelling
+    price = renamed_method("price", "cost")  # old spelling
+    recognised = renamed_method("recognised", "goal_place")  # old spelling
+
     def _take_in(self, state: State, view: View) -> None:
-        """Keeps what was just seen, and lets go of what this memory does not hold."""
-        self._seen = self.state = state
+        """Stores a state and its view, and drops what `memory` excludes."""
+        self._located_state = self.state = state
         self.places.append((blurred(view.frames[-1]), view.world_from_camera[-1][[0, 2], 3]))
         if self.memory == "place":
             self.state = replace(state, memory=replace(state.memory, keyframes=state.memory.keyframes[-1:]))
         elif self.memory == "off":
-            # A memory that holds nothing is found nowhere: not even the last frame's place is known then.
-            self._seen = self.state = replace(state, memory=replace(state.memory, keyframes=(), capacity=0))
+            # The atlas locates the agent by the memory's keyframes, so without any even the last place is unknown.
+            self._located_state = replace(state, memory=replace(state.memory, keyframes=(), capacity=0))
+            self.state = self._located_state
             self.places = self.places[-1:]
 
 
 def poses_of(view: View, control: Control) -> list[Pose]:
-    """The four poses of a view; the last one goes on as the frames before it did, less what friction takes."""
+    """The four poses of a view; the last one's velocity is its last movement, reduced by friction."""
     poses = [Pose(camera) for camera in view.world_from_camera]
     moved_m = view.world_from_camera[-1, :3, 3] - view.world_from_camera[-2, :3, 3]
     return [*poses[:-1], Pose(poses[-1].world_from_camera, moved_m * control.friction)]

@@ -24,7 +24,7 @@ def test_futures_are_stacked_by_future_and_step():
     actions[1] *= -1.0
     task = ExploreTask()
     futures = imagine(
-        world, state, actions, task=task, task_state=task.begin(StartAndGoal(state, view, view.frames[-1]))
+        world, state, actions, task=task, task_state=task.initial_task_state(StartAndGoal(state, view, view.frames[-1]))
     )
     assert futures.batch_size == torch.Size([2, 3])
     assert futures["frames"].shape == (2, 3, 4, 40, 64, 3) and futures["frames"].dtype == torch.uint8
@@ -37,7 +37,7 @@ def test_futures_are_stacked_by_future_and_step():
 
 def test_an_ended_future_is_paid_no_more():
     class OnceTask(ExploreTask):
-        remembers = False
+        needs_task_state = False
 
         def evaluate(self, task_state, view):
             from mosaic_gym.envs.tasks import TaskStep
@@ -112,7 +112,7 @@ def test_a_policy_sees_the_last_frames():
     [
         (AHEAD[0], {}, r"\[B, H, 3\].*got shape \(3, 3\)"),
         (AHEAD[:, :0], {}, "at least 1"),
-        (AHEAD, {"horizon": 2}, "for 3 steps, the horizon says 2"),
+        (AHEAD, {"horizon": 2}, "for 3 steps, and horizon is 2"),
         (np.full((1, 1, 3), np.nan), {}, "finite"),
         (lambda frames: np.zeros((1, 3)), {}, "needs a horizon"),
         (lambda frames: np.zeros((1, 3)), {"horizon": 0}, "at least 1 step"),
@@ -132,7 +132,7 @@ def test_bad_input_is_named(act, kwargs, said):
 @pytest.mark.parametrize("horizon", [2.5, True, "2"])
 def test_a_horizon_is_a_whole_number(horizon):
     world = CountingWorld()
-    world.look = world.step = lambda *given: pytest.fail("something moved")
+    world.current_frame = world.step = lambda *given: pytest.fail("something moved")
     state, _ = world.start(Start(seed=0))
     with pytest.raises(TypeError, match=f"horizon is a whole number; got {horizon!r}"):
         imagine(world, state, lambda frames: AHEAD[:1, 0], horizon=horizon)
@@ -170,9 +170,9 @@ def test_a_task_is_an_object():
 def test_a_world_that_cannot_be_looked_at_or_foreseen_is_named():
     world = CountingWorld()
     state, _ = world.start(Start(seed=0))
-    with pytest.raises(TypeError, match=r"CountingWorld has no look\(\): imagining with a policy needs one"):
+    with pytest.raises(TypeError, match=r"CountingWorld has no current_frame\(\): imagining with a policy needs one"):
         imagine(world, state, lambda frames: AHEAD[:1, 0], horizon=2)
-    with pytest.raises(TypeError, match=r"no foresee\(\): imagining with pixels=False"):
+    with pytest.raises(TypeError, match=r"no step_latents\(\): imagining with pixels=False"):
         imagine(world, state, AHEAD, pixels=False)
 
 
@@ -191,13 +191,13 @@ def test_every_state_is_judged_by_what_the_task_remembers_of_it():
     futures = imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, task_state=task_states)
     assert futures["terminated"][:, 0].tolist() == [True, False]
     for wrong, said in (
-        (None, "GoalTask judges by what it remembers of the episode: give progress="),
+        (None, "GoalTask needs the episode's task state: pass task_state="),
         (task_states[0], "a list with one for each; got a dict"),
-        (task_states[:1], "2 states have 2 progresses, a list with one for each; got 1"),
+        (task_states[:1], "2 states take 2 task states, a list with one for each; got 1"),
     ):
         with pytest.raises(ValueError, match=said):
             imagine(world, [state] * 2, AHEAD[:1].repeat(2, 0), task=task, task_state=wrong)
-    with pytest.raises(ValueError, match=r"give progress=env.unwrapped.episode.progress"):
+    with pytest.raises(ValueError, match=r"pass task_state=env.unwrapped.episode.task_state"):
         imagine(world, state, AHEAD, task=task)
 
 

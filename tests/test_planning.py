@@ -53,8 +53,8 @@ def test_a_planner_remembers_as_much_as_it_is_told_to(memory):
     planner = Planner(world, Search(futures=4, horizon=2), memory, seed=1)
     gained_m, reached = planner.play(env, seed=3)
     assert env.episode.ended and reached == env.episode.success and np.isfinite(gained_m)
-    views = [*env.episode.seen, env.episode.view]
-    planner.begin(views, env.episode.goal)
+    views = [*env.episode.past_views, env.episode.view]
+    planner.reset(views, env.episode.goal)
     kept = planner.state.memory.keyframes
     assert planner.state.step_index == len(views) - 1
     if memory == "on":
@@ -62,11 +62,11 @@ def test_a_planner_remembers_as_much_as_it_is_told_to(memory):
     elif memory == "place":
         assert [one.step for one in kept] == [len(views) - 1] and len(planner.places) == len(views)
         whole = Planner(world, Search(futures=4, horizon=2), seed=1)
-        whole.begin(views, env.episode.goal)
+        whole.reset(views, env.episode.goal)
         assert kept[0].place.equal(whole.state.memory.keyframes[-1].place), "the place is known as well as with frames"
     else:
         assert not kept and planner.state.memory.capacity == 0 and len(planner.places) == 1
-    known = planner.recognised()
+    known = planner.goal_place()
     first_m = views[0].world_from_camera[-1][[0, 2], 3]
     assert (known is not None and (known == first_m).all()) == (memory != "off"), "the goal is where it began"
     assert planner.act().shape == (3,)
@@ -78,7 +78,7 @@ def test_a_planner_repeats_itself():
     told = []
     for seed in (1, 1, 2):
         planner = Planner(world, Search(futures=4, horizon=2), seed=seed)
-        planner.begin([view], view.frames[0])
+        planner.reset([view], view.frames[0])
         told.append(planner.act())
     np.testing.assert_array_equal(told[0], told[1])
     assert (told[0] != told[2]).any()
@@ -87,13 +87,14 @@ def test_a_planner_repeats_itself():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Search("magic"), "unknown method 'magic'; the known ones are cem, mppi"),
-        (lambda: Search(futures=4, elites=5), "1 to all of its futures as elites"),
-        (lambda: Search(commit=0), "commits to 1 to all steps"),
-        (lambda: Search(temperature=-0.5), "temperature is above 0"),
-        (lambda: Search(image_price=float("nan")), "image_price 0 or more"),
+        (lambda: Search("magic"), "method is one of cem, mppi; got 'magic'"),
+        (lambda: Search(futures=4, elites=5), "elites are some of the futures; got 5 of 4"),
+        (lambda: Search(commit=0), "commit is a whole number from 1; got 0"),
+        (lambda: Search(horizon=3, commit=4), "commit is at most the horizon, 3 steps; got 4"),
+        (lambda: Search(temperature=-0.5), "temperature is a finite number above 0; got -0.5"),
+        (lambda: Search(image_cost_m=float("nan")), "image_cost_m is a finite number from 0; got nan"),
         (lambda: Planner(CountingWorld()).play(WorldEnv(CountingWorld()), 0), "observation='dict' and action_space="),
-        (lambda: Planner(CountingWorld(), memory="some"), "unknown memory 'some'; the known ones are on, place, off"),
+        (lambda: Planner(CountingWorld(), memory="some"), "memory is one of on, place, off; got 'some'"),
         (lambda: blurred(np.zeros((36, 36, 3))), "multiples of 8 pixels; got 36x36"),
     ],
 )
@@ -105,17 +106,17 @@ def test_what_cannot_be_planned_is_said(make, said):
 @pytest.mark.parametrize("name", ["futures", "horizon", "rounds", "commit", "elites"])
 @pytest.mark.parametrize("value", [2.5, True])
 def test_what_a_search_counts_is_whole(name, value):
-    with pytest.raises(TypeError, match=f"{name} is a whole number; got {value}"):
+    with pytest.raises(ValueError, match=f"{name} is a whole number from 1; got {value}"):
         Search(**{name: value})
 
 
 def test_a_world_that_takes_in_nothing_cannot_see_for_a_planner():
     world = CountingWorld()
     _, view = world.start(Start(seed=0))
-    with pytest.raises(TypeError, match=r"CountingWorld has no begin\(\): .* as MosaicWorld has it"):
-        Planner(world).begin([view], view.frames[0])
+    with pytest.raises(TypeError, match=r"CountingWorld has no start_from_frames\(\): .* as MosaicWorld has it"):
+        Planner(world).reset([view], view.frames[0])
 
 
 def test_who_has_seen_nothing_has_no_plan():
-    with pytest.raises(RuntimeError, match="begin"):
+    with pytest.raises(RuntimeError, match="reset"):
         Planner(CountingWorld()).act()

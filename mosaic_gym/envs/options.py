@@ -1,4 +1,4 @@
-"""What `reset(options=...)` may ask for, checked before anything moves."""
+"""Reset options: what `reset(options=...)` takes, checked before anything moves."""
 
 from __future__ import annotations
 
@@ -8,38 +8,55 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_gym.envs.snapshot import Snapshot, check_snapshot, load_snapshots
 from mosaic_gym.envs.spaces import WORLD_LIMIT_M
+from mosaic_gym.envs.tasks import Task
 from mosaic_gym.geometry.control import check_pose
+from mosaic_gym.worlds.protocol import World
 
-OPTIONS = ("goal", "image", "memory", "pose", "prompt")
-"""All the keys. Which of them a world can honour, its environment says."""
+OPTIONS = ("goal", "image", "memory", "pose", "prompt", "snapshot")
+"""All keys. An environment lists those that its world supports."""
 
 
-def check_options(options: Mapping[str, Any], allowed: Collection[str], height: int, width: int) -> dict[str, Any]:
-    """The options, checked and copied; raises ValueError naming what is wrong and what is expected.
+def check_options(
+    options: Mapping[str, Any] | None, supported: Collection[str], world: World, task: Task
+) -> dict[str, Any]:
+    """The options, checked and copied.
 
     Args:
-        options: as given to `reset`; `image` and `goal` are uint8 `[H, W, 3]`, `pose` is a level
+        options: as `reset` takes them; None for none. `image` and `goal` are uint8 `[H, W, 3]`, `pose` is a
             `world_from_camera` `[4, 4]` in metres, within `WORLD_LIMIT_M` of the origin, `prompt` text, `memory` a path
-            or a memory.
-        allowed: the keys this environment honours.
-        height: of its frames, pixels.
-        width: of its frames, pixels.
+            or a memory, `snapshot` a path or a `Snapshot`, without other options.
+        supported: the keys that this environment supports.
+        world: whose frames have the size that images must have, and whose snapshots are taken.
+        task: of the environment.
+
+    Raises:
+        TypeError: options that are not a mapping, or a snapshot that is neither a path nor a `Snapshot`.
+        ValueError: an option that is unknown or wrong. The message says what is expected.
+        FileNotFoundError: no file at the snapshot's path.
     """
-    for key in options:
-        if key not in allowed:
-            reason = "this environment cannot honour the option" if key in OPTIONS else "unknown reset option"
-            raise ValueError(f"{reason} {key!r}; it takes {', '.join(sorted(allowed))}")
-    checked = dict(options)
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options are a dict of {', '.join(sorted(supported))}; got {options!r}")
+    checked = dict(options or {})
+    for key in checked:
+        if key not in supported:
+            reason = "this environment does not support the option" if key in OPTIONS else "unknown reset option"
+            raise ValueError(f"{reason} {key!r}; it takes {', '.join(sorted(supported))}")
     for key in ("image", "goal"):
         if key in checked:
-            checked[key] = _check_image(key, checked[key], height, width)
+            checked[key] = _check_image(key, checked[key], world.height, world.width)
     if "pose" in checked:
         checked["pose"] = _check_place(check_pose(checked["pose"]).world_from_camera)
     if "prompt" in checked:
         check_prompt(checked["prompt"], "options['prompt']")
     if "memory" in checked and isinstance(checked["memory"], str | Path):
         checked["memory"] = _load_memory(Path(checked["memory"]))
+    if "snapshot" in checked:
+        if len(checked) > 1:
+            others = ", ".join(sorted(set(checked) - {"snapshot"}))
+            raise ValueError(f"a snapshot holds the whole episode: reset with options['snapshot'], or with {others}")
+        checked["snapshot"] = _check_snapshot(checked["snapshot"], world, task)
     return checked
 
 
@@ -50,27 +67,37 @@ def check_prompt(prompt: Any, name: str = "a prompt") -> None:
 
 
 def _check_place(world_from_camera: np.ndarray) -> np.ndarray:
-    """The camera `[4, 4]`; ValueError if it stands where no observation could tell it."""
+    """The camera `[4, 4]`; ValueError if it stands further out than observations can resolve."""
     place_m = world_from_camera[:3, 3]
     if np.abs(place_m).max() > WORLD_LIMIT_M:
         raise ValueError(
             f"options['pose'] stands at most {WORLD_LIMIT_M:g} m from the origin along each axis (beyond it, float32 "
-            f"would lose a body's steps); got x, y, z = {place_m.tolist()}: move the world's origin nearer"
+            f"cannot resolve single steps); got x, y, z = {place_m.tolist()}: move the world's origin nearer"
         )
     return world_from_camera
 
 
 def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:
+    """A contiguous copy; images with negative strides, such as `bgr[..., ::-1]`, are accepted."""
     shape = (height, width, 3)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"options[{key!r}] is a uint8 array of shape {shape}; got {got}")
-    return image.copy()
+    return np.array(image, order="C")
+
+
+def _check_snapshot(snapshot: Any, world: World, task: Task) -> Snapshot:
+    if isinstance(snapshot, str | Path):
+        (snapshot,) = load_snapshots(world, snapshot)
+    check_snapshot(snapshot, world, task)
+    if snapshot.episode.ended:
+        raise ValueError("options['snapshot'] is of an episode that has ended: take it before the last step")
+    return snapshot
 
 
 def _load_memory(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"options['memory'] names {str(path)!r}, which is no file")
+        raise ValueError(f"options['memory'] names {str(path)!r}, which is not a file")
     from mosaic_gym.memory.mosaic import MosaicMemory
 
     return MosaicMemory.load(path)

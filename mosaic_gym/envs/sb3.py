@@ -1,4 +1,7 @@
-"""Stable-Baselines3's face: it takes no `gymnasium.vector` environment, and its DummyVecEnv runs N models in turn."""
+"""The learned world as a Stable-Baselines3 `VecEnv`.
+
+Stable-Baselines3 takes no `gymnasium.vector` environment, and its DummyVecEnv would run a model for each environment.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +13,47 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
+from mosaic_gym.envs.arguments import check_vector_render_mode
 from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.members import Member, Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.envs.vector_env import check_render_mode, make_members
+from mosaic_gym.envs.vector_env import make_members
 
 EPISODE_STEPS = 256
 """Steps of an episode unless `max_episode_steps` says otherwise, as registered with Gymnasium."""
 
 SETTABLE: dict[str, Callable[[Members, Any], None]] = {"rules": Members.set_rules, "task": Members.set_task}
-"""Attributes that may be set, for all members at once, and what checks and sets them."""
+"""Attributes that can be set, for all members at once, and the function that checks and sets each."""
 SHARED = ("action_space", "observation_space", "options", "prompt", "world", *SETTABLE)
 """Attributes that all members share."""
 OWN = ("ended", *(field.name for field in fields(Episode)))
-"""Attributes that each member has of its own, once it has begun: those of its episode."""
+"""Attributes of each member, after its first reset: those of its episode."""
 METHODS = tuple(sorted(name for name in vars(Member) if not name.startswith("_")))
-"""What each member can be asked to do."""
-OF_THE_FACE = ("metadata", "render_mode")
-"""Attributes of this face, which recorders ask its members for."""
+"""Methods of each member."""
+OF_VEC_ENV = ("metadata", "render_mode")
+"""Attributes of the `VecEnv` itself, which video recorders request from its members."""
 
 
 class MosaicVecEnv(VecEnv):
-    """`Members` as a `VecEnv`: an ended member begins anew in the same step, and `info` keeps the end.
+    """`Members` as a `VecEnv`: a member whose episode ends is reset in the same step, and `info` holds the end.
 
     Args:
-        members: what is stepped.
+        members: the sub-environments.
         render_mode: `rgb_array` or None.
     """
 
     def __init__(self, members: Members, render_mode: str | None = None) -> None:
-        check_render_mode(render_mode)
+        check_vector_render_mode(render_mode)
         self.members = members
         self.render_mode = render_mode
         self._action_vectors: np.ndarray | None = None
         super().__init__(len(members), members.observation_space, members.action_space)
-        self.metadata = WorldEnv.metadata  # by which recorders know how fast a video is to be played
+        self.metadata = WorldEnv.metadata  # with the frame rate, for video recorders
 
     def reset(self) -> Any:
-        """Begins all episodes, with the seeds that `seed` set and the options that `set_options` did, used once.
+        """Starts all episodes, with the seeds of `seed` and the options of `set_options`, which are used once.
 
-        Actions that `step_async` took are forgotten.
+        Pending actions of `step_async` are dropped.
 
         Raises:
             ValueError: a wrong seed or option, or a list of another length than members; nothing has changed then.
@@ -62,15 +66,15 @@ class MosaicVecEnv(VecEnv):
         return self._observations()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes the actions; ValueError if one is none, and nothing has moved then, nor will by actions of before."""
+        """Stores the actions. An invalid one raises ValueError; no actions are pending then."""
         self._action_vectors = None
         self._action_vectors = self.members.action_vectors(actions, range(self.num_envs))
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Moves all members at once, by the actions that `step_async` took; RuntimeError without them."""
+        """Steps all members by the actions of `step_async`; RuntimeError without them."""
         if self._action_vectors is None:
             raise RuntimeError("no actions to step by: call step_async(actions) first, or step(actions)")
-        episodes = self.members.advanced(range(self.num_envs), self._action_vectors)
+        episodes = self.members.step_episodes(range(self.num_envs), self._action_vectors)
         infos = []
         for episode in episodes:
             info = {**episode.info(), "TimeLimit.truncated": episode.truncated and not episode.terminated}
@@ -78,10 +82,10 @@ class MosaicVecEnv(VecEnv):
                 info["terminal_observation"] = self.members.observation_of(episode)
             infos.append(info)
         ended = [i for i, episode in enumerate(episodes) if episode.ended]
-        # All that can fail comes before anything is put in place.
-        begun = self.members.anew(ended) if ended else ([], [])
-        self.members.keep(range(self.num_envs), episodes)
-        self.members.keep(ended, *begun)
+        # All that can fail comes before any member is changed.
+        started, generators = self.members.start_episodes(ended) if ended else ([], [])
+        self.members.set_episodes(range(self.num_envs), episodes)
+        self.members.set_episodes(ended, started, generators)
         self._action_vectors = None
         for i in ended:
             self.reset_infos[i] = self.members.episodes[i].info()
@@ -93,29 +97,29 @@ class MosaicVecEnv(VecEnv):
         self.members.world.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The last frame of every member; ResetNeeded if one has not begun."""
-        return [episode.view.frames[-1].copy() for episode in self.members.begun()]
+        """The last frame of every member; ResetNeeded if one has not been reset yet."""
+        return [episode.view.frames[-1].copy() for episode in self.members.active_episodes()]
 
     def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
         """An attribute of each member: its own (those of `Episode`), or one that all share.
 
         Raises:
-            AttributeError: there is no such attribute. ResetNeeded: a member's own, before it has begun.
+            AttributeError: no such attribute. ResetNeeded: a member's own attribute before its first reset.
         """
         if not self.has_attr(attr_name):
-            known = ", ".join(sorted((*OWN, *SHARED, *OF_THE_FACE)))
+            known = ", ".join(sorted((*OWN, *SHARED, *OF_VEC_ENV)))
             raise AttributeError(f"members have no attribute {attr_name!r}; they have {known}")
         return [getattr(self._holder(i, attr_name), attr_name) for i in self._get_indices(indices)]
 
     def has_attr(self, attr_name: str) -> bool:
-        """Whether `get_attr` knows such an attribute."""
-        return attr_name in (*OWN, *SHARED, *METHODS, *OF_THE_FACE)
+        """Whether `get_attr` has such an attribute."""
+        return attr_name in (*OWN, *SHARED, *METHODS, *OF_VEC_ENV)
 
     def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
         """Sets an attribute that all members share.
 
         Raises:
-            AttributeError: there is no such attribute to set. ValueError: only some members were meant.
+            AttributeError: no such attribute to set. ValueError: `indices` are some members only.
             ValueError, TypeError: as `Members.set_rules` and `Members.set_task`; nothing has changed then.
         """
         if attr_name not in SETTABLE:
@@ -127,10 +131,10 @@ class MosaicVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *args: Any, indices: None | int | Iterable[int] = None, **kwargs: Any
     ) -> list[Any]:
-        """Calls a method of each member, as if it were an environment of its own: see `Member`.
+        """Calls a method of each member: see `Member`.
 
         Raises:
-            AttributeError: members have no such method; those they have are listed.
+            AttributeError: no such method; the message lists them.
         """
         if method_name not in METHODS:
             raise AttributeError(f"members have no method {method_name!r}; they have {', '.join(METHODS)}")
@@ -138,19 +142,19 @@ class MosaicVecEnv(VecEnv):
         return [getattr(Member(self.members, i), method_name)(*args, **kwargs) for i in indices]
 
     def env_is_wrapped(self, wrapper_class: type, indices: None | int | Iterable[int] = None) -> list[bool]:
-        """No member is wrapped; a wrapper goes round all of them."""
+        """No member is wrapped; a wrapper goes around all of them."""
         return [False for _ in self._get_indices(indices)]
 
     def _holder(self, i: int, name: str) -> Any:
         if name in OWN:
-            (episode,) = self.members.begun([i])
+            (episode,) = self.members.active_episodes([i])
             return episode
         return Member(self.members, i) if name in METHODS else self.members if name in SHARED else self
 
     def _observations(self) -> Any:
-        each = [self.members.observe(i) for i in range(self.num_envs)]
+        rows = [self.members.observe(i) for i in range(self.num_envs)]
         keys, _, _ = obs_space_info(self.observation_space)
-        stacked = {key: np.stack([one if key is None else one[key] for one in each]) for key in keys}
+        stacked = {key: np.stack([row if key is None else row[key] for row in rows]) for key in keys}
         return dict_to_obs(self.observation_space, stacked)
 
 
@@ -160,10 +164,10 @@ def make_sb3(
     """`num_envs` members of the learned world for Stable-Baselines3.
 
     Args:
-        num_envs: members, stepped by one network call.
-        max_episode_steps: after which an episode is truncated; None, or -1, never.
+        num_envs: sub-environments, stepped by one network call.
+        max_episode_steps: after which an episode is truncated; None, or -1, for no limit.
         render_mode: `rgb_array` or None.
         kwargs: as `make_learned_env` takes them.
     """
-    check_render_mode(render_mode)  # before a world is built, as `check_faces`
+    check_vector_render_mode(render_mode)  # before a world is loaded
     return MosaicVecEnv(make_members(num_envs, max_episode_steps=max_episode_steps, **kwargs), render_mode)

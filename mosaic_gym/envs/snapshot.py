@@ -1,4 +1,4 @@
-"""An episode kept: in hand, to go back to; or in a file, to go on in another process."""
+"""Snapshots of an episode: in memory, to return to it; or in a file, to continue it in another process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mosaic_gym.envs.episode import Episode
 from mosaic_gym.envs.tasks import Task, unwrap_task
-from mosaic_gym.validation import is_whole
+from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
 FORMAT = "mosaic-snapshots-4"
@@ -21,17 +21,21 @@ _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
 _PLAIN = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "forks")
 """Fields of an episode that JSON can hold as they are."""
+_TASK_STATE = "progress"  # name in files
+_OLD_TASKS = {"EngineTask(": "SimulatorTask("}  # name in files
+"""How descriptions of tasks began in older files, and how they begin now."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An episode, and where the seeds of the next ones will come from. Taking one copies nothing.
+    """An episode, and where the seeds of the next ones come from. Taking one copies nothing.
 
     Attributes:
         episode: a value.
-        generator: the state of the environment's random generator; branch: which fork of it, see `generator_of`.
+        generator: the state of the environment's random generator.
         fingerprint: of the world it belongs to.
-        task: what `task_description` says of the task that judges it.
+        task: the `task_description` of the environment's task.
+        branch: which fork of the episode it is, see `generator_of`.
         device: where its tensors are.
     """
 
@@ -44,20 +48,20 @@ class Snapshot:
 
 
 def generator_of(snapshot: Snapshot) -> np.random.Generator:
-    """Where the seeds of later episodes come from: of a fork, another stream than of what it was forked from."""
+    """Where the seeds of later episodes come from: a fork has another stream than its origin."""
     if snapshot.branch:
         seeds = np.random.SeedSequence([snapshot.generator["state"]["state"], *snapshot.branch])
         return np.random.Generator(np.random.PCG64(seeds))
-    kept = np.random.PCG64()
-    kept.state = snapshot.generator
-    return np.random.Generator(kept)
+    bits = np.random.PCG64()
+    bits.state = snapshot.generator
+    return np.random.Generator(bits)
 
 
-def take(world: World, task: Task, episode: Episode, rng: np.random.Generator) -> Snapshot:
-    """A snapshot of the present.
+def take_snapshot(world: World, task: Task, episode: Episode, rng: np.random.Generator) -> Snapshot:
+    """A snapshot of an episode.
 
     Raises:
-        RuntimeError: the world cannot go back.
+        RuntimeError: the world is not forkable.
     """
     check_forkable(world)
     return Snapshot(
@@ -70,7 +74,7 @@ def _device_of(world: World) -> str:
 
 
 def task_description(task: Task) -> str:
-    """A task's class and its plain parameters: what it remembers means something to a task of the same only."""
+    """A task's class and its plain parameters: a task state is valid for a task with the same ones only."""
     task = unwrap_task(task)
     plain = {name: value for name, value in sorted(vars(task).items()) if _is_plain(value)}
     return f"{type(task).__qualname__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
@@ -83,16 +87,16 @@ def _is_plain(value: Any) -> bool:
 
 
 def check_forkable(world: World) -> None:
-    """Raises RuntimeError if the world has one true present."""
+    """Raises RuntimeError if the world has one present only."""
     if not world.forkable:
         raise RuntimeError(
-            f"{type(world).__name__} has one true present: it cannot be forked, kept or restored. "
-            "Begin anew with the same seed and actions, or fork the learned world, MosaicWorld-v0"
+            f"{type(world).__name__} has one true present: it cannot be forked, saved or restored. "
+            "Reset with the same seed and repeat the actions, or fork the learned world, MosaicWorld-v0"
         )
 
 
 def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
-    """Raises TypeError or ValueError unless `snapshot` can go on here."""
+    """Raises TypeError or ValueError unless `snapshot` can continue in this world, with this task."""
     check_forkable(world)
     if not isinstance(snapshot, Snapshot):
         raise TypeError(f"restore takes what snapshot() returned; got {type(snapshot).__name__}")
@@ -108,18 +112,16 @@ def check_snapshot(snapshot: Snapshot, world: World, task: Task) -> None:
         )
 
 
-def fork(snapshot: Snapshot, n: int) -> list[Snapshot]:
-    """`n` snapshots of the same present, which share what is equal.
+def fork_snapshot(snapshot: Snapshot, n: int) -> list[Snapshot]:
+    """`n` snapshots of the same episode, which share what is equal.
 
-    The first is the snapshot itself, and knows how many were made of it. Where the seeds of later episodes come from
-    differs, for forks that begin anew would otherwise all live the same episodes: forks of forks too, and those of
-    another time.
+    The first is the snapshot itself, and counts the forks made of it. The seeds of later episodes differ between forks,
+    or all forks would go on to the same episodes. That holds for forks of forks and for forks made at another time too.
 
     Raises:
         ValueError: n below 1.
     """
-    if not (is_whole(n) and n >= 1):
-        raise ValueError(f"fork makes at least 1; got {n!r}")
+    n = check("the number of forks", n, Whole(1))
     episode = snapshot.episode
     fresh = replace(episode, forks=0)
     branches = range(episode.forks + 1, episode.forks + n)
@@ -127,19 +129,19 @@ def fork(snapshot: Snapshot, n: int) -> list[Snapshot]:
     return [replace(snapshot, episode=replace(episode, forks=episode.forks + n - 1)), *forks]
 
 
-def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
-    """Writes snapshots into one safetensors file; what they share is written once.
+def save_snapshots(snapshots: Sequence[Snapshot], world: World, path: Path | str) -> None:
+    """Writes snapshots into one safetensors file; tensors that they share are written once.
 
     Raises:
-        FileNotFoundError: no such folder. TypeError: a task remembers what JSON cannot say.
+        FileNotFoundError: no such folder. TypeError: a task state that JSON cannot hold.
     """
     from mosaic_gym.memory.files import save_with_metadata
 
     named: dict[str, Any] = {}
-    told, names = [], {}
-    # Packed all at once, and forks of one episode once: addresses tell what is shared, while it lives.
-    packed = {id(snapshot.episode): _pack(snapshot.episode, world) for snapshot in kept}
-    for index, snapshot in enumerate(kept):
+    members, names = [], {}
+    # All are packed first, and forks of one episode once: addresses identify shared tensors while those exist.
+    packed = {id(snapshot.episode): _pack(snapshot.episode, world) for snapshot in snapshots}
+    for index, snapshot in enumerate(snapshots):
         tensors, about = packed[id(snapshot.episode)]
         shared = {}
         for name, value in tensors.items():
@@ -149,36 +151,36 @@ def save(kept: Sequence[Snapshot], world: World, path: Path | str) -> None:
                 shared[name] = written
                 continue
             named[full] = value
-        whose = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
-        told.append({**whose, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
-    save_with_metadata(named, path, {"format": FORMAT, "members": told})
+        origin = {"fingerprint": snapshot.fingerprint, "task": snapshot.task}
+        members.append({**origin, "generator": generator_of(snapshot).bit_generator.state, **about, "shared": shared})
+    save_with_metadata(named, path, {"format": FORMAT, "members": members})
 
 
-def _told(task_state: Any) -> Any:
-    """What a task remembers, in JSON's terms.
+def _as_json(task_state: Any) -> Any:
+    """A task state in JSON's types.
 
     Raises:
-        TypeError: what would not come back as it was.
+        TypeError: a value that JSON would not return as it was.
     """
     if isinstance(task_state, np.ndarray | np.generic):
         return task_state.tolist()
     if isinstance(task_state, dict) and all(isinstance(key, str) for key in task_state):
-        return {key: _told(value) for key, value in task_state.items()}
+        return {key: _as_json(value) for key, value in task_state.items()}
     if isinstance(task_state, list):
-        return [_told(value) for value in task_state]
+        return [_as_json(value) for value in task_state]
     if task_state is None or isinstance(task_state, bool | int | float | str):
         return task_state
     raise TypeError(
-        "what a task remembers is saved as JSON: None, numbers, text, arrays, lists, and dicts by text; got "
+        "a task state is saved as JSON: None, numbers, text, arrays, lists, and dicts with text as keys; got "
         f"{task_state!r}"
     )
 
 
-def load(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
-    """Reads what `save` wrote of `count` snapshots.
+def load_snapshots(world: World, path: Path | str, count: int = 1) -> list[Snapshot]:
+    """Reads a file of `save_snapshots` with `count` snapshots.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: damaged, not so many snapshots, or those of another checkpoint.
+        FileNotFoundError: no such file. ValueError: damaged, of another number of snapshots, or of another checkpoint.
     """
     check_forkable(world)
     try:
@@ -194,23 +196,23 @@ def _read(world: World, path: Path | str, count: int) -> list[Snapshot]:
     members = about["members"]
     if len(members) != count:
         raise ValueError(f"{path} holds {len(members)} members, this environment has {count}: make it with as many")
-    for told in members:
-        check_fingerprint(f"the snapshot in {path}", told["fingerprint"], world.fingerprint)
-    # Each goes to the device once, for what members share they are to share again.
+    for member in members:
+        check_fingerprint(f"the snapshot in {path}", member["fingerprint"], world.fingerprint)
+    # Each tensor goes to the device once, so that members share it there too.
     device = _device_of(world)
     tensors = {name: value.to(device) for name, value in tensors.items()}
     states: dict[Any, Any] = {}
-    kept = []
-    for index, told in enumerate(members):
+    snapshots = []
+    for index, member in enumerate(members):
         prefix = f"{index}."
         own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        own |= {name: tensors[written] for name, written in told["shared"].items()}
-        kept.append(_unpack(world, own, told, states))
-    return kept
+        own |= {name: tensors[written] for name, written in member["shared"].items()}
+        snapshots.append(_unpack(world, own, member, states))
+    return snapshots
 
 
 def _pack(episode: Episode, world: World) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An episode as tensors by name, and what JSON can say."""
+    """An episode as tensors by name, and as JSON."""
     import torch
 
     view = episode.view
@@ -224,23 +226,24 @@ def _pack(episode: Episode, world: World) -> tuple[dict[str, Any], dict[str, Any
         "state": about_state,
         "view": {field.name: getattr(view, field.name) for field in fields(View) if field.name not in _ARRAYS},
         **{name: getattr(episode, name) for name in _PLAIN},
-        "progress": _told(episode.task_state),
+        _TASK_STATE: _as_json(episode.task_state),
     }
     return named, about
 
 
 def _unpack(world: World, tensors: dict[str, Any], about: dict[str, Any], states: dict[Any, Any]) -> Snapshot:
-    """The snapshot of an episode that `_pack` described; `states` holds those of this file that were unpacked."""
+    """The snapshot that `_pack` described; `states` holds the states of this file that were unpacked already."""
     state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
     arrays = {
         name.removeprefix(_VIEW): value.cpu().numpy() for name, value in tensors.items() if name.startswith(_VIEW)
     }
-    same = tuple((name, id(value)) for name, value in state.items()), json.dumps(about["state"])
-    if same not in states:
-        states[same] = world.unpack(state, about["state"])
+    key = tuple((name, id(value)) for name, value in state.items()), json.dumps(about["state"])
+    if key not in states:
+        states[key] = world.unpack(state, about["state"])
     view = View(**arrays, **{**about["view"], "labels": tuple(about["view"]["labels"])})
     plain = {name: about[name] for name in _PLAIN}
-    goal = tensors["goal"].cpu().numpy()
-    episode = Episode(states[same], view, goal, task_state=about["progress"], **plain)
-    kept = about["generator"], about["fingerprint"], about["task"]
-    return Snapshot(episode, *kept, device=_device_of(world))
+    episode = Episode(states[key], view, tensors["goal"].cpu().numpy(), task_state=about[_TASK_STATE], **plain)
+    task = about["task"]
+    for old, new in _OLD_TASKS.items():
+        task = new + task.removeprefix(old) if task.startswith(old) else task
+    return Snapshot(episode, about["generator"], about["fingerprint"], task, device=_device_of(world))

@@ -1,4 +1,4 @@
-"""The vector environment: many members, one network call a step."""
+"""The vector environments: of the learned world, many sub-environments with one network call a step."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium import Env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+from gymnasium.wrappers import TimeLimit
 
-from mosaic_gym.envs import snapshot as snapshots
-from mosaic_gym.envs.episode import check_seed
+from mosaic_gym.deprecation import current_arguments
+from mosaic_gym.envs.arguments import check_vector_render_mode
+from mosaic_gym.envs.learned_world import LearnedEnvArguments, open_learned_world
 from mosaic_gym.envs.members import Members
-from mosaic_gym.envs.mosaic_env import WorldEnv, make_learned_env, open_learned_world
-from mosaic_gym.envs.snapshot import Snapshot
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Raises ValueError for a render mode that many members at once do not have."""
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode of many members is rgb_array or None; got {render_mode!r}")
+from mosaic_gym.envs.mosaic_env import RENAMED_ARGUMENTS, WorldEnv, make_learned_env, make_simulator_env
+from mosaic_gym.envs.reset import check_seed
+from mosaic_gym.envs.snapshot import Snapshot, load_snapshots, save_snapshots
+from mosaic_gym.validation import Whole, check
 
 
 class WorldVectorEnv(VectorEnv):
-    """`Members` behind Gymnasium's vector face.
+    """`Members` behind Gymnasium's vector interface.
 
     Args:
-        members: what is stepped.
-        autoreset_mode: what happens to a member whose episode ended: a new one at the next step (whose action is
-            ignored), in the same step (`final_obs` and `final_info` keep the end), or nothing until
+        members: the sub-environments.
+        autoreset_mode: what happens to a member whose episode ended: it is reset by the next step (which ignores its
+            action), in the same step (`final_obs` and `final_info` hold the end), or not before
             `reset(options={"reset_mask": ...})`.
         render_mode: `rgb_array` or None.
 
     Attributes:
-        members: their episodes.
+        members: the sub-environments, with their episodes.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class WorldVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
-        check_render_mode(render_mode)
+        check_vector_render_mode(render_mode)
         self.members = members
         self.num_envs = len(members)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -53,53 +52,50 @@ class WorldVectorEnv(VectorEnv):
         self.single_action_space, self.single_observation_space = members.action_space, members.observation_space
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self._over = np.zeros(self.num_envs, dtype=bool)
+        self._ended = np.zeros(self.num_envs, dtype=bool)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begins new episodes: of all members, or of those that `options["reset_mask"]` (bool `[n]`) names.
+        """Starts new episodes: of all members, or of those that `options["reset_mask"]` (bool `[n]`) names.
 
         Args:
-            seed: one number, counted up member by member; one each; or None.
-            options: as `WorldEnv.reset` takes them, for every member that is reset.
+            seed: one number, which is incremented from member to member; one each; or None.
+            options: as `WorldEnv.reset` takes them, for every member that is reset. One `snapshot` is forked for all.
 
         Raises:
             ValueError, TypeError: a wrong mask, seed, number of seeds or option; nothing has changed then.
         """
-        if not isinstance(options, Mapping | None):
-            raise TypeError(f"options are a dict, of what `WorldEnv.reset` takes by name; got {options!r}")
-        options = dict(options or {})
-        mask = self._check_mask(options.pop("reset_mask")) if "reset_mask" in options else np.ones(self.num_envs, bool)
-        if isinstance(seed, Sequence | np.ndarray):
-            seeds = [None if one is None else check_seed(one) for one in seed]
+        if isinstance(options, Mapping) and "reset_mask" in options:
+            mask = self._check_mask(options["reset_mask"])
+            options = {key: value for key, value in options.items() if key != "reset_mask"}
         else:
-            seeds = [None if seed is None else check_seed(seed) + i for i in range(self.num_envs)]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"{self.num_envs} members take {self.num_envs} seeds; got {len(seeds)}")
+            mask = np.ones(self.num_envs, bool)
+        seeds = self._seeds_per_member(seed)
         indices = np.flatnonzero(mask)
         missing = [i for i, episode in enumerate(self.members.episodes) if episode is None and not mask[i]]
         if missing:
-            raise ValueError(f"members {missing} have never begun: the first reset is of all of them")
-        self.members.reset(indices, [seeds[i] for i in indices], options)
-        if seeds[0] is not None:  # the face's own generator, which draws nothing, says how it was seeded
+            raise ValueError(f"members {missing} have never been reset: the first reset is of all members")
+        rows = None if options is None else [options] * len(indices)
+        self.members.reset(indices, [seeds[i] for i in indices], rows)
+        if seeds[0] is not None:  # this environment's own generator draws nothing, but np_random_seed reports the seed
             super().reset(seed=seeds[0])
-        self._over[indices] = False
+        self._ended[indices] = False
         return self._observations(), self._infos(indices)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Four video frames further, for all. A bad action raises ValueError and leaves everything as it was.
+        """Advances all members by four video frames. An invalid action raises ValueError and changes nothing.
 
-        The action of a member that begins anew instead (see `autoreset_mode`) may be anything.
+        The action of a member that is reset instead (see `autoreset_mode`) may be anything.
         """
         next_step = self.autoreset_mode is AutoresetMode.NEXT_STEP
-        over = np.flatnonzero(self._over) if next_step else np.arange(0)
-        going = np.setdiff1d(np.arange(self.num_envs), over)
-        # All that can fail comes before anything is put in place.
-        moved = self.members.advanced(going, self.members.action_vectors(actions, going))
-        begun = self.members.anew(over) if len(over) else ([], [])
+        to_reset = np.flatnonzero(self._ended) if next_step else np.arange(0)
+        active = np.setdiff1d(np.arange(self.num_envs), to_reset)
+        # All that can fail comes before any member is changed.
+        stepped = self.members.step_episodes(active, self.members.action_vectors(actions, active))
+        started, generators = self.members.start_episodes(to_reset) if len(to_reset) else ([], [])
         episodes = list(self.members.episodes)
-        for i, episode in zip((*going, *over), (*moved, *begun[0]), strict=True):
+        for i, episode in zip((*active, *to_reset), (*stepped, *started), strict=True):
             episodes[i] = episode
         rewards = np.array([episode.reward for episode in episodes])
         terminated = np.array([episode.terminated for episode in episodes])
@@ -107,27 +103,27 @@ class WorldVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         ended = np.flatnonzero(terminated | truncated)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
-            over, begun = ended, self.members.anew(ended)
+            to_reset, (started, generators) = ended, self.members.start_episodes(ended)
             for i in ended:
                 final = {"final_obs": self.members.observation_of(episodes[i]), "final_info": episodes[i].info()}
                 infos = self._add_info(infos, final, i)
-        self.members.keep(going, moved)
-        self.members.keep(over, *begun)
-        self._over = np.array([episode.ended for episode in self.members.episodes])
+        self.members.set_episodes(active, stepped)
+        self.members.set_episodes(to_reset, started, generators)
+        self._ended = np.array([episode.ended for episode in self.members.episodes])
         return self._observations(), rewards, terminated, truncated, self._infos(range(self.num_envs), infos)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The last frame of every member, uint8 `[H, W, 3]`, in mode `rgb_array`."""
         if self.render_mode is None:
             return None
-        return tuple(episode.view.frames[-1].copy() for episode in self.members.begun())
+        return tuple(episode.view.frames[-1].copy() for episode in self.members.active_episodes())
 
     def prompt_now(self, prompts: str | Sequence[str]) -> None:
         """Conditions the rest of the members' episodes on another prompt, one for all or one each.
 
         Raises:
-            RuntimeError: a world that takes no prompt. ResetNeeded: a member has not begun.
-            ValueError: not so many prompts, or one that is too long; nothing has changed then.
+            RuntimeError: a world that takes no prompt. ResetNeeded: a member has not been reset yet.
+            ValueError: another number of prompts, or one that is too long; nothing has changed then.
         """
         self.members.prompt_now(prompts)
 
@@ -135,47 +131,56 @@ class WorldVectorEnv(VectorEnv):
         """One snapshot a member; copies nothing."""
         return self.members.snapshot()
 
-    def restore(self, kept: Sequence[Snapshot]) -> tuple[Any, dict[str, Any]]:
-        """Goes (back) to snapshots, one for each member: these members' own, or the forks of one environment.
+    def restore(self, snapshots: Sequence[Snapshot]) -> tuple[Any, dict[str, Any]]:
+        """Restores snapshots, one for each member: these members' own, or the forks of one environment.
 
         Raises:
-            TypeError, ValueError: not so many, not snapshots, of another checkpoint or task, or (where members begin
-            anew in the same step) of an episode that is over; nothing has changed.
+            TypeError, ValueError: another number, not snapshots, of another checkpoint or task, or (where members are
+            reset in the same step) of an episode that has ended; nothing has changed.
         """
-        self.members.restore(kept, going_on=self.autoreset_mode is AutoresetMode.SAME_STEP)
-        self._over = np.array([snapshot.episode.ended for snapshot in kept])
+        self.members.restore(snapshots, refuse_ended=self.autoreset_mode is AutoresetMode.SAME_STEP)
+        self._ended = np.array([snapshot.episode.ended for snapshot in snapshots])
         return self._observations(), self._infos(range(self.num_envs))
 
     def fork(self, n: int) -> list[list[Snapshot]]:
         """`n` snapshots of every member's present, member by member; they share what is equal.
 
         Raises:
-            ValueError: n below 1. ResetNeeded: a member has not begun.
+            ValueError: n below 1. ResetNeeded: a member has not been reset yet.
         """
         return self.members.fork(n)
 
     def save(self, path: Path | str) -> None:
-        """Writes the present of all members into one file, from which `load` goes on bit for bit.
+        """Writes all members' episodes into one file, from which `load` continues bit for bit.
 
-        A file of one member is one that a single environment loads too.
+        A single environment can load a file of one member too.
 
         Raises:
-            ResetNeeded: a member has not begun.
+            ResetNeeded: a member has not been reset yet.
         """
-        snapshots.save(self.snapshot(), self.members.world, path)
+        save_snapshots(self.snapshot(), self.members.world, path)
 
     def load(self, path: Path | str) -> tuple[Any, dict[str, Any]]:
-        """Goes on from what `save` wrote; returns the observations and infos there.
+        """Restores a file of `save`; returns the observations and infos.
 
         Raises:
             FileNotFoundError: no such file. ValueError: damaged, of another number of members, or of another checkpoint
             or task; nothing has changed then.
         """
-        return self.restore(snapshots.load(self.members.world, path, self.num_envs))
+        return self.restore(load_snapshots(self.members.world, path, self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the world."""
         self.members.world.close()
+
+    def _seeds_per_member(self, seed: Any) -> list[int | None]:
+        if isinstance(seed, Sequence) or np.ndim(seed):
+            seeds = [None if value is None else check_seed(value) for value in seed]
+        else:
+            seeds = [None if seed is None else check_seed(seed) + i for i in range(self.num_envs)]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{self.num_envs} members take {self.num_envs} seeds; got {len(seeds)}")
+        return seeds
 
     def _check_mask(self, mask: Any) -> np.ndarray:
         expected = f"options['reset_mask'] is a bool array of shape ({self.num_envs},) with at least one True"
@@ -187,8 +192,8 @@ class WorldVectorEnv(VectorEnv):
 
     def _observations(self) -> Any:
         space = self.single_observation_space
-        each = [self.members.observe(i) for i in range(self.num_envs)]
-        return concatenate(space, each, create_empty_array(space, self.num_envs))
+        rows = [self.members.observe(i) for i in range(self.num_envs)]
+        return concatenate(space, rows, create_empty_array(space, self.num_envs))
 
     def _infos(self, indices: Sequence[int], infos: dict[str, Any] | None = None) -> dict[str, Any]:
         infos = {} if infos is None else infos
@@ -201,14 +206,16 @@ def make_members(num_envs: int, max_episode_steps: int | None = None, **kwargs: 
     """`num_envs` members of the learned world.
 
     Args:
-        max_episode_steps: after which an episode is truncated; None, or -1 as Gymnasium has it, never. (To `gym.make`
-            None means the registered 256. `gym.make_vec` takes those where it is told nothing, but hands a None on.)
+        max_episode_steps: after which an episode is truncated; None, or -1 as in Gymnasium, for no limit. (To
+            `gym.make`, None means the registered 256. `gym.make_vec` passes those on unless the argument is given; it
+            passes a None on as it is.)
         kwargs: as `make_learned_env` takes them.
     """
-    asked = inspect.signature(make_learned_env).bind(**kwargs)
-    asked.apply_defaults()
-    world, faces = open_learned_world(asked.arguments, None if max_episode_steps == -1 else max_episode_steps)
-    return Members(world, num_envs, **faces)
+    bound = inspect.signature(make_learned_env).bind(**current_arguments(kwargs, RENAMED_ARGUMENTS))
+    bound.apply_defaults()
+    arguments = LearnedEnvArguments(**bound.arguments)
+    world, env_arguments = open_learned_world(arguments, _limit(max_episode_steps))
+    return Members(world, num_envs, **env_arguments)
 
 
 def make_learned_vector_env(
@@ -219,8 +226,37 @@ def make_learned_vector_env(
 ) -> WorldVectorEnv:
     """`num_envs` members of the learned world as a vector environment; kwargs as `make_members` takes them.
 
-    `gym.make_vec("MosaicWorld-v0", ...)` calls this, with the registered `max_episode_steps=256` unless told otherwise.
+    `gym.make_vec("MosaicWorld-v0", ...)` calls this, with the registered `max_episode_steps=256` unless it is given.
+    Members are no `gymnasium.Env` of their own, so wrappers go around all of them (`gymnasium.wrappers.vector`). For
+    `wrappers=[...]` around each, add `vectorization_mode="sync"`, which loads a world for each.
     """
-    check_render_mode(render_mode)  # before a world is built, as `check_faces`
+    check_vector_render_mode(render_mode)
     autoreset_mode = AutoresetMode(autoreset_mode)
     return WorldVectorEnv(make_members(num_envs, **kwargs), autoreset_mode, render_mode)
+
+
+def make_simulator_vector_env(
+    num_envs: int = 1,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    max_episode_steps: int | None = None,
+    **kwargs: Any,
+) -> SyncVectorEnv:
+    """`num_envs` simulators as Gymnasium's `SyncVectorEnv`; kwargs as `make_simulator_env` takes them.
+
+    `gym.make_vec("MosaicWorldReal-v0", ...)` calls this, with the registered `max_episode_steps=256` unless it is
+    given. For `wrappers=[...]` around each, or for processes, add `vectorization_mode="sync"` or `"async"`; the
+    autoreset mode then goes into `vector_kwargs={"autoreset_mode": ...}`.
+    """
+    num_envs = check("num_envs", num_envs, Whole(1))
+    autoreset_mode = AutoresetMode(autoreset_mode)
+    limit = _limit(max_episode_steps)
+
+    def make() -> Env:
+        env = make_simulator_env(**kwargs)
+        return env if limit is None else TimeLimit(env, limit)
+
+    return SyncVectorEnv([make] * num_envs, autoreset_mode=autoreset_mode)
+
+
+def _limit(max_episode_steps: int | None) -> int | None:
+    return None if max_episode_steps == -1 else max_episode_steps

@@ -72,10 +72,10 @@ def test_attributes_and_methods_of_members():
     assert env.get_attr("render_mode") == [None] * 3 and env.get_attr("world", 0) == [env.members.world]
     env.set_attr("rules", Rules(max_steps=9))
     assert env.members.rules.max_steps == 9 and env.get_attr("rules", [1]) == [env.members.rules]
-    assert env.get_attr("info", [1])[0]() == env.env_method("info", indices=[1])[0]
-    told = [env.has_attr(name) for name in ("steps", "task", "render_mode", "fork", "episodes", "keep", "action_masks")]
+    assert same(env.get_attr("info", [1])[0](), env.env_method("info", indices=[1])[0])
+    told = [env.has_attr(name) for name in ("steps", "task", "render_mode", "fork", "episodes", "set_episodes", "action_masks")]
     assert told == [True] * 4 + [False] * 3 and counting().has_attr("steps")
-    with pytest.raises(ResetNeeded, match=r"members \[0\] have not begun"):
+    with pytest.raises(ResetNeeded, match=r"members \[0\] have not started"):
         counting().get_attr("steps")
     with pytest.raises(AttributeError, match="no attribute 'episodes'; they have action_space, ended, forks, goal"):
         env.get_attr("episodes")
@@ -86,7 +86,7 @@ def test_what_members_share_is_checked_when_it_is_set():
     env.reset()
     before = list(env.members.episodes)
     for name, value, kind, said in (
-        ("task", "goal", ValueError, "GoalTask shows its goal in the observation: use observation='dict'"),
+        ("task", "goal", ValueError, "GoalTask puts its goal into the observation: use observation='dict'"),
         ("task", "fly", ValueError, "unknown task 'fly'"),
         ("task", 5, TypeError, "a task is one of"),
         ("rules", 5, TypeError, "Rules; got 5"),
@@ -203,8 +203,8 @@ class WalkOnTask:
 
         return ExploreTask().sample_start_and_goal(world, starts)
 
-    def begin(self, scene):
-        return float(scene.view.world_from_camera[-1, 2, 3])
+    def initial_task_state(self, sample):
+        return float(sample.view.world_from_camera[-1, 2, 3])
 
     def evaluate(self, task_state, view):
         from mosaic_gym.envs.tasks import TaskStep
@@ -238,7 +238,7 @@ def test_ppo_beats_random_where_the_best_policy_is_known():
 
 @pytest.mark.parametrize("make", [make_sb3, make_learned_vector_env])
 def test_a_render_mode_there_is_not_is_refused_before_a_world_is_loaded(make):
-    with pytest.raises(ValueError, match="render_mode of many members"):
+    with pytest.raises(ValueError, match="render_mode of a vector environment"):
         make(2, checkpoint="no such checkpoint", render_mode="human")
 
 

@@ -34,7 +34,7 @@ def view_at(places_m, reward=0.0, terminated=False) -> View:
 
 
 def begun(task, view, goal_m=None):
-    return task.begin(StartAndGoal(None, view, view.frames[-1], goal_m))
+    return task.initial_task_state(StartAndGoal(None, view, view.frames[-1], goal_m))
 
 
 def wall_at(z_m: float, x_m: float = 0.0, turned_rad: float = 0.0) -> View:
@@ -159,11 +159,11 @@ def test_fixed_scenes_are_set_once_and_drawn_by_seed(kind, monkeypatch):
     monkeypatch.setattr(world, "start", lambda start: starts.append(start.seed) or begun_at(start))
     drawn = task.sample_start_and_goal(world, [Start(seed=seed) for seed in range(30)])
     walked = len(starts)
-    assert set(starts) == set(range(5)) and {id(scene) for scene in drawn} == {id(scene) for scene in task.scenes}
+    assert set(starts) == set(range(5)) and {id(scene) for scene in drawn} == {id(scene) for scene in task.samples}
     again = task.sample_start_and_goal(world, [Start(seed=seed) for seed in range(30)])
     assert all(one is other for one, other in zip(drawn, again, strict=True)) and len(starts) == walked
     env = WorldEnv(world, observation="dict", task=task)
-    assert task.samples_goal and task.remembers
+    assert task.samples_goal and task.needs_task_state
     env.reset(seed=3)
     env.step(1)
     assert env.episode.task_state["goal_m"] == list(drawn[3].goal_m)
@@ -172,23 +172,23 @@ def test_fixed_scenes_are_set_once_and_drawn_by_seed(kind, monkeypatch):
 
 def test_fixed_scenes_cannot_begin_elsewhere():
     world, task = CountingWorld(), FixedStarts(GoalTask(), 2)
-    with pytest.raises(ValueError, match="at least 1 scene; got 0"):
+    with pytest.raises(ValueError, match="the number of fixed starts is a whole number from 1; got 0"):
         FixedStarts("goal", 0)
-    with pytest.raises(ValueError, match="another task to begin with a prompt"):
+    with pytest.raises(ValueError, match="cannot start with a given prompt: take another task"):
         task.sample_start_and_goal(world, [Start(seed=0, prompt="a cave")])
     task.prepare(world)
-    with pytest.raises(ValueError, match="set in another world"):
+    with pytest.raises(ValueError, match="sampled in another world"):
         task.sample_start_and_goal(CountingWorld(height=48), [Start(seed=0)])
     world.forkable = False
-    with pytest.raises(ValueError, match="CountingWorld cannot go back to a scene; take GoalTask itself"):
+    with pytest.raises(ValueError, match="CountingWorld cannot return to a sampled start; take GoalTask itself"):
         task.sample_start_and_goal(world, [Start(seed=0)])
 
 
 def test_the_tasks_by_name():
-    assert TASKS == {"engine": SimulatorTask, "explore": ExploreTask, "goal": GoalTask, "return": ReturnTask}
+    assert TASKS == {"explore": ExploreTask, "goal": GoalTask, "return": ReturnTask, "simulator": SimulatorTask}
     mine = ExploreTask(cell_m=2.0)
     assert make_task(mine) is mine and isinstance(make_task("goal"), GoalTask)
-    with pytest.raises(ValueError, match="unknown task 'fly'; the known ones are engine, explore, goal, return"):
+    with pytest.raises(ValueError, match="unknown task 'fly'; the known ones are explore, goal, return, simulator"):
         make_task("fly")
-    with pytest.raises(TypeError, match="lacks samples_goal, sample_start_and_goal, begin, judge"):
+    with pytest.raises(TypeError, match="lacks samples_goal, sample_start_and_goal, initial_task_state, evaluate"):
         make_task(3)

@@ -121,7 +121,7 @@ def test_the_action_of_a_member_that_begins_anew_is_not_looked_at(action_space, 
 
 @pytest.mark.parametrize(
     ("task", "asks"),
-    [("explore", False), ("engine", False), ("goal", True), (FixedStarts("explore", 2), False), (SecondStep(), True)],
+    [("explore", False), ("simulator", False), ("goal", True), (FixedStarts("explore", 2), False), (SecondStep(), True)],
 )
 def test_only_of_tasks_that_can_succeed_it_is_told_whether_they_did(task, asks):
     # Stable-Baselines3 would count a success rate of 0 for others.
@@ -228,7 +228,7 @@ def test_an_episode_that_is_over_is_not_restored_where_it_would_never_begin_anew
     env.step([FORWARD] * 3)
     over, other = env.snapshot(), counting(mode=AutoresetMode.SAME_STEP, max_steps=1)
     other.reset(seed=0)
-    with pytest.raises(ValueError, match=r"members \[0, 1, 2\] are of episodes that are over"):
+    with pytest.raises(ValueError, match=r"members \[0, 1, 2\] are of episodes that have ended"):
         other.restore(over)
     other.step([FORWARD] * 3)
 
@@ -243,7 +243,7 @@ def test_a_fork_further_on_than_the_limit_is_cut_off():
     members = Members(CountingWorld(), 1, rules=Rules(max_steps=4))
     members.reset([0], [1])
     members.episodes[0] = replace(members.episodes[0], steps=5)
-    (after,) = members.advanced([0], np.zeros((1, 3)))
+    (after,) = members.step_episodes([0], np.zeros((1, 3)))
     assert after.truncated and members.episodes[0].steps == 5, "until it is kept"
 
 
@@ -270,26 +270,26 @@ def test_wrong_numbers_are_named_before_anything_moves():
     with pytest.raises(TypeError, match="options are a dict"):
         env.reset(options=["image"])
     for n in ("3", True, 2.5, None):
-        with pytest.raises(ValueError, match=f"fork makes at least 1; got {n!r}"):
+        with pytest.raises(ValueError, match=f"the number of forks is a whole number from 1; got {n!r}"):
             env.fork(n)
     with pytest.raises(ValueError, match="3 members take 3 snapshots; got 1"):
         env.restore(env.snapshot()[:1])
     with pytest.raises(TypeError, match="a list of 3 snapshots; got Snapshot"):
         env.restore(env.snapshot()[0])
     for count in (0, 2.5, True):
-        with pytest.raises(ValueError, match=f"at least 1 member; got {count}"):
+        with pytest.raises(ValueError, match=f"num_envs is a whole number from 1; got {count}"):
             counting(count=count)
     assert all(one is other for one, other in zip(env.members.episodes, before, strict=True))
 
 
 def test_the_first_reset_is_of_all():
     env = counting()
-    with pytest.raises(ValueError, match=r"members \[1, 2\] have never begun"):
+    with pytest.raises(ValueError, match=r"members \[1, 2\] have never been reset"):
         env.reset(seed=0, options={"reset_mask": np.array([True, False, False])})
     assert env.members.episodes == [None] * 3
     shown = counting(render_mode="rgb_array")
     for act in (lambda: shown.step([FORWARD] * 3), shown.render, shown.snapshot):
-        with pytest.raises(ResetNeeded, match=r"members \[0, 1, 2\] have not begun"):
+        with pytest.raises(ResetNeeded, match=r"members \[0, 1, 2\] have not started"):
             act()
 
 
@@ -332,10 +332,10 @@ class OnItsMap(CountingWorld):
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ({"min_coverage": True}, "min_coverage is a share .*; got True"),
-        ({"min_coverage": "0.5"}, "min_coverage is a share"),
-        ({"max_steps": True}, "a whole number from 1, or None; got True"),
-        ({"patience": True}, "patience is a whole number of steps from 1; got True"),
+        ({"min_coverage": True}, "min_coverage is a finite number above 0 and up to 1, or None; got True"),
+        ({"min_coverage": "0.5"}, "min_coverage is a finite number above 0 and up to 1"),
+        ({"max_steps": True}, "max_steps is a whole number from 1, or None; got True"),
+        ({"min_coverage_patience": True}, "min_coverage_patience is a whole number from 1; got True"),
     ],
 )
 def test_rules_are_numbers(rules, said):
@@ -393,9 +393,9 @@ def test_every_member_forks():
     env.step([FORWARD] * 2)
     observation, _ = env.restore([forks[1][0], forks[1][1]])
     assert indices(observation) == [1, 1] and observation[:, 0, 0, 1].tolist() == [5, 5]
-    with pytest.raises(ValueError, match="fork makes at least 1; got 0"):
+    with pytest.raises(ValueError, match="the number of forks is a whole number from 1; got 0"):
         env.fork(0)
-    with pytest.raises(ResetNeeded, match=r"members \[0, 1, 2\] have not begun"):
+    with pytest.raises(ResetNeeded, match=r"members \[0, 1, 2\] have not started"):
         counting().fork(1)
 
 

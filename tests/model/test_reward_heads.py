@@ -38,7 +38,7 @@ def test_no_temperature_takes_the_likelier():
 
 def test_a_dreamt_end_ends_the_episode_and_pays_the_engine_task():
     model = tiny_model()
-    env = WorldEnv(MosaicWorld(model), task="engine")
+    env = WorldEnv(MosaicWorld(model), task="simulator")
     env.reset(seed=0)
     assert [env.step(1)[1] for _ in range(3)] == [-0.25] * 3
     model.reward_heads = believing((-9.0, -9.0, 9.0), 30.0)

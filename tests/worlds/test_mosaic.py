@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory.mosaic import retrieve
+from mosaic_gym.memory.retrieval import retrieve
 from mosaic_gym.model.checkpoints import WorldModel, resolve
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.parts import round_to_half
@@ -113,7 +113,7 @@ def test_without_the_network_what_is_seen_is_the_warp(world):
     k = torch.tensor(world.model.settings.image_from_camera)
     cameras = torch.tensor(shown.world_from_camera, dtype=torch.float32)[None]
     codec = world.model.codec
-    warped = retrieve([state.memory.keyframes], cameras, k, codec, tuple(state.history.shape[1:])).warped
+    warped = retrieve([state.memory.keyframes], cameras, k, codec, tuple(state.history.shape[1:])).warped_latent
     assert np.array_equal(shown.frames, frames_to_uint8(codec.decode(warped))[0].numpy())
     (_,), (dreamt,) = world.step([state], RIGHT[None])
     assert not np.array_equal(shown.frames, dreamt.frames)
@@ -182,7 +182,7 @@ def test_a_memory_of_another_checkpoint_is_refused(world):
     own, _ = MosaicWorld(tiny_model()).start(Start(seed=0, memory=memory))
     assert own.memory.made_with == memory.made_with != "" and len(own.memory) == len(memory) + 1
     with pytest.raises(ValueError, match="another codec or atlas"):
-        memory.spliced(MosaicWorld(alike).start(Start(seed=0))[0].memory, torch.eye(4))
+        memory.splice(MosaicWorld(alike).start(Start(seed=0))[0].memory, torch.eye(4))
     with pytest.raises(TypeError, match="MosaicMemory.load"):
         world.start(Start(seed=0, memory={"a": 1}))
 
@@ -303,7 +303,7 @@ def test_a_world_keeps_as_much_as_it_is_made_for(world):
     for capacity in (0, 99):
         begun, _ = world.start(Start(seed=2, memory=dataclasses.replace(state.memory, capacity=capacity)))
         assert begun.memory.capacity == world.capacity and len(begun.memory) == 5
-    spliced = state.memory.spliced(state.memory, torch.eye(4))
+    spliced = state.memory.splice(state.memory, torch.eye(4))
     full = dataclasses.replace(spliced, capacity=3).update(state.memory.keyframes[0])
     assert len(full) == 3
 
@@ -313,7 +313,7 @@ def test_a_world_without_heads_pays_nothing_and_the_engine_task_says_so(world):
     for make in (lambda task: WorldEnv(silent, task=task), lambda task: Members(silent, 2, task=task)):
         make("explore")
         with pytest.raises(ValueError, match="mosaic-gym train reward-heads"):
-            make("engine")
+            make("simulator")
 
 
 def test_damaged_folders_name_what_is_wrong(world, tmp_path):
