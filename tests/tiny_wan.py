@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from mosaic_gym.memory.mosaic import Retrieved, retrieve
+from mosaic_gym.memory.retrieval import Retrieved, retrieve
 from mosaic_gym.model.tokens import Context
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan.codec import WanCodec
-from mosaic_gym.model.wan.pipeline import WanOptions
+from mosaic_gym.model.wan.options import WanOptions
 
 STRIDE, CHANNELS, TEXT = 16, 6, 32
 SIZE = (64, 96)

@@ -59,7 +59,7 @@ def check_intrinsics(image_from_camera: Any) -> tuple[tuple[float, ...], ...]:
         image_from_camera: rows of numbers, or an array.
 
     Raises:
-        ValueError: another shape than [3, 3], entries that are no finite numbers, a skew, or a focal length of 0 or less.
+        ValueError: another shape than [3, 3], entries that are not finite, a skew, or a focal length of 0 or less.
     """
     expected = "image_from_camera is K in pixels, finite rows [fx, 0, cx], [0, fy, cy], [0, 0, 1], fx and fy above 0"
     try:

@@ -210,11 +210,6 @@ def check_action(action: np.ndarray) -> np.ndarray:
     return np.clip(action, -1.0, 1.0)
 
 
-def is_rigid(matrix: np.ndarray) -> bool:
-    """Whether a finite `[4, 4]` is a rotation and a translation over a last row 0 0 0 1."""
-    return rigidity_fault(matrix) is None
-
-
 def check_pose(world_from_camera: Any) -> Pose:
     """A body at rest behind a camera.
 

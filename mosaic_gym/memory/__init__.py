@@ -1,1 +1,1 @@
-"""What has been seen, kept as patches in 3D, and laid back into later views."""
+"""Spatial memory: observed and generated frames are lifted into 3D patches and warped into later views."""

@@ -1,4 +1,4 @@
-"""The members of a batch, all in one go or side by side."""
+"""Work on the members of a batch: all at once, or side by side in threads."""
 
 from __future__ import annotations
 
@@ -14,35 +14,40 @@ import torch
 from torch import Tensor
 
 
-def for_all(work: Callable[..., Any], cameras: Tensor, *given: Sequence[Any]) -> Any:
-    """`work` of every member's cameras `[b, ...]` and what else is given, one each: a dataclass of tensors `[b, ...]`.
+def map_members(work: Callable[..., Any], cameras: Tensor, *inputs: Sequence[Any]) -> Any:
+    """Calls `work` with every member's cameras and inputs, and returns its dataclass of tensors `[b, ...]`.
 
-    On an accelerator all in one go; on a CPU, whose cache is small, one by one, and side by side, for one member's
-    tensors are too small to share out.
+    On an accelerator all members go in one call. On a CPU, whose cache is small, they go one by one and side by side in
+    threads: one member's tensors are too small for several threads to share.
+
+    Args:
+        work: takes cameras `[n, ...]` and sequences of length n, and returns a dataclass of tensors `[n, ...]`.
+        cameras: `[b, ...]`.
+        inputs: sequences of length b.
     """
     if len(cameras) == 1 or cameras.device.type != "cpu":
-        return work(cameras, *given)
+        return work(cameras, *inputs)
 
-    def one(i: int) -> Any:
-        return work(cameras[i : i + 1], *(each[i : i + 1] for each in given))
+    def work_one(i: int) -> Any:
+        return work(cameras[i : i + 1], *(values[i : i + 1] for values in inputs))
 
     threads, members = torch.get_num_threads(), range(len(cameras))
-    parts = list(map(one, members) if threads == 1 else _workers(threads).map(torch.no_grad()(one), members))
-    names = [each.name for each in fields(parts[0])]
+    parts = list(map(work_one, members) if threads == 1 else _workers(threads).map(torch.no_grad()(work_one), members))
+    names = [field.name for field in fields(parts[0])]
     return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 @cache
 def _workers(threads: int) -> ThreadPoolExecutor:
-    # How many threads an operation takes is each thread's own, and is settled when the thread first asks: for what was
-    # said last, by any. So all of these ask now, held until the last has, and then it is said again for later ones.
-    all_there = Barrier(threads)
+    # Torch fixes a thread's own number of threads when that thread first reads it, at the value last set anywhere. So
+    # all workers read it while it is 1, waiting for each other, and afterwards it is set back for later threads.
+    all_started = Barrier(threads)
 
     def settle(_: int) -> None:
-        all_there.wait()
+        all_started.wait()
         torch.get_num_threads()
 
-    pool = ThreadPoolExecutor(threads, "recall", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "retrieve", initializer=torch.set_num_threads, initargs=(1,))
     list(pool.map(settle, range(threads)))
     torch.set_num_threads(threads)
     return pool

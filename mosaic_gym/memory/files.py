@@ -1,4 +1,4 @@
-"""Files of tensors and what they are: of memories, and of snapshots."""
+"""Safetensors files with JSON metadata: of memories, and of snapshots."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def save_with_metadata(tensors: dict[str, Tensor], path: Path | str, told: dict[str, Any]) -> None:
-    """Writes tensors into one safetensors file, and in its metadata, as JSON, what they are: see `load_with_metadata`.
+def save_with_metadata(tensors: dict[str, Tensor], path: Path | str, metadata: dict[str, Any]) -> None:
+    """Writes tensors and JSON metadata, the format's name among it, into one safetensors file.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -21,20 +21,21 @@ def save_with_metadata(tensors: dict[str, Tensor], path: Path | str, told: dict[
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder} to save {Path(path).name} in; make it first")
-    apart, storages = {}, set()
+    separate, storages = {}, set()
     for name, value in tensors.items():
-        # The format takes no two tensors that share memory, as those of a keyframe and of its moved copy do.
+        # Safetensors takes no two tensors that share memory, as those of a keyframe and of its transformed copy do.
         storage = value.device, value.untyped_storage().data_ptr()
-        apart[name] = value.clone() if storage in storages else value
+        value = value.contiguous()
+        separate[name] = value.clone() if storage in storages else value
         storages.add(storage)
-    save_file(apart, str(path), metadata={"about": json.dumps(told)})
+    save_file(separate, str(path), metadata={"about": json.dumps(metadata)})
 
 
-def load_with_metadata(path: Path | str, forms: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, and the JSON in its metadata.
+def load_with_metadata(path: Path | str, formats: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata that `save_with_metadata` wrote.
 
     Args:
-        forms: what its metadata may state as its format; kind: what to call it in errors.
+        formats: the format names that are accepted; kind: what to call the file in errors, such as "memory".
 
     Raises:
         FileNotFoundError: no such file. ValueError: another kind of file, truncated, or of another version.
@@ -42,17 +43,17 @@ def load_with_metadata(path: Path | str, forms: Sequence[str], kind: str) -> tup
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {kind} file at {path}")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get("about", "{}"))
-            if not isinstance(told, dict):
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = json.loads((file.metadata() or {}).get("about", "{}"))
+            if not isinstance(metadata, dict):
                 raise ValueError(f"{path} is damaged (its metadata is no JSON object); save the {kind} again")
-            if (form := told.pop("format", None)) not in forms:
-                said = f"says that it is a {form}" if form else "does not say what it is"
+            if (form := metadata.pop("format", None)) not in formats:
+                found = f"has the format {form}" if form else "names no format"
                 raise ValueError(
-                    f"{path} {said}, and is no {kind} ({' or '.join(forms)}); give a file of that kind, and save it "
+                    f"{path} {found}, and is no {kind} ({' or '.join(formats)}); give a file of that kind, and save it "
                     "again with this version if it is of an earlier one"
                 )
-            # Copied: what is mapped from a file begins at any byte, and by that some CPUs' kernels round differently.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, told  # noqa: SIM118
+            # Cloned: tensors mapped from a file begin at any byte, and some CPUs' kernels round differently there.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or cut short ({error}); save the {kind} again") from error

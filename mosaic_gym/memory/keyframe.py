@@ -1,5 +1,8 @@
-"""Keyframes: what memory is made of. A patch is what one token of the network spans: a cell of one keyframe, or a
-square of cells where the network's tokens are larger."""
+"""Keyframes, of which memory consists, and the lifting of latent frames into them.
+
+A patch is what one token of the network spans: one latent cell of a keyframe, or a square of cells where the network's
+tokens are larger.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +17,27 @@ from torch import Tensor
 from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
 
 FROM_ATLAS = -1.0
-"""The trust of a place that a still was dreamt from, not recognised at."""
-SUPPOSED = 2.0**-30
-"""The trust of the place that a still was likest to and yet not recognised at: far less than recognising ever gives."""
+"""The trust of a place whose keyframe image the atlas generated, so that the place was known before."""
+ASSUMED = 2.0**-30
+"""The trust of a place that is only the atlas's best guess: far below that of any place that it matched."""
 
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One remembered latent frame, never changed after it is made; forks share it.
+    """One latent frame with its geometry. It is never changed after it is made, and forks share it.
 
     Attributes:
         latent: `[c, h, w]`.
-        depth_m: `[H, W]` on the grid of the codec's stills, perpendicular depth of the last video frame.
-        world_from_camera: float32 `[4, 4, 4]`, the four cameras; the last one is the still's.
-        generation: `[v, u]` on the grid of patches: 0 where truly seen, else one more than what it was made from.
-        alive: bool `[v, u]`: patches an edit took away are not.
+        depth_m: `[H, W]` on the grid of the codec's keyframe images, perpendicular depth of the last video frame.
+        world_from_camera: float32 `[4, 4, 4]`, the cameras of the four video frames; the last is the keyframe image's.
+        generation: `[v, u]` on the grid of patches: 0 for an observed patch, else one more than that of the patches it
+            was generated from.
+        alive: bool `[v, u]`: false for patches that an edit removed.
         step: the environment step that made it.
-        points_m: `[v, u, 3]` patch centres in the world, metres: derived, see also `geometry`.
-        place: `[4]`, (x, z, heading, trust): where on the map that the model knows the still was recognised to be
-            taken, and how much that is to be trusted, see `whereabouts.py`; a trust of `SUPPOSED` if it is only where
-            the map is likest, of `FROM_ATLAS` for a still that was dreamt there; zeros if the place is not known.
+        points_m: `[v, u, 3]` patch centres in the world, metres. Derived from the rest; see also `geometry`.
+        place: `[4]`, (x, z, heading, trust): where on the atlas's map the keyframe image was taken, and how reliable
+            that is, see `memory/whereabouts.py`. The trust is `ASSUMED` for a best guess, `FROM_ATLAS` for an image
+            that the atlas generated there; all are 0 if the place is unknown.
     """
 
     latent: Tensor
@@ -47,23 +51,23 @@ class Keyframe:
 
     @cached_property
     def place_values(self) -> tuple[float, ...]:
-        """`place` as plain numbers: fetched once, for an accelerator is waited for each time."""
+        """`place` as plain numbers; cached, since fetching them waits for an accelerator."""
         return tuple(self.place.tolist())
 
     @property
     def trust(self) -> float:
-        """How much its place on the map is to be trusted; above 0 if it was recognised, or supposed."""
+        """How reliable its place on the map is; above 0 if it was matched or assumed."""
         return self.place_values[3]
 
     @property
     def is_from_atlas(self) -> bool:
-        """Whether it was dreamt where the place on the map was known: then the map is asked again, rather than it."""
+        """Whether the atlas generated it; the atlas can then generate that view again."""
         return self.trust == FROM_ATLAS
 
     @cached_property
     def geometry(self) -> Tensor:
-        """`[5 * v * u + 16]`, what choosing needs of it in one row: x, y, z, generation and life of every patch, and
-        the still's pose."""
+        """`[5 * v * u + 16]`, what selection reads, in one row: x, y, z, generation and alive of every patch, and the
+        keyframe image's camera."""
         cells = self.points_m.movedim(-1, 0).flatten(), self.generation.flatten(), self.alive.flatten()
         return torch.cat([*cells, self.world_from_keyframe.flatten()])
 
@@ -72,17 +76,22 @@ class Keyframe:
         """`[4, 4]`, the camera of the last video frame."""
         return self.world_from_camera[-1]
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of `latent`, `depth_m` and `alive`; keyframes of one memory have them in common."""
+        return tuple(self.latent.shape), tuple(self.depth_m.shape), tuple(self.alive.shape)
+
     def to(self, device: torch.device) -> Keyframe:
         """The same keyframe on a device; itself, if it is there already."""
         if self.latent.device == device:
             return self
         return replace(self, **{name: getattr(self, name).to(device) for name in TENSOR_FIELDS})
 
-    def moved(self, edit: Tensor) -> Keyframe:
+    def transformed(self, edit: Tensor) -> Keyframe:
         """The same patches elsewhere: composes the edit transform E `[4, 4]` (world from world) into the warp.
 
-        Poses and points move together, so culling, occlusion, coordinates and values all follow. Moved patches are no
-        longer where the map has them, so they say nothing of it.
+        Cameras and points move together, so culling, occlusion, coordinates and values all follow (MosaicMem,
+        arXiv 2603.17117, editing). The place on the map is dropped: moved patches are no longer where the map has them.
         """
         edit = edit.to(self.points_m.device)
         return replace(
@@ -92,9 +101,9 @@ class Keyframe:
             place=torch.zeros_like(self.place),
         )
 
-    def keeping(self, chosen: Tensor) -> Keyframe:
-        """The same keyframe with only the chosen patches alive; `chosen` is bool `[v, u]`."""
-        return replace(self, alive=self.alive & chosen.to(self.alive.device))
+    def masked(self, mask: Tensor) -> Keyframe:
+        """The same keyframe with only the patches of `mask`, bool `[v, u]`, alive."""
+        return replace(self, alive=self.alive & mask.to(self.alive.device))
 
 
 def median_per_cell(depth_m: Float[Tensor, "... H W"], grid: tuple[int, int]) -> Float[Tensor, "... h w"]:
@@ -116,16 +125,18 @@ def lift(
     steps: Sequence[int],
     places: Float[Tensor, "n 4"] | None = None,
 ) -> list[Keyframe]:
-    """Lifts latent frames into patches in the world (MosaicMem, the lifting of Sec. 3).
+    """Lifts latent frames into patches in the world (MosaicMem, arXiv 2603.17117, Sec. 3, lifting).
+
+    A patch's centre is unprojected with the median depth of its cell.
 
     Args:
         latents: `[n, c, h, w]`.
-        depth_m: `[n, H, W]` on the grid of the codec's stills, metres.
+        depth_m: `[n, H, W]` on the grid of the codec's keyframe images, metres.
         world_from_camera: `[n, 4, 4, 4]`, metres.
         image_from_camera: `[3, 3]`, K in cells of the depth's grid.
         generation: `[n, v, u]`, on the grid of patches.
-        steps: the environment step of each.
-        places: `[n, 4]`, where in the map each still was taken or dreamt, see `Keyframe`; None if that is not known.
+        steps: the environment step of each frame.
+        places: `[n, 4]`, where on the atlas's map each keyframe image was taken, see `Keyframe`; None if unknown.
 
     Raises:
         ValueError: the depth has NaN or values that are not positive.
@@ -139,43 +150,45 @@ def lift(
     points_m = transform(world_from_camera[:, -1], points.flatten(1, 2)).view_as(points)
     alive = torch.ones(generation.shape, dtype=torch.bool, device=latents.device)
     places = points_m.new_zeros(len(points_m), 4) if places is None else places
-    together = latents, depth_m, world_from_camera, generation, alive, points_m, places
-    trusts = places[:, 3].tolist()  # all at once, for an accelerator is waited for each time
+    batch = latents, depth_m, world_from_camera, generation, alive, points_m, places
+    place_values = places.tolist()  # in one transfer: each waits for an accelerator
     keyframes = []
     for i, step in enumerate(steps):
-        # Each its own, as it will be saved: a view of the batch would keep the others alive.
-        latent, depth, cameras, ages, living, points, place = (
-            each[i].clone(memory_format=torch.contiguous_format) for each in together
+        # Cloned, since they are saved one by one and a view of the batch would keep the others in memory.
+        latent, depth, cameras, generations, mask, points, place = (
+            tensor[i].clone(memory_format=torch.contiguous_format) for tensor in batch
         )
-        keyframe = Keyframe(latent, depth, cameras, ages, living, step, points, place)
-        keyframe.__dict__["trust"] = trusts[i]
+        keyframe = Keyframe(latent, depth, cameras, generations, mask, step, points, place)
+        keyframe.__dict__["place_values"] = tuple(place_values[i])
         keyframes.append(keyframe)
     return keyframes
 
 
-def padded(members: Sequence[Sequence[Keyframe]]) -> list[Keyframe]:
-    """The keyframes of all members in one row, as many of each as the most has (at least one): members with fewer are
-    filled up with one that is not alive."""
+def pad_members(members: Sequence[Sequence[Keyframe]]) -> list[Keyframe]:
+    """The keyframes of all members of a batch in one row, equally many (at least one) of each member.
+
+    Members with fewer are padded with a keyframe without living patches.
+    """
     most = max(map(len, members))
     if min(map(len, members)) == most:
-        return [each for keyframes in members for each in keyframes]
+        return [keyframe for keyframes in members for keyframe in keyframes]
     first = next(keyframes[0] for keyframes in members if keyframes)
     blank = replace(first, alive=torch.zeros_like(first.alive))
-    return [each for keyframes in members for each in (*keyframes, *[blank] * (most - len(keyframes)))]
+    return [keyframe for keyframes in members for keyframe in (*keyframes, *[blank] * (most - len(keyframes)))]
 
 
-def gathered(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What choosing needs of `k` keyframes of `cells` patches each, as `Keyframe.geometry` lays it out.
+def stack_geometry(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What selection reads of `k` keyframes with `cells` patches each, see `Keyframe.geometry`.
 
-    In one piece, for a full memory has so many that gathering each of their tensors takes longer than everything else.
+    The rows are stacked at once: in a full memory, stacking field by field takes longer than all the rest.
 
     Returns:
-        Patch centres `[k, 3, cells]`, metres; generations and whether alive, `[k, cells]`; stills' poses `[k, 4, 4]`.
+        Patch centres `[k, 3, cells]`, metres; generation and alive, `[k, cells]`; keyframe images' cameras `[k, 4, 4]`.
     """
     rows = torch.stack([keyframe.geometry for keyframe in keyframes])
-    points, generation, alive, pose = rows.split((3 * cells, cells, cells, 16), dim=1)
-    return points.unflatten(1, (3, cells)), generation, alive > 0, pose.unflatten(1, (4, 4))
+    points, generation, alive, cameras = rows.split((3 * cells, cells, cells, 16), dim=1)
+    return points.unflatten(1, (3, cells)), generation, alive > 0, cameras.unflatten(1, (4, 4))
 
 
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")
-"""What a saved keyframe holds, besides its step."""
+"""What a saved keyframe consists of, besides its step."""

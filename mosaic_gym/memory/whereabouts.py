@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mosaic_gym.geometry.camera import carried, place_of
-from mosaic_gym.memory.keyframe import SUPPOSED, Keyframe
-from mosaic_gym.memory.mosaic import KeyframeCodec
+from mosaic_gym.memory.keyframe import ASSUMED as SUPPOSED
+from mosaic_gym.memory.keyframe import Keyframe
+from mosaic_gym.memory.retrieval import KeyframeCodec
 
 WITNESSES = 7
 """Remembered frames that a new one is recognised together with."""
@@ -120,7 +121,7 @@ def recognise(
         return torch.cat([surest[0], surest.new_tensor([trust])])
     heard = [known[index] for index in _spread(len(known), WITNESSES)]
     here = place_of(torch.stack([*(keyframe.world_from_keyframe for keyframe in heard), camera]))
-    frames = torch.cat([codec.still(torch.stack([keyframe.latent for keyframe in heard])), frame[None]])
+    frames = torch.cat([codec.keyframe_image(torch.stack([keyframe.latent for keyframe in heard])), frame[None]])
     said = carried(here[-1:], here[:-1], torch.stack([keyframe.place[:3] for keyframe in heard]))
     guesses = torch.cat([surest, said])
     if familiar:

@@ -7,13 +7,14 @@ import torch
 from mosaic_gym.geometry.camera import (
     cell_centres,
     check_intrinsics,
+    check_rigid,
     extent,
     in_view,
     invert_pose,
-    land,
     project,
     rescale_intrinsics,
     transform,
+    transform_and_project,
     unproject,
 )
 from mosaic_gym.geometry.control import yaw_matrix
@@ -83,7 +84,7 @@ def test_intrinsics_that_are_none_are_refused(wrong):
 def test_landing_is_projecting_what_was_carried_with_coordinates_first():
     poses = torch.stack([pose(0.3, -0.2, 0.4), pose(-1.0, 0.5, 2.0)])
     points = torch.randn(2, 3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
-    uv, z_m = land(points, poses, K)
+    uv, z_m = transform_and_project(points, poses, K)
     expected, depth_m = project(transform(poses, points.mT), K)
     ahead = depth_m > 1e-3
     assert ahead.any() and not ahead.all()
@@ -116,3 +117,49 @@ def test_shared_constants_let_gradients_pass_whoever_asked_for_them_first():
     (slope * cell_centres(7, 11, slope)).sum().backward()
     assert slope.grad.item() == 11 * 7 * (5.5 + 3.5)
     assert cell_centres(7, 11, slope.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("home", "no array of numbers"),
+        ([[1.0], [2.0, 3.0]], "inhomogeneous"),
+        ([["1", "0", "0", "0"]] * 4, "no array of numbers"),
+        (np.eye(3), r"shape \(3, 3\)"),
+        (torch.full((4, 4), torch.nan), "nan"),
+        (2.0 * torch.eye(4), "last row is"),
+        (np.diag([2.0, 2.0, 2.0, 1.0]), "scaled by 2"),
+    ],
+)
+def test_a_transform_that_is_not_rigid_is_refused_with_the_reason(wrong, reason):
+    with pytest.raises(ValueError, match=f"a rigid transform is a finite rotation.*{reason}"):
+        check_rigid(wrong)
+
+
+def test_a_rigid_transform_is_taken_from_any_array():
+    there = pose(1.0, 2.0, 0.3)
+    flipped = np.ascontiguousarray(there.numpy()[::-1])[::-1]  # negative strides
+    for taken in (flipped, there, there.tolist(), there.mT.contiguous().mT, there.clone().requires_grad_()):
+        matrix = check_rigid(taken)
+        assert matrix.dtype == torch.float32 and torch.equal(matrix, there.float())
+
+
+def test_the_defaults_of_the_process_change_nothing():
+    like = torch.zeros(1)
+    expected = cell_centres(6, 13, like).clone(), extent(6, 13, like).clone(), check_rigid(np.eye(4))
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        for cached in (cell_centres, extent):
+            cached(6, 17, like)
+        found = (
+            cell_centres(6, 17, like)[:, :13],
+            cell_centres(6, 13, like),
+            extent(6, 13, like),
+            check_rigid(np.eye(4)),
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for one, other in zip(found, (expected[0], *expected), strict=True):
+        assert one.dtype == torch.float32 and one.device.type == "cpu" and torch.equal(one, other)

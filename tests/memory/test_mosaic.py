@@ -10,11 +10,12 @@ import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
-from mosaic_gym.memory import batching, mosaic
+from mosaic_gym.memory import batching, retrieval
 from mosaic_gym.memory.files import save_with_metadata
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
-from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory, retrieve
-from mosaic_gym.memory.retrieval import select
+from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory
+from mosaic_gym.memory.retrieval import retrieve
+from mosaic_gym.memory.selection import select
 from mosaic_gym.model.codec import LinearCodec
 from tests.tiny import lifted
 
@@ -86,7 +87,7 @@ def test_a_view_that_is_known_by_heart_does_without_what_was_seen_from_afar():
     codec, seen = LinearCodec(CHANNELS, 8), wall(8.0, pose())
     views = pose(z=5.0).expand(3, 4, 4, 4)
     pictures, supposed = [torch.zeros(4, 3, *SIZE), None, torch.zeros(4, 3, *SIZE)], [False, False, True]
-    told = retrieve([[seen]] * 3, views, K, codec, (CHANNELS, *GRID), pictures=pictures, supposed=supposed)
+    told = retrieve([[seen]] * 3, views, K, codec, (CHANNELS, *GRID), pictures=pictures, assumed=supposed)
     assert told.coverage[0] == 0.0 and (told.coverage[1:] > 0.5).all()
 
 
@@ -100,7 +101,7 @@ def test_moving_a_patch_shifts_where_it_lands_by_focal_length_over_depth():
     chosen = torch.zeros(GRID, dtype=torch.bool)
     chosen[2, 3] = True
     shift = pose(x=0.25)
-    memory = MosaicMemory((keyframe,)).edited({0: chosen}, shift)
+    memory = MosaicMemory((keyframe,)).edit({0: chosen}, shift)
     _, before, from_uv = selected([keyframe], pose())
     _, after, to_uv = selected(memory.keyframes[1:], pose())
     cell = 2 * GRID[1] + 3
@@ -108,10 +109,10 @@ def test_moving_a_patch_shifts_where_it_lands_by_focal_length_over_depth():
     assert after.tolist() == [[0, cell]]
     assert torch.allclose(to_uv[0] - start, torch.tensor([float(LATENT_K[0, 0]) * 0.25 / 4.0, 0.0]), atol=1e-4)
     assert not memory.keyframes[0].alive[2, 3]
-    duplicated = MosaicMemory((keyframe,)).edited({0: chosen}, shift, keep_original=True)
+    duplicated = MosaicMemory((keyframe,)).edit({0: chosen}, shift, keep_original=True)
     assert duplicated.keyframes[0].alive.all() and duplicated.keyframes[1].alive.sum() == 1
     with pytest.raises(IndexError, match="no 5 to edit"):
-        MosaicMemory((keyframe,)).edited({5: chosen}, None)
+        MosaicMemory((keyframe,)).edit({5: chosen}, None)
 
 
 def test_edits_that_are_no_edits_are_named():
@@ -119,20 +120,20 @@ def test_edits_that_are_no_edits_are_named():
     mirrored = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
     for transform in (2.0 * torch.eye(4), torch.full((4, 4), torch.nan), torch.eye(3), mirrored):
         with pytest.raises(ValueError, match="a rigid transform is a finite rotation"):
-            memory.edited({0: chosen}, transform)
+            memory.edit({0: chosen}, transform)
         with pytest.raises(ValueError, match="a rigid transform is a finite rotation"):
-            memory.spliced(memory, transform)
+            memory.splice(memory, transform)
     for mask in (chosen[0], chosen.float()):
         with pytest.raises(ValueError, match=r"mask of keyframe 0 is bool of shape \(4, 8\); got"):
-            memory.edited({0: mask}, None)
-    assert len(memory.spliced(memory, torch.eye(4, dtype=torch.float64))) == 2
+            memory.edit({0: mask}, None)
+    assert len(memory.splice(memory, torch.eye(4, dtype=torch.float64))) == 2
     with pytest.raises(ValueError, match="removes patches, and keep_original=True leaves them"):
-        memory.edited({0: chosen}, None, keep_original=True)
+        memory.edit({0: chosen}, None, keep_original=True)
 
 
 def test_a_spliced_scene_stands_where_it_was_put():
     here, other = MosaicMemory((wall(3.0, pose()),)), MosaicMemory((wall(2.0, pose(), 7),))
-    both = here.spliced(other, pose(x=10.0))
+    both = here.splice(other, pose(x=10.0))
     _, patches, _ = selected(both.keyframes, pose(x=10.0))
     assert set(patches[:, 0].tolist()) == {1} and len(patches) == GRID[0] * GRID[1]
 
@@ -144,7 +145,7 @@ def test_the_warped_latent_of_an_unmoved_view_is_the_latent():
     keyframe = lifted(codec.encode(frames)[0], torch.full(SIZE, 3.0), pose().expand(4, 4, 4), K, torch.zeros(GRID), 0)
     shape = (codec.channels, *GRID)
     got = retrieve([[keyframe], []], pose().expand(2, 4, 4, 4), K, codec, shape)
-    assert torch.allclose(codec.decode(got.warped[:1]), frames, atol=1e-3)
+    assert torch.allclose(codec.decode(got.warped_latent[:1]), frames, atol=1e-3)
     assert got.coverage.tolist() == [1.0, 0.0]
     assert got.patch_exists[0].any() and not got.patch_exists[1].any()
 
@@ -155,7 +156,7 @@ def test_members_of_a_batch_do_not_meet():
     cameras = torch.stack([pose(0.1).expand(4, 4, 4), pose(0.0, 0.3).expand(4, 4, 4)])
     together = retrieve([one, two], cameras, K, codec, (CHANNELS, *GRID))
     alone = retrieve([two], cameras[1:], K, codec, (CHANNELS, *GRID))
-    assert torch.allclose(together.warped[1:], alone.warped, atol=1e-5)
+    assert torch.allclose(together.warped_latent[1:], alone.warped_latent, atol=1e-5)
     assert torch.equal(together.patch_uv[1:], alone.patch_uv)
 
 
@@ -165,7 +166,7 @@ def test_members_are_chosen_for_together_as_they_are_alone():
         wall(3.0 + 0.1 * i, pose(0.1 * i, yaw_rad=0.2 * i - 0.8), i, generation=float(i % 3), rough=0.1)
         for i in range(9)
     ]
-    memories = [many[:2], [], many[2:], [many[5].keeping(torch.zeros(GRID, dtype=torch.bool))], many[4:5]]
+    memories = [many[:2], [], many[2:], [many[5].masked(torch.zeros(GRID, dtype=torch.bool))], many[4:5]]
     views = torch.stack([pose(0.05 * i, 0.1 * i, 0.1 * i).expand(2, 4, 4) for i in range(5)])
     budget = LATENT_K, GRID, 3, 20
     together = select(memories, views, *budget)
@@ -198,10 +199,10 @@ def test_members_that_are_recalled_for_together_recall_what_they_do_alone(monkey
     cameras = torch.stack([pose(0.1 * i, 0.1, 0.1 * i).expand(4, 4, 4) for i in range(4)])
     asked = cameras, K, codec, (CHANNELS, *GRID)
     alone = retrieve(memories, *asked)
-    monkeypatch.setattr(mosaic, "for_all", lambda work, cameras, *given: work(cameras, *given))
+    monkeypatch.setattr(retrieval, "map_members", lambda work, cameras, *inputs: work(cameras, *inputs))
     together = retrieve(memories, *asked)
     assert alone.patch_exists.any(1).tolist() == [True, False, True, True]
-    for each in fields(mosaic.Retrieved):
+    for each in fields(retrieval.Retrieved):
         assert torch.allclose(getattr(together, each.name), getattr(alone, each.name), atol=1e-5), each.name
 
 
@@ -242,7 +243,7 @@ def test_keyframes_that_were_lifted_together_do_not_keep_one_another_alive():
 
 def test_a_keyframe_that_edits_left_empty_goes_before_one_that_shows_something():
     walls = tuple(wall(3.0, pose(x=x), step=step) for step, x in enumerate((0.0, 0.01, 10.0)))
-    emptied = MosaicMemory(walls, capacity=3).edited({1: torch.ones(GRID, dtype=torch.bool)}, None)
+    emptied = MosaicMemory(walls, capacity=3).edit({1: torch.ones(GRID, dtype=torch.bool)}, None)
     assert [keyframe.step for keyframe in emptied.update(wall(3.0, pose(x=20.0), step=3)).keyframes] == [0, 2, 3]
 
 
@@ -279,7 +280,7 @@ def test_save_and_load_are_exact_and_say_what_is_wrong(tmp_path):
     for one, other in zip(memory.keyframes, loaded.keyframes, strict=True):
         assert torch.equal(one.latent, other.latent) and torch.equal(one.points_m, other.points_m)
     everything = {0: torch.ones(GRID, dtype=torch.bool)}
-    for edited in (memory.edited(everything, pose(2.0), keep_original=True), memory.spliced(memory, pose(0.0, 2.0))):
+    for edited in (memory.edit(everything, pose(2.0), keep_original=True), memory.splice(memory, pose(0.0, 2.0))):
         edited.save(path)  # what was moved shares latents with what was not
         for one, other in zip(edited.keyframes, MosaicMemory.load(path).keyframes, strict=True):
             assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSOR_FIELDS)
@@ -321,5 +322,5 @@ def test_a_warped_latent_is_covered_by_what_covers_the_frames_that_it_shows():
         k = rescale_intrinsics(K, SIZE, tuple(depth_m[codec.image_stride].shape))
         seen = lifted(latent, depth_m[codec.image_stride], pose().expand(4, 4, 4), k, torch.zeros(GRID), 0)
         told = retrieve([[seen]], turned, K, codec, (CHANNELS, *GRID))
-        assert told.coverage[0] == 0.75 and (told.warped_share == share).all()
-        assert torch.equal(told.covered[0, 12:16].mean(0), torch.zeros(GRID)), "coverage is told frame by frame"
+        assert told.coverage[0] == 0.75 and (told.latent_coverage == share).all()
+        assert torch.equal(told.coverage_mask[0, 12:16].mean(0), torch.zeros(GRID)), "coverage is told frame by frame"

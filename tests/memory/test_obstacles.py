@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.control import Control, pose_at, slide
-from mosaic_gym.memory.obstacles import CLIMBS_M, EYE_M, obstacles_near
+from mosaic_gym.memory.obstacles import EYE_M, STEP_M, obstacles_near
 from tests.tiny import lifted
 
 CONTROL = Control()
@@ -81,7 +81,7 @@ def plane_keyframe(z_m: float, alive: bool = True):
     camera = torch.eye(4).expand(4, 4, 4)
     k = torch.tensor([[32.0, 0.0, 32.0], [0.0, 32.0, 32.0], [0.0, 0.0, 1.0]])
     keyframe = lifted(torch.zeros(8, 8, 8), torch.full((64, 64), z_m), camera, k, torch.zeros(8, 8), 0)
-    return keyframe if alive else keyframe.keeping(torch.zeros(8, 8, dtype=torch.bool))
+    return keyframe if alive else keyframe.masked(torch.zeros(8, 8, dtype=torch.bool))
 
 
 def test_obstacles_are_what_each_body_cannot_pass():
@@ -91,7 +91,7 @@ def test_obstacles_are_what_each_body_cannot_pass():
     points, *others = obstacles_near([[wall], [gone], [far], [], [wall]], eyes_m, [3.0] * 5)
     assert len(points) and np.allclose(points[:, 1], 2.0)
     # Of the patches at heights (y down) -1.75 to 1.75 in steps of 0.5, those from -0.25 to 0.25 stand in the way.
-    assert len(points) == 2 * 8 and EYE_M - CLIMBS_M < 0.75
+    assert len(points) == 2 * 8 and EYE_M - STEP_M < 0.75
     assert [each.shape for each in others] == [(0, 2)] * 4
     both, alone = obstacles_near([[gone, far, wall], [plane_keyframe(1.0)]], np.zeros((2, 3)), [3.0, 2.0])
     assert np.array_equal(both, points) and np.allclose(alone[:, 1], 1.0)

@@ -3,7 +3,8 @@
 import torch
 
 from mosaic_gym.geometry.camera import cell_centres, invert_pose, project, transform, unproject
-from mosaic_gym.memory.warp import LAST_RESORT, PARALLAX_COST, fill_holes, splat_depth, warp_frames
+from mosaic_gym.memory.warp import fill_holes, warp_frames
+from mosaic_gym.memory.zbuffer import LAST_RESORT_COST, PARALLAX_COST, splat_depth
 
 HEIGHT, WIDTH = 48, 64
 K = torch.tensor([[50.0, 0.0, 31.0], [0.0, 60.0, 23.0], [0.0, 0.0, 1.0]])
@@ -110,17 +111,17 @@ def test_what_was_seen_from_afar_shows_only_where_nothing_nearer_does_and_hides_
         right, left = (warped.warped_frames[0, 0, 0, middle, part] for part in (slice(36, 60), slice(4, 28)))
         assert (right == 0).all() and (warped.depth_m[0, 0, middle, 36:60] - 4.0).abs().max() < 1e-3
         assert warped.covered[0, 0, middle, 4:28].all() and (left - 1.0).abs().max() < 1e-5
-        assert (warped.cost[0, 0, middle, 4:28] > LAST_RESORT).all()
+        assert (warped.cost[0, 0, middle, 4:28] > LAST_RESORT_COST).all()
 
 
 def test_how_far_a_value_has_come_is_told():
     depth_m = torch.full((HEIGHT, WIDTH), 2.0)
     image = torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     rest = warp_once(torch.eye(4), torch.eye(4), depth_m, image)
-    assert rest.covered.all() and rest.moved_px.abs().max() < 1e-3
+    assert rest.covered.all() and rest.displacement_px.abs().max() < 1e-3
     assert (rest.warped_frames[0, 0] - image).abs().max() < 1e-4
     aside = warp_once(torch.eye(4), moved(0.08, 0.0, 0.0), depth_m, image)  # 50 px focal length x 0.08 m / 2 m
-    assert (aside.moved_px[aside.covered] - 2.0).abs().max() < 1e-2
+    assert (aside.displacement_px[aside.covered] - 2.0).abs().max() < 1e-2
 
 
 def test_what_a_value_costs_is_told():

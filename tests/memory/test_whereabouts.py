@@ -8,7 +8,8 @@ import torch
 
 from mosaic_gym.geometry.camera import carried, place_of
 from mosaic_gym.geometry.control import pose_at
-from mosaic_gym.memory.keyframe import SUPPOSED, Keyframe
+from mosaic_gym.memory.keyframe import ASSUMED as SUPPOSED
+from mosaic_gym.memory.keyframe import Keyframe
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.memory.whereabouts import is_supposed, recognise, recognise_walk, recognised
 from mosaic_gym.model.atlas import Atlas
@@ -66,7 +67,7 @@ def test_the_most_trusted_view_speaks_for_all():
 
 def test_views_that_were_not_recognised_or_were_moved_say_nothing():
     at = (0.5, 0.1, -0.3)
-    moved = keyframe(at, on_map(at)).moved(camera(1.0, 0.0, 0.0))
+    moved = keyframe(at, on_map(at)).transformed(camera(1.0, 0.0, 0.0))
     silent = [[], [keyframe(at, None)], [moved]]
     assert recognised(silent, camera(*at).expand(3, 1, 4, 4)) == [None] * 3
     # Beside them another episode speaks for itself.
@@ -75,7 +76,7 @@ def test_views_that_were_not_recognised_or_were_moved_say_nothing():
     memory = MosaicMemory((keyframe(at, on_map(at)), keyframe((0.0, 0.0, 0.0), on_map((0.0, 0.0, 0.0)))))
     chosen = torch.zeros(4, 4, dtype=torch.bool)
     chosen[1, 2] = True
-    assert recognised([memory.edited({0: chosen}, None).keyframes], camera(*at)[None, None]) == [None]
+    assert recognised([memory.edit({0: chosen}, None).keyframes], camera(*at)[None, None]) == [None]
 
 
 def test_a_saved_memory_keeps_its_places(tmp_path):

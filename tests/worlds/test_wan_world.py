@@ -161,11 +161,11 @@ def test_memory_reaches_the_picture(world, told):
     cameras = camera_tensor([world.control.advance(state.pose, FORWARD[0])], world.device)
     retrieved = world.retrieve([state], cameras)
     assert retrieved.patch_exists.any() and retrieved.pixels_covered.any()
-    assert retrieved.patches.shape[-1] == retrieved.warped.shape[1] * 4  # a patch is what a token spans
+    assert retrieved.patches.shape[-1] == retrieved.warped_latent.shape[1] * 4  # a patch is what a token spans
     if told == "patches":
         silent = replace(retrieved, patch_exists=torch.zeros_like(retrieved.patch_exists))
     else:
-        silent = replace(retrieved, warped_share=torch.zeros_like(retrieved.warped_share))
+        silent = replace(retrieved, latent_coverage=torch.zeros_like(retrieved.latent_coverage))
     one, other = (world.sample([state], each, cameras) for each in (retrieved, silent))
     assert (one - other).abs().max() > 1e-4
 
