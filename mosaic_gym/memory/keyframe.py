@@ -36,8 +36,8 @@ class Keyframe:
         step: the environment step that made it.
         points_m: `[v, u, 3]` patch centres in the world, metres. Derived from the rest; see also `geometry`.
         place: `[4]`, (x, z, heading, trust): where on the atlas's map the keyframe image was taken, and how reliable
-            that is, see `memory/whereabouts.py`. The trust is `ASSUMED` for a best guess, `FROM_ATLAS` for an image
-            that the atlas generated there; all are 0 if the place is unknown.
+            that is. The trust is `ASSUMED` for a best guess, `FROM_ATLAS` for an image that the atlas generated there;
+            all are 0 if the place is unknown.
     """
 
     latent: Tensor
@@ -116,6 +116,7 @@ def median_per_cell(depth_m: Float[Tensor, "... H W"], grid: tuple[int, int]) ->
     return cells.transpose(-3, -2).flatten(-2).median(-1).values
 
 
+@torch.no_grad()
 def lift(
     latents: Float[Tensor, "n c h w"],
     depth_m: Float[Tensor, "n H W"],

@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.memory import batching, retrieval
-from mosaic_gym.memory.files import save_with_metadata
+from mosaic_gym.memory.files import load_with_metadata, save_with_metadata
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
 from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory
 from mosaic_gym.memory.retrieval import retrieve
@@ -324,3 +325,50 @@ def test_a_warped_latent_is_covered_by_what_covers_the_frames_that_it_shows():
         told = retrieve([[seen]], turned, K, codec, (CHANNELS, *GRID))
         assert told.coverage[0] == 0.75 and (told.latent_coverage == share).all()
         assert torch.equal(told.coverage_mask[0, 12:16].mean(0), torch.zeros(GRID)), "coverage is told frame by frame"
+
+
+def test_a_mask_may_be_any_bool_array_and_whatever_else_is_refused_by_name():
+    memory, shift = MosaicMemory((wall(3.0, pose()),)), pose(x=0.25)
+    mask = np.zeros(GRID, dtype=bool)
+    mask[1] = True
+    expected = memory.edit({0: torch.from_numpy(mask)}, shift)
+    flipped = np.ascontiguousarray(mask[::-1])[::-1]  # negative strides
+    columns = np.asfortranarray(mask)
+    for taken in (mask, flipped, columns, torch.from_numpy(columns)):
+        found = memory.edit({0: taken}, shift.numpy())
+        for one, other in zip(found.keyframes, expected.keyframes, strict=True):
+            assert torch.equal(one.alive, other.alive) and torch.equal(one.points_m, other.points_m)
+    refused = [(mask.astype(np.int64), "int64"), (mask[:2], "(2, 8)"), ([[True]], "list"), (None, "NoneType")]
+    for wrong, named in refused:
+        with pytest.raises(ValueError, match=r"the mask of keyframe 0 is bool of shape \(4, 8\); got") as refusal:
+            memory.edit({0: wrong}, None)
+        assert named in str(refusal.value)
+
+
+def test_what_does_not_fit_a_memory_is_not_spliced_into_it():
+    memory = MosaicMemory((wall(3.0, pose()),))
+    with pytest.raises(TypeError, match="is a MosaicMemory; got tuple"):
+        memory.splice(memory.keyframes, torch.eye(4))
+    larger = lifted(
+        torch.zeros(CHANNELS, 8, 8), torch.full((64, 64), 3.0), pose().expand(4, 4, 4), K, torch.zeros(8, 8), 0
+    )
+    with pytest.raises(ValueError, match="keyframes of different sizes"):
+        memory.splice(MosaicMemory((larger,)), torch.eye(4))
+    assert len(MosaicMemory().splice(memory, np.eye(4))) == 1
+
+
+def test_a_file_whose_parts_do_not_fit_together_is_damaged(tmp_path):
+    tensors, metadata = MosaicMemory((wall(3.0, pose()), wall(3.0, pose(1.0)))).tensors()
+    for name, value in (("1.alive", tensors["1.alive"][:2]), ("0.alive", tensors["0.alive"].float())):
+        save_with_metadata({**tensors, name: value}, tmp_path / "odd", {"format": FORMAT, **metadata})
+        with pytest.raises(ValueError, match=f"the memory is damaged \\(keyframe {name[0]} has"):
+            MosaicMemory.load(tmp_path / "odd")
+
+
+def test_tensors_of_any_layout_are_saved(tmp_path):
+    columns = torch.arange(6.0).view(2, 3).T
+    save_with_metadata({"columns": columns, "again": columns[1:]}, tmp_path / "file", {"format": "some"})
+    tensors, metadata = load_with_metadata(tmp_path / "file", ("some",), "file")
+    assert torch.equal(tensors["columns"], columns) and torch.equal(tensors["again"], columns[1:]) and metadata == {}
+    with pytest.raises(ValueError, match="has the format some, and is no memory"):
+        load_with_metadata(tmp_path / "file", (FORMAT,), "memory")
