@@ -85,6 +85,7 @@ EXTRAS: dict[str, str] = {
     "ftfy": "wan",
     "matplotlib": "rl",
     "peft": "wan",
+    "protobuf": "wan",
     "scipy": "rl",
     "sentencepiece": "wan",
     "stable_baselines3": "rl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -77,6 +78,14 @@ def save_pipeline(folder: Path) -> Path:
     """Writes it as a user would find it."""
     tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+def without(monkeypatch, module: str) -> None:
+    """Lets an optional package seem not to be installed."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "mosaic_gym.model.wan.requirements.find_spec", lambda name: None if name == module else find_spec(name)
+    )
 
 
 def in_ours(wan, **kwargs) -> MosaicTransformer3DModel:

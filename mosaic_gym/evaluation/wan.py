@@ -28,7 +28,7 @@ from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan.cameras import METRES_PER_UNIT
 from mosaic_gym.model.wan.codec import PROMPT_TOKENS, WanCodec
-from mosaic_gym.model.wan.pipeline import DTYPES
+from mosaic_gym.model.wan.options import DTYPES
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,7 @@ class WorldModel:
         Args:
             size: (height, width) of the frames of a Wan world. Any other checkpoint has a size of its own: pass that
                 or None.
-            loading: options for loading a Wan pipeline, the fields of `model.wan.pipeline.WanOptions`.
+            loading: options for loading a Wan pipeline, the fields of `model.wan.options.WanOptions`.
 
         Raises:
             ValueError: the checkpoint is unknown (the message lists the shipped ones) or the hub cannot be reached; the
@@ -227,13 +227,11 @@ def _load_wan(checkpoint: Path | str, size: tuple[int, int], loading: Mapping[st
     """A world around a pretrained Wan pipeline."""
     # Importing pipelines takes seconds, and other checkpoints do not need them.
     from mosaic_gym.model.wan.codec import WanCodec, WanPrompts
-    from mosaic_gym.model.wan.pipeline import WanOptions, load_depth, load_pipeline, plan_pipeline, wan_settings
+    from mosaic_gym.model.wan.loading import load_depth, load_pipeline
+    from mosaic_gym.model.wan.options import WanOptions
+    from mosaic_gym.model.wan.plan import plan_pipeline, wan_settings
 
-    known = {field.name for field in fields(WanOptions)}
-    unknown = sorted(map(str, set(loading) - known))
-    if unknown:
-        raise ValueError(f"unknown loading options {unknown}; the known ones are {', '.join(sorted(known))}")
-    options = WanOptions(**loading)
+    options = WanOptions.from_mapping(loading)
     # Checks that take seconds come before weights of tens of gigabytes.
     plan = plan_pipeline(checkpoint, options)
     settings = WorldSettings(**wan_settings(plan, options, *size))

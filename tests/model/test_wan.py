@@ -128,5 +128,5 @@ def test_an_image_and_a_clip_encode_as_wan_does():
     expected = ((said - codec.mean) / codec.deviation).transpose(1, 2)
     assert torch.equal(codec.encode(frames[:, 1:], frames[:, 0]), expected[:, 1])
     assert torch.allclose(codec.encode(frames[:, :4].flip(1)), expected[:, 0], atol=1e-5)
-    with pytest.raises(ValueError, match="sizes that 16 divides"):
+    with pytest.raises(ValueError, match="multiples of 16 pixels; got 60x96"):
         codec.encode(torch.zeros(1, 4, 3, 60, 96))

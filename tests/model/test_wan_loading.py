@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
+from mosaic_gym.model.wan.adapters import fuse_adapters
 from mosaic_gym.model.wan.codec import WanCodec
-from mosaic_gym.model.wan.pipeline import WanOptions, fuse_adapters, load_pipeline
+from mosaic_gym.model.wan.loading import load_pipeline
+from mosaic_gym.model.wan.options import WanOptions
 from tests.tiny import pickled_only
 from tests.tiny_wan import (
     CHANNELS,
@@ -100,7 +103,7 @@ def test_what_is_no_whole_wan_pipeline_is_named(folder, tmp_path):
         (broken("short", "vae/config.json", cut), "vae/config.json of the component 'vae' is damaged or cut short"),
         (broken("no", "vae/config.json", Path.unlink), "'vae' lacks .*config.json; download"),
         (broken("plan", "scheduler/scheduler_config.json", emptied), "'scheduler' lacks .*scheduler_config.json"),
-        (broken("words", "tokenizer", wordless), "'tokenizer' has no words.*lacks tokenizer.json; download"),
+        (broken("words", "tokenizer", wordless), "'tokenizer' has no vocabulary.*lacks tokenizer.json; download"),
         (broken("word", "tokenizer/tokenizer.json", cut), "tokenizer.json of the component 'tokenizer' is damaged"),
         (broken("index", "model_index.json", cut), "model_index.json of the pipeline is damaged or cut short"),
         (broken("thin", f"vae/{weights}", lacking), "component 'vae' of .*thin lack .'quant_conv.weight'.; download"),
@@ -222,29 +225,64 @@ def test_a_pickled_depth_model_is_refused_unread(folder, depth, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_options_that_are_none_are_named(folder, depth):
-    for loading, said in (
-        ({"dtype": "int4"}, "dtype is one of"),
-        ({"vae_dtype": "int4"}, "vae_dtype is one of"),
-        ({"median_depth_m": 0.0}, "median_depth_m is a finite number of metres above 0"),
-        ({"offload": "disk"}, "offload is one of"),
-        ({"offload": "sequential", "compile": True}, "Take offload='model'"),
-        ({"guidance": 0.5}, "guidance is 1"),
-        ({"guidance": "5"}, "option guidance is a number; got '5'"),
-        ({"negative_prompt": None}, "option negative_prompt is a string; got None"),
-        *(({"denoising_steps": steps}, f"steps is a whole.* 1 to 100.* got {steps}") for steps in (0, 2.5, 101)),
-        *(({name: "no"}, f"{name} is True or False; got 'no'") for name in ("causal", "compile", "inverse_depth")),
-        ({"median_depth_m": True}, "option median_depth_m is a number; got True"),
-        ({"vertical_field_of_view_deg": 180.0}, "vertical_field_of_view_deg lies between 1 and 179; got 180.0"),
-        ({"cameras": str(folder)}, "is no file of camera projections: give the cameras.safetensors"),
-        ({"speed": 3}, "unknown loading options.*speed"),
+PATH = "the path of a folder or file, or an id"
+
+
+@pytest.mark.parametrize(
+    ("loading", "message"),
+    [
+        ({"dtype": "int4"}, "loading option dtype is one of float32, bfloat16, float16, float64; got 'int4'"),
+        ({"dtype": None}, "loading option dtype is one of float32, bfloat16, float16, float64; got None"),
+        ({"vae_dtype": "int4"}, "loading option vae_dtype is one of .*, or None; got 'int4'"),
+        ({"depth": None}, f"loading option depth is {PATH}; got None"),
+        ({"inverse_depth": "no"}, "loading option inverse_depth is True or False; got 'no'"),
+        ({"median_depth_m": 0.0}, "loading option median_depth_m is a finite number above 0; got 0.0"),
+        ({"median_depth_m": float("inf")}, "loading option median_depth_m is a finite number above 0; got inf"),
+        ({"median_depth_m": True}, "loading option median_depth_m is a finite number above 0; got True"),
+        ({"field_of_view_deg": None}, "option field_of_view_deg is a finite number above 1 and below 179; got None"),
+        ({"vertical_field_of_view_deg": 180.0}, "vertical_field_of_view_deg is .* below 179, or None; got 180.0"),
+        ({"guidance": 0.5}, "loading option guidance is a finite number from 1, or None; got 0.5"),
+        ({"guidance": "5"}, "loading option guidance is a finite number from 1, or None; got '5'"),
+        ({"negative_prompt": None}, "loading option negative_prompt is text; got None"),
+        ({"denoising_steps": 0}, "loading option denoising_steps is a whole number from 1 to 100, or None; got 0"),
+        ({"denoising_steps": 2.5}, "loading option denoising_steps is a whole number from 1 to 100, or None; got 2.5"),
+        ({"denoising_steps": 101}, "loading option denoising_steps is a whole number from 1 to 100, or None; got 101"),
+        ({"causal": "no"}, "loading option causal is True or False; got 'no'"),
+        ({"compile": "no"}, "loading option compile is True or False; got 'no'"),
+        ({"transformer": ["one"]}, f"loading option transformer is {PATH}, or None; got ..one.."),
+        ({"lora": [3]}, f"loading option lora is a list, each item {PATH}; got .3."),
+        ({"lora": 3}, f"loading option lora is a list, each item {PATH}; got 3"),
+        ({"cameras": ["one"]}, f"loading option cameras is {PATH}, or None; got ..one.."),
+        ({"offload": "disk"}, "loading option offload is one of model, sequential, or None; got 'disk'"),
+        ({"quantisation": "2bit"}, "loading option quantisation is one of 4bit, 8bit, or None; got '2bit'"),
+        ({"offload": "sequential", "compile": True}, "Take offload='model', or leave compile out"),
+        ({"speed": 3, 4: 5}, "unknown loading options .'4', 'speed'.; the known ones are cameras, causal, .*vae_dtype"),
+    ],
+)
+def test_options_that_are_none_are_named_before_anything_is_read(folder, loading, message, monkeypatch):
+    monkeypatch.setattr("mosaic_gym.model.wan.plan.read_index", lambda *_: pytest.fail("the pipeline was read"))
+    with pytest.raises(ValueError, match=message):
+        WanOptions.from_mapping(loading)
+    with pytest.raises(ValueError, match=message):
+        WorldModel.from_pretrained(folder, SIZE, loading)
+
+
+def test_options_may_be_numbers_of_numpy_and_paths(tmp_path):
+    options = WanOptions(guidance=np.float32(2.5), denoising_steps=np.int64(4), causal=np.True_, cameras=tmp_path)
+    assert (options.guidance, options.denoising_steps, options.causal) == (2.5, 4, True)
+    assert [type(value) for value in (options.guidance, options.denoising_steps, options.causal)] == [float, int, bool]
+    assert options.cameras == tmp_path
+    for lora, expected in (("one", ("one",)), (tmp_path, (tmp_path,)), (["a", "b"], ("a", "b")), (None, ()), ("", ())):
+        assert WanOptions(lora=lora).lora == expected
+
+
+def test_options_that_name_what_is_not_there_are_told(folder, depth):
+    for loading, message in (
+        ({"cameras": str(folder)}, "is not a file of camera projections: give the cameras.safetensors"),
         ({"depth": "no/such"}, "depth model 'no/such'"),
         ({"lora": "no/such"}, "adapter 'no/such' cannot be loaded"),
-        ({"lora": [3]}, "option lora names a folder, a file or an id; got 3"),
-        ({"cameras": ["one"]}, "option cameras names a folder, a file or an id"),
-        ({"transformer": ["one"]}, "option transformer names a folder, a file or an id"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32", **loading})
     with pytest.raises(ValueError, match="take multiples of 32"):
         WorldModel.from_pretrained(folder, (64, 80), {"depth": str(depth), "dtype": "float32"})
@@ -252,6 +290,15 @@ def test_options_that_are_none_are_named(folder, depth):
         WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32"}).save_pretrained(folder)
     with pytest.raises(ValueError, match="for pretrained Wan pipelines"):
         WorldModel.from_pretrained("doom-tiny", None, {"dtype": "float32"})
+
+
+def test_a_depth_model_that_needs_a_missing_package_is_told(folder, depth, monkeypatch):
+    def lacking(*_):
+        raise ImportError("DPTImageProcessor requires the timm library")
+
+    monkeypatch.setattr("mosaic_gym.model.wan.loading.HuggingFaceDepth", lacking)
+    with pytest.raises(ValueError, match="depth model .* cannot be loaded .*requires the timm library"):
+        WorldModel.from_pretrained(folder, SIZE, {"depth": str(depth), "dtype": "float32"})
 
 
 def test_pixels_are_square_unless_a_vertical_field_of_view_says_otherwise(folder, depth):
@@ -291,7 +338,7 @@ def test_what_a_pipeline_was_trained_to_is_no_checkpoint(tmp_path):
         told.write_text(json.dumps(said))
         places = [tmp_path / "run", tmp_path / "tuned", *([told.parent] if isinstance(said, dict) else [])]
         for place in places:
-            with pytest.raises(ValueError, match="give the pipeline as checkpoint, and this in `loading`"):
+            with pytest.raises(ValueError, match="pass the pipeline as checkpoint and this folder in `loading`"):
                 WorldModel.from_pretrained(place)
     with pytest.raises(ValueError, match="unknown checkpoint"):
         WorldModel.from_pretrained(told.parent)

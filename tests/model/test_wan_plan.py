@@ -3,14 +3,17 @@
 import copy
 import json
 import shutil
+import tomllib
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from mosaic_gym.cli import EXTRAS
 from mosaic_gym.geometry.camera import invert_pose
 from mosaic_gym.model.attention import Positions, lifted_projection, rotary_angles, rotary_table
 from mosaic_gym.model.checkpoints import WorldModel
@@ -19,7 +22,7 @@ from mosaic_gym.model.wan.cameras import METRES_PER_UNIT
 from mosaic_gym.model.wan.loading import load_pipeline
 from mosaic_gym.model.wan.options import WanOptions
 from mosaic_gym.model.wan.plan import plan_pipeline
-from tests.tiny_wan import SIZE, save_adapter
+from tests.tiny_wan import SIZE, save_adapter, without
 
 EXACT = WanOptions(dtype="float64")
 
@@ -46,13 +49,13 @@ def test_mistakes_show_before_anything_large_is_loaded(folder, depth, tmp_path, 
         (folder, SIZE, {"depth": "no/such"}, "depth model 'no/such'"),
         (folder, SIZE, {"cameras": str(unfit)}, "belong to another transformer"),
         (folder, SIZE, {"lora": "no/such"}, "adapter 'no/such' cannot be loaded"),
-        (folder, SIZE, {"lora": str(unfit)}, "none of its weights is for a transformer"),
+        (folder, SIZE, {"lora": str(unfit)}, "none of its weights is for a Wan transformer"),
         (folder, SIZE, {"lora": str(wide["A"])}, "has shape .4, 64., and the layer that it adapts .32, 32."),
         (folder, SIZE, {"lora": str(wide["B"])}, "has shape .64, 4., and the layer that it adapts .32, 32."),
         (changed("narrow", "text_encoder", d_model=16), SIZE, {}, "text encoder.*16 numbers.*reads 32"),
         (changed("apart", "vae", z_dim=8), SIZE, {}, "has 8 channels, its transformer takes 6"),
         (changed("coarse", "vae", scale_factor_spatial=32), SIZE, {}, "take multiples of 64"),
-        (changed("images", "transformer", in_channels=36), SIZE, {}, "takes its image through further channels"),
+        (changed("images", "transformer", in_channels=36), SIZE, {}, "takes its image through additional channels"),
         (changed("odd", "transformer", num_layers="two"), SIZE, {}, "'transformer' of .*odd has no config that"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -79,7 +82,7 @@ def test_a_world_saved_as_its_pipeline_is_the_same_world_and_a_pipeline_of_diffu
     told = {"dtype": "float32", "depth": str(depth)}
     adapter = str(save_adapter(tmp_path / "adapter", 0))
     model = WorldModel.from_pretrained(folder, SIZE, {**told, "causal": causal, "lora": adapter})
-    with pytest.raises(ValueError, match="saved as its pipeline.*are to be fused first: .*fuse_adapters"):
+    with pytest.raises(ValueError, match="saved as its pipeline.*Fuse LoRA adapters first: .*fuse_adapters"):
         model.save_pretrained(tmp_path / "world")
     fuse_adapters(model.transformer)
     torch.nn.init.normal_(model.transformer.blocks[0].attn1.to_out_cameras.weight)
@@ -99,13 +102,43 @@ def test_a_transformer_is_causal_where_that_is_asked_for(folder):
         assert plan_pipeline(folder, WanOptions(**named, causal=causal)).transformer.config.causal == causal
 
 
-def test_what_quantisation_lacks_is_named(folder, monkeypatch):
-    monkeypatch.setattr("mosaic_gym.model.wan.requirements.find_spec", lambda name: None)
-    for cuda, said in ((False, "needs a CUDA GPU"), (True, r"needs bitsandbytes: pip install 'mosaic-gym\[quantis")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        for kind in ("4bit", "8bit"):
-            with pytest.raises(ValueError, match=said):
-                plan_pipeline(folder, WanOptions(dtype="float32", quantisation=kind))
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_what_quantisation_lacks_is_named(folder, monkeypatch, kind):
+    options = WanOptions(dtype="float32", quantisation=kind)
+    without(monkeypatch, "bitsandbytes")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs a CUDA GPU, and torch finds none: leave it out"):
+        plan_pipeline(folder, options)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModuleNotFoundError, match=r"needs bitsandbytes: pip install 'mosaic-gym\[quantisation\]'"):
+        plan_pipeline(folder, options)
+
+
+@pytest.mark.parametrize(("package", "lora"), [("ftfy", False), ("peft", True)])
+def test_a_missing_package_is_named_before_anything_is_read(folder, depth, tmp_path, monkeypatch, package, lora):
+    loading = {"depth": str(depth), "dtype": "float32", "lora": str(tmp_path / "adapter") if lora else ()}
+    without(monkeypatch, package)
+    for reader in ("plan.read_index", "plan.load_tokenizer", "loading.load_component", "loading.HuggingFaceDepth"):
+        monkeypatch.setattr(f"mosaic_gym.model.wan.{reader}", lambda *_, **__: pytest.fail("something was read"))
+    with pytest.raises(ModuleNotFoundError, match=rf" needs {package}: pip install 'mosaic-gym\[wan\]'") as caught:
+        WorldModel.from_pretrained(folder, SIZE, loading)
+    assert caught.value.name == package, "the command line finds the extra by it"
+
+
+def test_adapters_alone_need_peft(folder, monkeypatch):
+    without(monkeypatch, "peft")
+    plan_pipeline(folder, EXACT)
+
+
+def test_every_package_that_may_be_missing_is_in_the_extra_that_the_message_names():
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = {extra: {row.split(">=")[0] for row in rows} for extra, rows in extras.items()}
+    assert {"ftfy", "peft", "protobuf", "sentencepiece"} <= named["wan"]
+    assert "bitsandbytes" in named["quantisation"]
+    for package in ("ftfy", "peft", "protobuf", "sentencepiece", "bitsandbytes"):
+        assert package in named[EXTRAS[package]], "what the command line names"
 
 
 def test_a_gpu_without_room_is_no_fault_of_the_component(folder, monkeypatch):
@@ -144,7 +177,10 @@ def test_cameras_are_told_in_units_of_four_metres_unless_a_config_says_otherwise
     assert other.config.metres_per_unit == 2.0
     cameras = {name: value + 1.0 for name, value in mine.state_dict().items() if "to_out_cameras" in name}
     path = tmp_path / "cameras.safetensors"
-    for unit, said in (("1.0", "count 1.0 metres as one, this transformer 4.0; train them"), (None, "do not say")):
+    for unit, said in (
+        ("1.0", "count 1.0 metres as one, and this transformer counts 4.0; train"),
+        (None, "do not record"),
+    ):
         save_file(cameras, path, metadata=None if unit is None else {"metres_per_unit": unit})
         with pytest.raises(ValueError, match=said):
             load_pipeline(folder, WanOptions(dtype="float64", cameras=str(path)))

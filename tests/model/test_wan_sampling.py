@@ -7,7 +7,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from mosaic_gym.model.sampler import denoise
-from mosaic_gym.model.wan.pipeline import WanOptions, load_pipeline
+from mosaic_gym.model.wan.loading import load_pipeline
+from mosaic_gym.model.wan.options import WanOptions
 from tests.tiny_wan import CHANNELS, EXACT, GRID, SIZE, TEXT, K, context_for, nothing_retrieved
 
 

@@ -1,1 +1,1 @@
-"""Pretrained Wan pipelines as worlds: loading, codec, prompts, adapters and camera projections."""
+"""Pretrained Wan pipelines as worlds: options, plan, loading, codec, prompts, adapters and camera projections."""

@@ -1,4 +1,4 @@
-"""LoRA adapters of a Wan transformer: looked at before its weights are read, put beside them, made part of them."""
+"""LoRA adapters of a Wan transformer: check a file before any weights are loaded, load adapters, fuse them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 
 def check_adapter(transformer: MosaicTransformer3DModel, adapter: Path | str) -> None:
-    """Reads an adapter, a folder or an id.
+    """Reads an adapter and compares its shapes with the transformer's.
 
     Args:
-        transformer: what it is for; on torch's `meta` device will do.
+        transformer: the network that the adapter is for; it may be on torch's `meta` device.
+        adapter: folder, file or hub id.
 
     Raises:
-        ValueError: it cannot be read, is for no transformer of Wan's, or for one of other widths.
+        ValueError: the adapter cannot be read, is not for a Wan transformer, or is for one with layers of another size.
     """
-    with _adapter_named(adapter):
+    with _wrap_adapter_errors(adapter):
         weights = WanImageToVideoPipeline.lora_state_dict(adapter, use_safetensors=True)
-        factors = {name: each for name, each in weights.items() if name.startswith("transformer.")}
+        factors = {name: value for name, value in weights.items() if name.startswith("transformer.")}
         if not factors:
-            raise ValueError("none of its weights is for a transformer of Wan's")
+            raise ValueError("none of its weights is for a Wan transformer")
         layers = dict(transformer.named_modules())
         for name, factor in factors.items():
-            place, _, part = name.removeprefix("transformer.").partition(".lora_")
-            if place not in layers or part not in ("A.weight", "B.weight"):
+            layer, _, part = name.removeprefix("transformer.").partition(".lora_")
+            if layer not in layers or part not in ("A.weight", "B.weight"):
                 continue
-            shape = layers[place].weight.shape
+            shape = layers[layer].weight.shape
             if (factor.shape[1:] != shape[1:]) if part == "A.weight" else (factor.shape[0] != shape[0]):
                 raise ValueError(
                     f"its weight {name} has shape {tuple(factor.shape)}, and the layer that it adapts {tuple(shape)}: "
@@ -40,27 +41,27 @@ def check_adapter(transformer: MosaicTransformer3DModel, adapter: Path | str) ->
 
 
 def load_adapters(pipeline: WanImageToVideoPipeline, adapters: Sequence[Path | str]) -> None:
-    """Puts adapters, folders or ids, beside the transformer's weights, each with weight 1.
+    """Loads adapters, folders or ids, beside the transformer's weights, each with weight 1.
 
     Raises:
-        ValueError: one that cannot be loaded.
+        ValueError: one of them cannot be loaded.
     """
     names = [f"loaded_{index}" for index in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
-        with _adapter_named(adapter):
+        with _wrap_adapter_errors(adapter):
             pipeline.load_lora_weights(adapter, adapter_name=name, use_safetensors=True)
-    if names:  # each that is loaded silences those before it
+    if names:  # loading an adapter deactivates those loaded before it
         pipeline.set_adapters(names)
 
 
 @contextmanager
-def _adapter_named(adapter: Path | str) -> Iterator[None]:
-    """Raises what goes wrong as a ValueError that names the adapter."""
+def _wrap_adapter_errors(adapter: Path | str) -> Iterator[None]:
+    """Turns errors of loading an adapter into a ValueError that names it."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of an id without a network the hub raises what is no OSError
+    except Exception as error:  # without a network, the hub's errors for an id are not OSErrors
         raise ValueError(
             f"the adapter {str(adapter)!r} cannot be loaded ({error}); give the folder or id of a LoRA adapter for "
             "this transformer: loading={'lora': [...]}"
@@ -68,7 +69,7 @@ def _adapter_named(adapter: Path | str) -> Iterator[None]:
 
 
 def fuse_adapters(transformer: MosaicTransformer3DModel) -> None:
-    """Makes active adapters part of the weights, in place: they then have their own names again, and are whole."""
+    """Adds the active adapters to the weights, in place. The weights then have their original names again."""
     if hasattr(transformer, "peft_config"):
         transformer.fuse_lora()
         transformer.unload_lora()

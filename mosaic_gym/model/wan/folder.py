@@ -1,4 +1,4 @@
-"""Whether a folder is a whole Wan pipeline in diffusers' format; partial downloads are named, and not loaded."""
+"""Checks whether a folder is a complete Wan pipeline in diffusers' format; names what is missing without loading it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from mosaic_gym.model.shipped import shipped
+from mosaic_gym.model.wan.requirements import check_tokenizer_requirements
 
 INDEX = "model_index.json"
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
@@ -27,29 +29,29 @@ CONFIGS = {
     "tokenizer": "tokenizer_config.json",
     "scheduler": "scheduler_config.json",
 }
-"""The components that a world needs, and the JSON file that each of them begins with."""
+"""The components that a world needs, and the JSON file that configures each of them."""
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-"""The components that have weights, and the file they are in unless an index beside it names shards."""
-VOCABULARIES = ("tokenizer.json", "spiece.model")
-"""What a tokenizer's words may be in."""
-WAN_ALONE = ("vae", "tokenizer")
-"""Components that no world of ours has a folder for; it has one for each of the others."""
+"""The components that have weights, and the file that holds them unless an index beside it lists shards."""
+TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "spiece.model"
+"""Files that may hold a tokenizer's vocabulary."""
+WAN_ONLY = ("vae", "tokenizer")
+"""Components for which our own checkpoints have no folder; they have one for each of the others."""
 
 
 def lacks_index(folder: Path | str) -> bool:
-    """Whether a folder holds components of a pipeline, and not the index that says what they are."""
+    """Whether a folder holds components of a pipeline without the index that lists them."""
     folder = Path(folder)
     if (folder / INDEX).is_file() or (folder / "world.json").is_file():
         return False
-    return any((folder / name).is_dir() for name in WAN_ALONE)
+    return any((folder / name).is_dir() for name in WAN_ONLY)
 
 
 def check_whole(folder: Path) -> None:
-    """Raises ValueError if a component of a folder is missing, or only partly there."""
+    """Raises ValueError if a component of a folder is missing or incomplete."""
     for name in CONFIGS:
         part = folder / name
         if not part.is_dir() or not any(part.iterdir()):
@@ -59,26 +61,27 @@ def check_whole(folder: Path) -> None:
 
 def check_component(part: Path, name: str) -> None:
     """Raises ValueError if a file that the component needs is missing or cut short."""
-    _read_json(part / CONFIGS[name], f"the component {name!r}")
+    owner = f"the component {name!r}"
+    _read_json(part / CONFIGS[name], owner)
     if name == "tokenizer":
-        if not any((part / file).is_file() for file in VOCABULARIES):
-            raise ValueError(f"the component {name!r} has no words: {part} lacks {VOCABULARIES[0]}; download it again")
-        if (part / VOCABULARIES[0]).is_file():
-            _read_json(part / VOCABULARIES[0], f"the component {name!r}")
+        if (part / TOKENIZER_JSON).is_file():
+            _read_json(part / TOKENIZER_JSON, owner)
+        elif not (part / SENTENCEPIECE_MODEL).is_file():
+            raise ValueError(f"{owner} has no vocabulary: {part} lacks {TOKENIZER_JSON}; download it again")
     if name not in WEIGHTS:
         return
     single = part / WEIGHTS[name]
     index = part / f"{single.name}.index.json"
     files = {single} if single.is_file() else set()
     if index.is_file():
-        shards = _read_json(index, f"the component {name!r}").get("weight_map")
+        shards = _read_json(index, owner).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{index} of the component {name!r} names no shards; download it again")
+            raise ValueError(f"{index} of {owner} names no shards; download it again")
         files |= {part / shard for shard in shards.values()}
     if not files:
         raise ValueError(
-            f"the component {name!r} has no safetensors weights that can be loaded: {part} lacks {single.name}, or "
-            f"{index.name} with the shards that it names; download it again"
+            f"{owner} has no safetensors weights that can be loaded: {part} lacks {single.name}, or {index.name} with "
+            "the shards that it names; download it again"
         )
     for file in sorted(files):
         try:
@@ -86,96 +89,110 @@ def check_component(part: Path, name: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"the weights {file.name} of the component {name!r} in {part} are missing or cut short; download "
-                "them again"
+                f"the weights {file.name} of {owner} in {part} are missing or cut short; download them again"
             ) from error
 
 
 @contextmanager
-def component_named(name: str, checkpoint: Path | str) -> Iterator[None]:
-    """Raises what goes wrong in loading a component as a ValueError that names it.
+def wrap_component_errors(name: str, checkpoint: Path | str) -> Iterator[None]:
+    """Turns errors of loading a component into a ValueError that names it.
 
-    An accelerator without room is no fault of the component's: that error stays as it is.
+    Two kinds pass unchanged, because the component is not at fault: an accelerator without enough memory, and a
+    package that is not installed.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ModuleNotFoundError):
         raise
-    except Exception as error:  # loaders raise whatever damaged files lead to; of tokenizers' words a plain Exception
+    except Exception as error:  # damaged files raise errors of many classes, in tokenizers plain Exception
         raise ValueError(
             f"the component {name!r} of {checkpoint} cannot be loaded ({type(error).__name__}: {error}); take another "
             "pipeline, or download this component again"
         ) from error
 
 
-def load_tokenizer(checkpoint: Path | str, told: dict[str, Any]) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: Path | str, index: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer of a Wan folder or hub id, of the class that its index names.
 
     Raises:
-        ValueError: it cannot be loaded, or reads no prompt.
+        ValueError: it cannot be loaded, or cannot tokenize a prompt.
+        ModuleNotFoundError: it is a SentencePiece model, and a package that reads those is missing.
     """
-    with component_named("tokenizer", checkpoint):
-        kind = _class_named(told, "tokenizer", transformers, PreTrainedTokenizerBase)
-        tokenizer = kind.from_pretrained(str(checkpoint), subfolder="tokenizer")
-        tokenizer([""], padding="max_length", max_length=1)  # one that lost its padding token fails here, not in play
+    with wrap_component_errors("tokenizer", checkpoint):
+        kind = _component_class(index, "tokenizer", transformers, PreTrainedTokenizerBase)
+        try:
+            tokenizer = kind.from_pretrained(str(checkpoint), subfolder="tokenizer")
+        except Exception:  # transformers names another package than those that are missing
+            if not _has_tokenizer_json(checkpoint):
+                check_tokenizer_requirements()
+            raise
+        tokenizer([""], padding="max_length", max_length=1)  # fails here, not in play, if the padding token is missing
         return tokenizer
 
 
-def load_scheduler(checkpoint: Path | str, told: dict[str, Any]) -> SchedulerMixin:
+def _has_tokenizer_json(checkpoint: Path | str) -> bool:
+    """Whether a folder, or the local copy of a hub id, has its tokenizer in the format that needs no other package."""
+    if Path(checkpoint).is_dir():
+        return (Path(checkpoint) / "tokenizer" / TOKENIZER_JSON).is_file()
+    return isinstance(try_to_load_from_cache(str(checkpoint), f"tokenizer/{TOKENIZER_JSON}"), str)
+
+
+def load_scheduler(checkpoint: Path | str, index: dict[str, Any]) -> SchedulerMixin:
     """The scheduler of a Wan folder or hub id, of the class that its index names.
 
     Raises:
         ValueError: it cannot be loaded, or does not sample by flow matching, as Wan was trained.
     """
-    with component_named("scheduler", checkpoint):
-        kind = _class_named(told, "scheduler", diffusers, SchedulerMixin)
+    with wrap_component_errors("scheduler", checkpoint):
+        kind = _component_class(index, "scheduler", diffusers, SchedulerMixin)
         scheduler = kind.from_pretrained(str(checkpoint), subfolder="scheduler")
-    asked = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    says = {name: scheduler.config.get(name) for name in asked}
-    # A step sets where sampling begins, which a few schedulers know nothing of.
-    if not hasattr(scheduler, "set_begin_index") or not (kind.__name__.startswith("FlowMatch") or says == asked):
+    required = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    found = {name: scheduler.config.get(name) for name in required}
+    # A step sets where sampling starts, which a few schedulers do not support.
+    if not hasattr(scheduler, "set_begin_index") or not (kind.__name__.startswith("FlowMatch") or found == required):
         raise ValueError(
-            f"the component 'scheduler' of {checkpoint}, a {kind.__name__} with {says}, does not sample by flow "
+            f"the component 'scheduler' of {checkpoint}, a {kind.__name__} with {found}, does not sample by flow "
             "matching, as Wan was trained; download it again, or take a FlowMatchEulerDiscreteScheduler, or a "
-            f"UniPCMultistepScheduler whose {CONFIGS['scheduler']} says {asked}"
+            f"UniPCMultistepScheduler whose {CONFIGS['scheduler']} sets {required}"
         )
     return scheduler
 
 
-def _class_named(told: dict[str, Any], name: str, library: ModuleType, kind: type) -> type:
+def _component_class(index: dict[str, Any], name: str, library: ModuleType, base: type) -> type:
     """The class that an index names for a component.
 
     Raises:
-        ValueError: the library has no such class of this kind.
+        ValueError: the library has no such class, or it is not a subclass of `base`.
     """
-    found = getattr(library, _named(told, name), None)
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ValueError(f"{INDEX} says {told[name]}, and {library.__name__} has no {name} of that name")
+    found = getattr(library, _class_name(index, name), None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{INDEX} names {index[name]}, and {library.__name__} has no {name} of that name")
     return found
 
 
-def _named(told: dict[str, Any], name: str) -> str | None:
-    """The class of a component, which an index tells as [library, class]; None where it tells of none."""
-    said = told.get(name)
-    return said[1] if isinstance(said, list | tuple) and len(said) == 2 and isinstance(said[1], str) else None
+def _class_name(index: dict[str, Any], name: str) -> str | None:
+    """The class of a component, whose entry is [library, class]; None if the index has no such entry."""
+    entry = index.get(name)
+    return entry[1] if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], str) else None
 
 
-def planned(
-    kind: type[ModelMixin], checkpoint: Path | str, lacking: dict[str, Any], subfolder: str | None, **changed: Any
+def network_from_config(
+    kind: type[ModelMixin], checkpoint: Path | str, defaults: dict[str, Any], subfolder: str | None, **overrides: Any
 ) -> Any:
-    """A network as its config describes it, on torch's `meta` device: no weights are read.
+    """A network built from its config on torch's `meta` device; no weights are read.
 
     Args:
         kind: its class.
-        lacking: what its config is to say where it says nothing; `changed` goes before what it says.
+        defaults: values for entries that its config lacks.
+        overrides: values that replace those of its config.
 
     Raises:
-        ValueError: there is no config, or it describes no network of this kind.
+        ValueError: there is no config, or it does not describe a network of this class.
     """
     try:
-        told = {**lacking, **kind.load_config(str(checkpoint), subfolder=subfolder), **changed}
+        config = {**defaults, **kind.load_config(str(checkpoint), subfolder=subfolder), **overrides}
         with torch.device("meta"):
-            return kind.from_config(told)
+            return kind.from_config(config)
     except (OSError, TypeError) as error:
         raise ValueError(
             f"the component {subfolder or 'transformer'!r} of {checkpoint} has no config that describes a "
@@ -183,57 +200,60 @@ def planned(
         ) from error
 
 
-def _read_json(path: Path, whose: str) -> dict[str, Any]:
-    """What a JSON file says.
+def _read_json(path: Path, owner: str) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Args:
+        owner: what the file belongs to, for messages.
 
     Raises:
-        ValueError: it is missing or damaged; the message tells whose it is.
+        ValueError: it is missing or damaged.
     """
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{whose} lacks {path}; download it again") from error
+        raise ValueError(f"{owner} lacks {path}; download it again") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} of {whose} is damaged or cut short ({error}); download it again") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"{path} of {whose} is damaged, for it says {str(told)[:40]}; download it again")
-    return told
+        raise ValueError(f"{path} of {owner} is damaged or cut short ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} of {owner} is damaged, it holds {str(content)[:40]}; download it again")
+    return content
 
 
 def read_index(checkpoint: Path | str) -> dict[str, Any]:
-    """What the index of a Wan folder or hub id says.
+    """The index of a Wan folder or hub id.
 
     Raises:
-        ValueError: there is none, it is damaged, of another kind of pipeline, or lacks a component.
+        ValueError: there is none, it is damaged, belongs to another kind of pipeline, or lacks a component.
     """
     if lacks_index(checkpoint):
         raise ValueError(
-            f"{checkpoint} holds components of a pipeline and no {INDEX}, which says what they are; download the whole "
-            "folder again"
+            f"{checkpoint} holds components of a pipeline and no {INDEX}, which lists them; download the whole folder "
+            "again"
         )
     if (Path(checkpoint) / INDEX).is_file():
-        told = _read_json(Path(checkpoint) / INDEX, "the pipeline")
+        index = _read_json(Path(checkpoint) / INDEX, "the pipeline")
     else:
         try:
-            told = DiffusionPipeline.load_config(str(checkpoint))
+            index = DiffusionPipeline.load_config(str(checkpoint))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{str(checkpoint)!r} is neither a folder with a {INDEX} nor an id that the hub knows (or there is no "
                 f"network); give one of {shipped()}, or the folder or id of a Wan pipeline in diffusers' format"
             ) from error
-    if told.get("_class_name") not in PIPELINES:
+    if index.get("_class_name") not in PIPELINES:
         raise ValueError(
-            f"{checkpoint} is a {told.get('_class_name')}, no Wan pipeline; the known ones are {', '.join(PIPELINES)}"
+            f"{checkpoint} is a {index.get('_class_name')}, no Wan pipeline; the known ones are {', '.join(PIPELINES)}"
         )
-    lacking = [name for name in CONFIGS if _named(told, name) is None]
-    if lacking:
+    missing = [name for name in CONFIGS if _class_name(index, name) is None]
+    if missing:
         raise ValueError(
-            f"{INDEX} of {checkpoint} names no {', no '.join(lacking)}; a world needs all of {', '.join(CONFIGS)}: "
+            f"{INDEX} of {checkpoint} names no {', no '.join(missing)}; a world needs all of {', '.join(CONFIGS)}: "
             "download the whole pipeline again, or take another"
         )
-    if _named(told, "transformer_2") is not None:
+    if _class_name(index, "transformer_2") is not None:
         raise ValueError(
             f"{checkpoint} has a second transformer (transformer_2) for low noise; a world uses one. Take a model with "
             "one transformer, such as Wan-AI/Wan2.2-TI2V-5B-Diffusers"
         )
-    return told
+    return index
