@@ -117,6 +117,10 @@ def test_a_camera_where_no_body_can_be_is_refused_and_the_episode_goes_on(world)
     high[1, 3] -= 1.0
     with pytest.raises(ValueError, match=r"the eyes of a body at x .* are at y = -1.281 m, not -2.281"):
         world.start(Start(seed=0, world_from_camera=high))
+    tilted, turn = camera.copy(), np.deg2rad(15.0)
+    tilted[:3, :3] = camera[:3, :3] @ [[1, 0, 0], [0, np.cos(turn), -np.sin(turn)], [0, np.sin(turn), np.cos(turn)]]
+    with pytest.raises(ValueError, match="the simulator's camera is level: .* tilted by 15.0 degrees"):
+        world.start(Start(seed=0, world_from_camera=tilted))
     (after,), (seen,) = world.step([state], FORWARD)
     assert after.step_index == 1
     state, _ = world.start(Start(seed=OPEN_SEED))
