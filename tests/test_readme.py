@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import mosaic_gym
 from mosaic_gym.cli import parse, split
 from mosaic_gym.envs.mosaic_env import make_learned_env, make_simulator_env
 from mosaic_gym.model.wan.options import WanOptions
@@ -122,6 +123,18 @@ def test_every_program_runs(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("page", "path"), links())
 def test_every_file_that_a_page_points_to_exists(page, path):
     assert (page.parent / path).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_path_in_the_repository_that_a_page_names_exists(page):
+    paths = re.findall(r"`((?:agents|docs|examples|mosaic_gym|tests)/[^`\s]*)`", page.read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_name_that_a_page_gives_is_exported_by_the_package(page):
+    names = re.findall(r"`mosaic_gym\.([\w.]+)", page.read_text())
+    assert [name for name in names if name not in mosaic_gym.__all__] == []
 
 
 def test_every_page_is_in_the_navigation():
