@@ -1,0 +1,173 @@
+"""Processes end together: signals end a command in order, and workers and simulators end with their parent.
+
+A command with workers needs three things:
+
+    with orderly_exit():                                   # in the main process; `mosaic_gym.cli.main` does it
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+            with workers_end_on_error():                   # innermost: leaving the pool waits for its workers
+                pool.map(work, parts)
+
+and a worker that is a plain `multiprocessing.Process` calls `end_with_parent()` first.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+GRACE_S = 2.0
+"""How long a worker has to end after SIGTERM before it is killed, seconds."""
+
+
+class Terminated(SystemExit):
+    """Raised in the main thread when the process receives SIGTERM or SIGHUP.
+
+    Attributes:
+        code: the exit code, 128 plus the signal's number (143 for SIGTERM, 129 for SIGHUP).
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+@contextmanager
+def orderly_exit() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into `Terminated`, so that `finally` blocks run; restores the handlers afterwards.
+
+    A signal that the process ignores (SIGHUP under `nohup`) stays ignored. A repeated signal is ignored too: `timeout`
+    and service managers send SIGTERM to the process and to its group. Outside the main thread nothing is installed,
+    because Python runs signal handlers in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    installed = [number for number in numbers if previous[number] not in (signal.SIG_IGN, None)]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for repeated in installed:
+            signal.signal(repeated, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in installed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in installed:
+            signal.signal(number, previous[number])
+
+
+def end_with_parent() -> None:
+    """Makes a worker process of `multiprocessing` end at once when its parent ends, however that happens.
+
+    Call it first in the worker (`initializer=` of an executor, `worker_init_fn` of a DataLoader). A thread waits for
+    the parent's end, so it also works when the parent is killed by SIGKILL. Ctrl-C ends the worker without a traceback,
+    because the parent reports it. In a process without a parent of `multiprocessing` it does nothing.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker inherits the handler of `orderly_exit`
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+@contextmanager
+def workers_end_on_error() -> Iterator[None]:
+    """Ends the worker processes started inside when the block is left by an exception, signals included."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except BaseException:
+        end_workers(set(multiprocessing.active_children()) - before)
+        raise
+
+
+def end_workers(workers: Iterable[BaseProcess]) -> None:
+    """Terminates processes and waits for them; kills those that are still alive after `GRACE_S`."""
+    workers = list(workers)
+    for worker in workers:
+        worker.terminate()
+    deadline_s = time.monotonic() + GRACE_S
+    for worker in workers:
+        worker.join(max(0.0, deadline_s - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+class Guard:
+    """Kills processes when this one ends in any way, unless it is released before.
+
+    For programs that a library starts and that do not notice the end of their parent. A small shell process reads
+    from a pipe whose other end is held here alone: the operating system closes it when this process ends. On Windows,
+    which has no such shell, it does nothing.
+
+    Args:
+        process_ids: what to kill.
+    """
+
+    def __init__(self, process_ids: Iterable[int]) -> None:
+        names = [str(process_id) for process_id in process_ids]
+        self._shell: subprocess.Popen[bytes] | None = None
+        if names and os.name == "posix":
+            self._shell = subprocess.Popen(
+                ["/bin/sh", "-c", 'read released || kill -KILL "$@"', "sh", *names],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # signals to the process group must not end it
+            )
+        self._owner = os.getpid()
+
+    def release(self) -> None:
+        """Ends the guard without killing anything; safe to call twice."""
+        shell, self._shell = self._shell, None
+        if shell is None or os.getpid() != self._owner:  # a forked copy leaves it to the original
+            return
+        with suppress(OSError):
+            shell.stdin.write(b"\n")
+            shell.stdin.close()
+        shell.wait()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def child_ids() -> set[int]:
+    """The ids of this process's direct children; empty where they cannot be listed."""
+    parent = str(os.getpid())
+    if os.path.isdir("/proc/self"):
+        return {int(name) for name in os.listdir("/proc") if name.isdigit() and _parent_of(name) == parent}
+    try:
+        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return set()
+    rows = (line.split() for line in listing.splitlines())
+    return {int(row[0]) for row in rows if len(row) == 2 and row[1] == parent}
+
+
+def _parent_of(name: str) -> str | None:
+    """The id of a process's parent, from /proc; None if the process has ended."""
+    try:
+        with open(f"/proc/{name}/stat") as file:
+            return file.read().rpartition(")")[2].split()[1]  # the program's name, in brackets, may hold anything
+    except OSError:
+        return None
