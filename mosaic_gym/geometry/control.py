@@ -37,6 +37,11 @@ ACTIONS: dict[str, tuple[float, float, float]] = {
 LEVEL_TOLERANCE = 1e-3
 """A camera whose rotation differs from a pure heading by no more than this, in any entry, counts as level."""
 
+_EXPECTED_POSE = (
+    "a pose is a finite world_from_camera of shape [4, 4], a rotation and a translation in metres over a last row "
+    "0 0 0 1, with axes x right, y down, z forward"
+)
+
 
 @dataclass(frozen=True)
 class Pose:
@@ -221,7 +226,7 @@ def check_pose(world_from_camera: Any) -> Pose:
     """
     try:
         matrix = np.asarray(world_from_camera)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last for a tensor with gradients
         raise ValueError(f"{_EXPECTED_POSE}; got {type(world_from_camera).__name__}: {error}") from error
     if matrix.dtype.kind not in "iuf":
         raise ValueError(f"{_EXPECTED_POSE}; got {type(world_from_camera).__name__}, which is no array of numbers")
@@ -273,12 +278,6 @@ def check_level(pose: Pose, camera: str = "the camera") -> Pose:
         f"{camera} is level: it turns about the world's y axis and cannot pitch or roll; got a pose tilted by "
         f"{tilt_deg:.1f} degrees: pass one without pitch and roll, world y down; got {pose.world_from_camera.tolist()}"
     )
-
-
-_EXPECTED_POSE = (
-    "a pose is a finite world_from_camera of shape [4, 4], a rotation and a translation in metres over a last row "
-    "0 0 0 1, with axes x right, y down, z forward"
-)
 
 
 def _all_valid(poses: Sequence[Pose]) -> bool:

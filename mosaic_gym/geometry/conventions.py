@@ -86,7 +86,7 @@ def pose_from_camera_from_world(camera_from_world: Any) -> np.ndarray:
     Args:
         camera_from_world: `[4, 4]`, or `[3, 4]` without its last row.
     """
-    matrix = np.asarray(camera_from_world)
+    matrix = _numbers("camera_from_world", camera_from_world)
     if matrix.shape == (3, 4):
         matrix = np.concatenate([matrix, [[0, 0, 0, 1]]])
     return _inverse(_rigid("camera_from_world", matrix))
@@ -113,7 +113,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     """Finite numbers as float64."""
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last for a tensor with gradients
         raise ValueError(f"{name} is an array of numbers; got {type(values).__name__}: {error}") from error
     if array.dtype.kind not in "iuf":
         raise ValueError(f"{name} is an array of numbers; got {type(values).__name__} of {array.dtype}")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mosaic_gym.geometry.control import (
     ACTIONS,
@@ -173,6 +174,9 @@ def test_poses_of_any_rigid_camera_are_accepted():
     check_poses([])
     reversed_twice = np.ascontiguousarray(tilted(0.3)[::-1])[::-1]  # negative strides
     assert np.array_equal(check_pose(reversed_twice).world_from_camera, tilted(0.3))
+    assert np.array_equal(check_pose(torch.eye(4)).world_from_camera, np.eye(4))
+    with pytest.raises(ValueError, match="got Tensor: Can't call numpy"):
+        check_pose(torch.eye(4, requires_grad=True))
     assert check_pose([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).world_from_camera.dtype == np.float64
 
 

@@ -78,6 +78,8 @@ def test_an_extrinsic_matrix_is_inverted_with_or_without_its_last_row():
         (lambda: pose_from_colmap([1, 0, 0, 0], [0, 0]), "tvec has 3 numbers"),
         (lambda: pose_from_colmap([1, 0, 0, 0], [0, 0, 0], metres_per_unit=0), "metres_per_unit is"),
         (lambda: pose_from_ros([0, 0, np.inf], [0, 0, 0, 1]), "position_m has NaN or infinite"),
+        (lambda: pose_from_camera_from_world("home"), "camera_from_world is an array of numbers"),
+        (lambda: pose_from_camera_from_world(np.eye(4)[:2]), r"shape \[4, 4\]; got shape \(2, 4\)"),
         (lambda: pose_from_camera_from_world(np.diag([2.0, 2.0, 2.0, 1.0])), "camera_from_world is .* scaled by 2"),
     ],
 )
