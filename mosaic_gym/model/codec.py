@@ -1,15 +1,15 @@
 """Codecs: between four video frames and one latent frame (temporal stride 4).
 
-A clip is decoded latent by latent: `decode_next` takes where each clip stands and returns where it stands then
-(nothing, for a codec whose latents stand alone). Besides, a codec says how its latents may be laid into another view:
+A clip is decoded latent by latent. `decode_next` takes the decoder's state of each clip and returns the next one; the
+state is empty for a codec whose latents are independent. For the Warped Latent, a codec also has:
 
-- `still(latents)` is its picture of the last of the four instants, on whatever grid it can offer;
-- `from_keyframe_images(stills)` makes a latent frame out of four such pictures, one for each instant;
-- `instants` are those of the four that such a latent shows: a cell of it is worth what memory covers of these.
+- `keyframe_image(latents)`: the last of the four instants as an image, on a grid that the codec chooses;
+- `from_keyframe_images(images)`: a latent frame from four such images, one for each instant;
+- `instants`: the instants that such a latent frame shows. Its coverage is memory's coverage of these.
 
-Warped Latent resamples stills between the two. For a linear codec both are matrix products, so that is
-the resampling of the latent itself, only exact below the size of a latent cell and with the right camera
-for each of the four instants. (Resampling its 8x8-pixel cells directly would blur whatever moves by less.)
+The Warped Latent (MosaicMem, arXiv 2603.17117) resamples keyframe images between the two calls. For a linear codec both
+are matrix products, so this equals resampling the latent, but exactly below the size of a latent cell and with the
+right camera for each instant. (Resampling its cells of 8x8 pixels directly would blur every smaller motion.)
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP
 
 
 class LinearCodec(ModelMixin, ConfigMixin):
-    """Principal components of blocks of 4 frames x `stride` x `stride` pixels x 3 colours.
+    """Principal components of blocks of 4 frames x `stride` x `stride` pixels x 3 colors.
 
-    Fitted in seconds (`mosaic-gym train codec`), decoded by one matrix product. Channels are half-whitened:
-    divided by the square root of their deviation, so that loud ones lead without drowning the rest.
+    `fit` takes seconds (`mosaic-gym train codec`), and decoding is one matrix product. Channels are half-whitened, that
+    is divided by the square root of their standard deviation: strong channels keep more weight, within limits.
 
     Args:
         channels: of the latent.
-        stride: pixels a latent cell is wide and high.
+        stride: width and height of a latent cell, pixels.
     """
 
     @register_to_config
@@ -43,7 +43,7 @@ class LinearCodec(ModelMixin, ConfigMixin):
         numbers = FRAMES_PER_STEP * 3 * stride * stride
         self.mean = nn.Parameter(torch.zeros(numbers), requires_grad=False)
         self.components = nn.Parameter(torch.eye(channels, numbers), requires_grad=False)
-        """`[channels, numbers]`, orthonormal rows, loudest first."""
+        """`[channels, numbers]`, orthonormal rows, by decreasing variance."""
         self.scale = nn.Parameter(torch.ones(channels), requires_grad=False)
         """`[channels]`: a latent times this is a coordinate along its component."""
 
@@ -57,14 +57,14 @@ class LinearCodec(ModelMixin, ConfigMixin):
 
     @property
     def image_stride(self) -> int:
-        """Pixels of a frame for one cell of a still."""
+        """Pixels of a frame for one cell of a keyframe image."""
         return 1
 
     instants = slice(0, FRAMES_PER_STEP)
-    """All four frames are in one latent."""
+    """A latent frame shows all four frames."""
 
     restarts = False
-    """Whether every step begins a clip of its own; see `model/wan.py`."""
+    """Whether every step starts a new clip; see `WanCodec`."""
 
     def _blocks(self, frames: Tensor) -> Tensor:
         """`[b, 4, 3, H, W]` to `[b, h, w, numbers]`."""
@@ -79,7 +79,7 @@ class LinearCodec(ModelMixin, ConfigMixin):
         """Latents `[b, c, h, w]` of frames `[b, 4, 3, H, W]` in [-1, 1].
 
         Args:
-            before: the frame in front of them, which these latents do not depend on.
+            before: the previous frame, which these latents do not depend on.
 
         Raises:
             ValueError: not four frames, or a size the stride does not divide.
@@ -99,11 +99,11 @@ class LinearCodec(ModelMixin, ConfigMixin):
     def decode_next(
         self, latents: Float[Tensor, "b c h w"], streams: Sequence[tuple[Any, ...]]
     ) -> tuple[Float[Tensor, "b 4 3 H W"], list[tuple[Any, ...]]]:
-        """The frames of one more latent of every clip; each latent stands alone, so there is nothing to keep."""
+        """The frames of the next latent of every clip. Latents are independent, so states stay as they are."""
         return self.decode(latents), list(streams)
 
     def begin(self, latents: Float[Tensor, "b c h w"]) -> list[tuple[Any, ...]]:
-        """Clips that have shown their first latent: nothing to keep."""
+        """States of clips after their first latent: empty."""
         return [()] * len(latents)
 
     def present(self, latent: Float[Tensor, "c h w"], stream: tuple[Any, ...]) -> Float[Tensor, "3 H W"]:
@@ -115,14 +115,14 @@ class LinearCodec(ModelMixin, ConfigMixin):
         return self._decode(latents, slice(FRAMES_PER_STEP - 1, FRAMES_PER_STEP))[:, 0]
 
     def from_keyframe_images(self, warped_frames: Float[Tensor, "b 4 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Latents `[b, c, h, w]` of four stills `[b, 4, 3, H, W]`."""
+        """Latents `[b, c, h, w]` of four keyframe images `[b, 4, 3, H, W]`, warped or not."""
         return self.encode(warped_frames)
 
-    def _decode(self, latents: Tensor, which: slice) -> Tensor:
+    def _decode(self, latents: Tensor, instants: slice) -> Tensor:
         s = self.stride
         b, _, h, w = latents.shape
-        components = self.components.unflatten(1, (FRAMES_PER_STEP, -1))[:, which].flatten(1)
-        mean = self.mean.unflatten(0, (FRAMES_PER_STEP, -1))[which].flatten()
+        components = self.components.unflatten(1, (FRAMES_PER_STEP, -1))[:, instants].flatten(1)
+        mean = self.mean.unflatten(0, (FRAMES_PER_STEP, -1))[instants].flatten()
         coordinates = latents.permute(0, 2, 3, 1) * self.scale
         blocks = (coordinates @ components + mean).view(b, h, w, -1, 3, s, s)
         return blocks.permute(0, 3, 4, 1, 5, 2, 6).reshape(b, -1, 3, h * s, w * s)
@@ -132,11 +132,11 @@ class LinearCodec(ModelMixin, ConfigMixin):
         """Sets mean, components and scale from frames `[n, 4, 3, H, W]` in [-1, 1]."""
         blocks = self._blocks(frames).flatten(0, 2).double()
         mean = blocks.mean(0)
-        centred = blocks - mean
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(blocks))
+        centered = blocks - mean
+        values, vectors = torch.linalg.eigh(centered.T @ centered / len(blocks))
         order = values.argsort(descending=True)[: self.channels]
         components = vectors[:, order].T
-        # The sign of an eigenvector is arbitrary; the largest entry is made positive so that a fit repeats.
+        # The sign of an eigenvector is arbitrary. The largest entry is made positive, so that fits are reproducible.
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         self.mean.copy_(mean)
         self.components.copy_(components * largest.sign())

@@ -1,4 +1,4 @@
-"""Depth from one frame: the estimator that ships, and any of Hugging Face's behind the same call."""
+"""Monocular depth: the shipped estimator, and Hugging Face's models with the same interface."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mosaic_gym.geometry.camera import cell_centres
 from mosaic_gym.memory.keyframe import median_per_cell
 
 VISION_TYPES = ("depth_pro", "zoedepth")
-"""Of Hugging Face's depth models, those whose processors need torchvision."""
+"""Hugging Face depth models whose processors need torchvision."""
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
-"""Those that all say depth in metres."""
+"""Hugging Face depth models that always predict metres."""
 NEAREST_M = 1e-3
-"""No estimate is nearer."""
+"""The smallest estimate, metres."""
 FARTHEST = 100.0
-"""Where a relative model says an inverse depth of zero, or less, it is so many medians far."""
+"""The largest estimate of a relative model, in medians: for an inverse depth of zero or less."""
 
 
 class DepthEstimator(Protocol):
     """Perpendicular depth, in metres, of single frames.
 
     Attributes:
-        metric: whether those are true metres, as well as it knows; if not, every frame has a scale of its own.
+        metric: whether estimates are in metres; if not, every frame has an unknown scale of its own.
 
-    One that is no torch module is moved by its `to(device)`, if it has that, and counts in a world's fingerprint by its
-    `model`, `inverse` and `median_depth_m`.
+    An estimator that is not a torch module is moved by its `to(device)`, if it has one. A world's fingerprint includes
+    its `model`, `inverse` and `median_depth_m`.
     """
 
     metric: bool
@@ -57,12 +57,13 @@ class _Residual(nn.Module):
 class ConvDepth(ModelMixin, ConfigMixin):
     """A small U-Net from a frame and its viewing rays to log depth.
 
-    The rays ((u - cx) / fx, (v - cy) / fy) are inputs, so that K is told and not assumed. Blocks of 2x2 pixels go
-    in and come out as one (Shi et al., arXiv 1609.05158): layers at full resolution took a third of the time.
+    The rays ((u - cx) / fx, (v - cy) / fy) are inputs, so K is known to the network and not assumed. Blocks of 2x2
+    pixels enter and leave as channels (Shi et al., arXiv 1609.05158), because layers at full resolution took a third of
+    the time.
 
     Args:
         widths: channels at half, quarter, eighth and sixteenth resolution, multiples of 8.
-        near_m, far_m: the range of what it can say, metres.
+        near_m, far_m: the range of estimates, metres.
     """
 
     metric = True
@@ -87,17 +88,17 @@ class ConvDepth(ModelMixin, ConfigMixin):
         height, width = frames.shape[-2:]
         factor = 2 ** (1 + len(self.down))
         if height % factor or width % factor:
-            raise ValueError(f"the depth estimator takes sizes that {factor} divides; got {height}x{width}")
+            raise ValueError(f"the depth estimator takes sizes divisible by {factor}; got {height}x{width}")
         focal = torch.stack([image_from_camera[:, 0, 0], image_from_camera[:, 1, 1]], -1)
         rays = (cell_centres(height, width, frames) - image_from_camera[:, None, None, :2, 2]) / focal[:, None, None]
         x = self.stem(torch.cat([frames, rays.permute(0, 3, 1, 2)], dim=1))
-        kept = []
+        skips = []
         for down in self.down:
-            kept.append(x)
+            skips.append(x)
             x = down(x)
         x = self.middle(x)
         for up, merge in zip(reversed(self.up), reversed(self.merge), strict=True):
-            x = merge(torch.cat([up(x), kept.pop()], dim=1))
+            x = merge(torch.cat([up(x), skips.pop()], dim=1))
         return 1.0 + self.head(x)[:, 0]
 
     @torch.no_grad()
@@ -107,25 +108,25 @@ class ConvDepth(ModelMixin, ConfigMixin):
 
 
 class HuggingFaceDepth:
-    """A depth model of Hugging Face's, local folder or hub id, behind the estimator's call.
+    """A Hugging Face depth model, by folder or hub id, as a `DepthEstimator`.
 
-    These are supported: Depth Anything, DPT (MiDaS too), DepthPro with its field-of-view head, GLPN and ZoeDepth. What
-    they answer is made depth on the frames' grid by their processor's own `post_process_depth_estimation`, which cuts
-    ZoeDepth's padding off and inverts DepthPro's canonical inverse depth (of these two it needs torchvision). They run
-    in float32.
+    Supported are Depth Anything, DPT (and MiDaS), DepthPro with its field-of-view head, GLPN and ZoeDepth. Their
+    processor's `post_process_depth_estimation` turns predictions into depth on the frames' grid: it crops ZoeDepth's
+    padding and inverts DepthPro's canonical inverse depth (for these two it needs torchvision). They run in float32.
 
-    A relative model says inverse depth up to a scale and a shift. The scale is chosen for each frame so that the median
-    of what lies at a finite distance is `median_depth_m`; `align_scale` then holds it to memory. The shift is not
-    corrected, so flat walls come out bent, and distances other than the median's are off.
+    A relative model predicts inverse depth up to a scale and a shift. The scale is chosen for each frame so that the
+    median of all finite distances is `median_depth_m`; `align_scale` then fits it to memory. The shift is not
+    corrected, so flat walls come out bent, and distances other than the median are off.
 
     Args:
-        name: folder or id.
+        name: folder or hub id.
         inverse: whether the model is a relative one.
-        median_depth_m: metres, of a relative model.
+        median_depth_m: for a relative model, metres.
         device: where it runs.
 
     Raises:
-        OSError: it cannot be read. ValueError: another kind of model, or `inverse` contradicts what it says of itself.
+        OSError: the model cannot be read.
+        ValueError: the model is of another kind, or `inverse` contradicts its config.
     """
 
     def __init__(self, name: str | Path, inverse: bool = False, median_depth_m: float = 3.0, device: str = "cpu"):
@@ -135,20 +136,20 @@ class HuggingFaceDepth:
         self.processor = AutoImageProcessor.from_pretrained(name)
         if not hasattr(self.processor, "post_process_depth_estimation"):
             raise ValueError(
-                f"{type(self.processor).__name__} of {name} does not say how answers become depth (it lacks "
-                "post_process_depth_estimation): take a Depth Anything, DPT, DepthPro, GLPN or ZoeDepth model"
+                f"{type(self.processor).__name__} of {name} cannot convert predictions to depth (it lacks "
+                "post_process_depth_estimation): use a Depth Anything, DPT, DepthPro, GLPN or ZoeDepth model"
             )
-        # Frames are float32, and a checkpoint in half precision would be loaded as it was saved.
+        # Frames are float32. Without dtype, a checkpoint in half precision would be loaded in half precision.
         model = AutoModelForDepthEstimation.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
         self.model = model.to(device).eval()
-        takes = inspect.signature(self.processor.post_process_depth_estimation).parameters
-        self._sizes = [each for each in ("source_sizes", "target_sizes") if each in takes]
+        parameters = inspect.signature(self.processor.post_process_depth_estimation).parameters
+        self._size_arguments = [name for name in ("source_sizes", "target_sizes") if name in parameters]
         self.inverse = inverse
         self.median_depth_m = median_depth_m
 
     @property
     def metric(self) -> bool:
-        """Whether it says metres."""
+        """Whether estimates are in metres."""
         return not self.inverse
 
     def to(self, device: str | torch.device) -> HuggingFaceDepth:
@@ -158,41 +159,44 @@ class HuggingFaceDepth:
 
     @torch.no_grad()
     def estimate(self, frames: Tensor, image_from_camera: Tensor) -> Tensor:
-        """Depth `[b, H, W]`: metres; of a relative model, on a scale of each frame's own."""
-        pictures = list(((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
-        answers = self.model(**self.processor(images=pictures, return_tensors="pt").to(frames.device))
+        """Depth `[b, H, W]` in metres; for a relative model, on a scale that differs between frames."""
+        images = list(((frames.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu())
+        inputs = self.processor(images=images, return_tensors="pt").to(frames.device)
+        outputs = self.model(**inputs)
         sizes = [tuple(frames.shape[-2:])] * len(frames)
-        processed = self.processor.post_process_depth_estimation(answers, **dict.fromkeys(self._sizes, sizes))
-        said = torch.stack([each["predicted_depth"] for each in processed])
+        processed = self.processor.post_process_depth_estimation(outputs, **dict.fromkeys(self._size_arguments, sizes))
+        predicted = torch.stack([output["predicted_depth"] for output in processed])
         if not self.inverse:
-            return said.clamp_min(NEAREST_M)
-        middle = said.where(said > 0, torch.nan).flatten(1).nanmedian(1).values
-        middle = middle.nan_to_num(1.0)[:, None, None]  # where nothing is at a finite distance, all is far
-        return (self.median_depth_m * middle / said.clamp_min(middle / FARTHEST)).clamp_min(NEAREST_M)
+            return predicted.clamp_min(NEAREST_M)
+        median = predicted.where(predicted > 0, torch.nan).flatten(1).nanmedian(1).values
+        median = median.nan_to_num(1.0)[:, None, None]  # without any finite distance, everything is far
+        return (self.median_depth_m * median / predicted.clamp_min(median / FARTHEST)).clamp_min(NEAREST_M)
 
 
 def _check_kind(name: str | Path, config: Any, inverse: bool) -> None:
-    """Raises ValueError for a model that says no metres, that is not what it is taken for, or that cannot run here."""
+    """Raises ValueError for a model whose scale is not as expected, or that cannot run here."""
     if config.model_type in VISION_TYPES and find_spec("torchvision") is None:
         raise ValueError(f"{name} is a {config.model_type} model, whose processor needs torchvision: pip install it")
     if config.model_type == "depth_pro" and not config.use_fov_model:
-        raise ValueError(f"{name} is DepthPro without its field-of-view head, and says no metres; take one with it")
+        raise ValueError(
+            f"{name} is DepthPro without its field-of-view head, and does not predict metres; use one with it"
+        )
     kind = getattr(config, "depth_estimation_type", "metric" if config.model_type in METRIC_TYPES else None)
     if kind is not None and (kind == "relative") != inverse:
-        raise ValueError(f"{name} is a {kind} model: give inverse_depth={kind == 'relative'}, or take another")
+        raise ValueError(f"{name} is a {kind} model: pass inverse_depth={kind == 'relative'}, or use another model")
 
 
 def align_scale(depth_m: Tensor, known_m: Tensor, metric: bool = True, limit: float = 1.5) -> Tensor:
-    """Scales an estimate so that its median agrees with what memory already knows.
+    """Scales an estimate so that the median of its ratio to the depth of memory is one.
 
     Args:
         depth_m: `[b, H, W]`, the estimate.
-        known_m: `[b, H, W]`, memory's surface in the same camera, metres, or on a coarser grid; inf where it has none.
-        metric: whether the estimate is in metres; any factor is right for one that is relative.
-        limit: of a metric one, the largest factor, and one over it the smallest, that is believed.
+        known_m: `[b, H, W]`, depth of memory in the same camera, metres; inf where it has none. A coarser grid is fine.
+        metric: whether the estimate is in metres. If not, every factor is accepted.
+        limit: for a metric estimate, factors are clamped to 1 / limit ... limit.
 
     Returns:
-        `[b, H, W]`, metres; the estimate itself where memory covers less than a twentieth of the view.
+        `[b, H, W]`, metres; the estimate itself if memory covers less than a twentieth of the view.
     """
     compared_m = median_per_cell(depth_m, tuple(known_m.shape[-2:])) if known_m.shape != depth_m.shape else depth_m
     both = known_m.isfinite()
@@ -205,5 +209,5 @@ def align_scale(depth_m: Tensor, known_m: Tensor, metric: bool = True, limit: fl
 
 
 def relative_error(estimate_m: Tensor, true_m: Tensor) -> Tensor:
-    """|estimate - engine| / engine, pixel by pixel."""
+    """|estimate - true| / true, for every pixel."""
     return (estimate_m - true_m).abs() / true_m

@@ -1,4 +1,4 @@
-"""Where networks run, and what is said when there is no room for them."""
+"""The device that networks run on, and errors that explain a lack of its memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def out_of_memory_guard(component: str) -> Iterator[None]:
-    """Names what there was no room for, and what would make some; also a decorator.
+    """Turns an out-of-memory error into one that names the component and the remedies; also a decorator.
 
     Args:
-        component: what runs meanwhile, as a user would call it.
+        component: what runs inside, in the user's words.
 
     Raises:
         MemoryError: the accelerator's memory ran out.
@@ -22,29 +22,29 @@ def out_of_memory_guard(component: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"the accelerator has no room for {component}. What makes some: a smaller resolution, fewer members at "
-            "once, guidance 1, and of a Wan pipeline loading={'dtype': 'bfloat16'}, {'offload': 'model'} or "
+            f"the accelerator has no room for {component}. These save memory: a smaller resolution, fewer members at "
+            "once, guidance 1, and for a Wan pipeline loading={'dtype': 'bfloat16'}, {'offload': 'model'} or "
             f"{{'quantisation': '8bit'}}. ({str(error).splitlines()[0]})"
         ) from error
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device that networks are to run on, before any are loaded to find out that there is none.
+    """The device of a name, checked before any weights are loaded.
 
     Raises:
-        ValueError: no name of a device, or one that this torch does not see.
+        ValueError: not the name of a device, or no such device is available to this torch.
     """
     expected = "device is a name such as 'cpu', 'cuda' or 'cuda:1'"
     if not isinstance(device, str | torch.device):
         raise ValueError(f"{expected}; got {device!r}")
     try:
         chosen = torch.device(device)
-        kind = torch.get_device_module(chosen)  # torch knows more names than it has modules for
+        kind = torch.get_device_module(chosen)  # fails for names without a backend
     except RuntimeError as error:
         raise ValueError(f"{expected}; got {str(device)!r}") from error
     count = kind.device_count() if kind.is_available() else 0
     if (chosen.index or 0) >= count:
         name = f"{chosen.type.upper()} device"
-        seen = f"{count} {name}(s), counted from 0" if count else f"no {name}"
-        raise ValueError(f"device {str(device)!r} was asked for and this torch sees {seen}; use device='cpu'")
+        available = f"{count} {name}(s), counted from 0" if count else f"no {name}"
+        raise ValueError(f"device {str(device)!r} is not available: this torch has {available}; use device='cpu'")
     return chosen

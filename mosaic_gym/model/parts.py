@@ -1,4 +1,4 @@
-"""The networks of a checkpoint, each in a folder of its own: saved, loaded and told apart."""
+"""The networks of a checkpoint, each in a folder of its own: saving, loading and fingerprints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 
-def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
-    """Tells weights apart: a hash of `told` and of the networks' weights, of very large ones a sample.
+def fingerprint_of(networks: Iterable[Any], metadata: str = "") -> str:
+    """A hash of metadata and state dicts; of very large tensors, a sample of the numbers is hashed.
 
-    What is no network counts by its `model`, if it has one.
+    An object that is not a network stands for its `model`, if it has one, and is ignored otherwise.
     """
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(metadata.encode())
     for network in networks:
         if not isinstance(network, torch.nn.Module):
             network = getattr(network, "model", None)
@@ -33,7 +33,7 @@ def fingerprint_of(networks: Iterable[Any], told: str = "") -> str:
 
 
 def _sampled(value: Tensor) -> bytes:
-    """A tensor's bytes; of one with more than a million numbers, those of some thousands spread over it."""
+    """A tensor's bytes; for more than a million numbers, the bytes of some thousands at equal distances."""
     flat = value.detach().flatten()
     if len(flat) > 1_000_000:
         flat = flat[:: len(flat) // 4096]
@@ -42,13 +42,13 @@ def _sampled(value: Tensor) -> bytes:
 
 @torch.no_grad()
 def round_to_half(network: torch.nn.Module) -> None:
-    """Rounds weights, in place, to what float16 can hold: saved, they then take half the room and lose nothing."""
+    """Rounds weights in place to values that float16 holds exactly, so that files take half the space."""
     for value in network.state_dict().values():
-        value.copy_(value.half() + 0.0)  # the least negative ones become a zero; a fingerprint would tell -0 from 0
+        value.copy_(value.half() + 0.0)  # -0 becomes 0: equal weights shall have equal fingerprints
 
 
 def save_part(part: Any, folder: Path) -> None:
-    """Saves a network as diffusers does, in float16 if that is exact."""
+    """Saves a network in diffusers' format, in float16 if that is exact."""
     if isinstance(part, torch.nn.Module):
         values = part.state_dict().values()
         if all(value.dtype == torch.float32 and torch.equal(value.half().float(), value) for value in values):
@@ -60,7 +60,7 @@ def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
     """The scheduler of a checkpoint's folder.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: the scheduler is missing or damaged.
     """
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         raise ValueError(f"checkpoint {folder} lacks its part 'scheduler'; copy the whole folder again")
@@ -71,10 +71,10 @@ def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
 
 
 def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
-    """The network `name` of a checkpoint's folder, in float32.
+    """The network in the subfolder `name` of a checkpoint's folder, in float32.
 
     Raises:
-        ValueError: it is missing, damaged, not finite, or of another version.
+        ValueError: the network is missing, damaged or of another version, or a weight is not finite.
     """
     path = folder / name / "diffusion_pytorch_model.safetensors"
     if not path.is_file() or not (folder / name / "config.json").is_file():
@@ -82,14 +82,14 @@ def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     try:
         with safe_open(str(path), framework="pt") as file:
             present = set(file.keys())
-        # Without fast initialisation the few buffers that are computed, not saved, would stay empty.
+        # Networks with buffers that are computed and not saved would keep them empty with fast initialization.
         lean = kind is MosaicTransformer3DModel
         network = kind.from_pretrained(
             folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
         )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"the weights of {name!r} in {folder} are damaged, cut short or of another shape than config.json says; "
+            f"the weights of {name!r} in {folder} are damaged, cut short or of another shape than in config.json; "
             "copy the folder again"
         ) from error
     missing = set(network.state_dict()) - present
@@ -97,10 +97,10 @@ def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
         raise ValueError(
             f"the weights of {name!r} in {folder} lack {sorted(missing)[:3]}; they belong to another version"
         )
-    # What is mapped from a file begins at any byte, and some CPUs' kernels round differently by where numbers begin.
+    # Weights that are mapped from a file start at any byte, and some CPU kernels round differently by alignment.
     for weights in (*network.parameters(), *network.buffers()):
         weights.data = weights.data.clone()
     broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
     if broken:
-        raise ValueError(f"the weights of {name!r} in {folder} are no numbers in {broken[:3]}; copy the folder again")
+        raise ValueError(f"the weights of {name!r} in {folder} are not finite in {broken[:3]}; copy the folder again")
     return network

@@ -1,7 +1,7 @@
-"""The last strokes: a small convolutional network that works on pixels where tokens are too coarse.
+"""The refiner: a small convolutional network that corrects decoded frames pixel by pixel.
 
-A token of the transformer is eight pixels wide, and what is wrong with a warped memory is often narrower:
-a seam, an edge that landed half a pixel off, the strip that a turn has just brought into view.
+A token of the transformer is eight pixels wide. Errors of warped memory are often narrower: a seam, an edge that is off
+by half a pixel, a strip that a turn has just revealed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from torch import Tensor, nn
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 
-TRUST = 3.0
-"""How firmly, in logits, a fresh network shows what the transformer believes. A network without this choice came to
-make it all the same, and thousands of steps later had learnt nothing more."""
+DECODED_LOGIT = 3.0
+"""Added to the logit of the decoded frames, so that an untrained network outputs nearly these. Without it, a network
+needed thousands of steps to learn the same, and nothing else in that time."""
 OUTPUTS = 6
-"""Of every pixel: three colours of strokes, and the logits of the choice between belief, memory and map."""
+"""Channels for each pixel: an additive color correction, and three logits to mix decoded, warped and map frames."""
 INPUTS = 11
-"""Of every pixel: three colours each that the transformer believes in, that memory shows, and that the map does; doubt
-and reliance."""
+"""Channels for each pixel: the colors of decoded, warped and map frames, warp uncertainty and memory weight."""
 
 
 class _Residual(nn.Module):
-    """Normed at its entry: without that the sum of many steps' corrections grew until every unit was shut, for good."""
+    """A residual block with normalized input. Without the norm, residuals grew in training until all units died."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -67,7 +66,7 @@ class Refiner(ModelMixin, ConfigMixin):
 
     def forward(
         self,
-        believed: Float[Tensor, "b 4 3 H W"],
+        decoded: Float[Tensor, "b 4 3 H W"],
         warped_frames: Float[Tensor, "b 4 3 H W"],
         pictures: Float[Tensor, "b 4 3 H W"],
         warp_uncertainty: Float[Tensor, "b 4 H W"],
@@ -75,33 +74,35 @@ class Refiner(ModelMixin, ConfigMixin):
     ) -> Float[Tensor, "b 4 3 H W"]:
         """The step's frames `[b, 4, 3, H, W]`, nominally in [-1, 1].
 
-        It goes on from what memory and map let expect, as far as there is doubt and memory is not to be relied on.
-        Without either, memory shows this very pixel from this very place, and it stays as it is: a body at rest sees a
-        world at rest.
+        The correction is scaled by warp_uncertainty * (1 - memory_weight). Where that is zero, the output is the blend
+        of warped frames and map by memory weight: with a memory weight of one, the output is the warped frame exactly,
+        so frames do not drift while the camera rests.
 
         Args:
-            believed: the transformer's latents, decoded.
-            stills: what memory shows, holes filled; pictures: what the map does; doubt, reliance: 0 to 1. See
-                `memory.mosaic.Recall`.
+            decoded: the transformer's latents, decoded.
+            warped_frames: keyframes warped to these cameras, holes filled.
+            pictures: frames from the map.
+            warp_uncertainty, memory_weight: 0 to 1; see `memory.retrieval.Retrieved`.
 
         Raises:
             ValueError: a size that 8 does not divide.
         """
-        height, width = believed.shape[-2:]
+        height, width = decoded.shape[-2:]
         if height % 8 or width % 8:
-            raise ValueError(f"the detail network takes sizes that 8 divides; got {height}x{width}")
+            raise ValueError(f"the refiner takes sizes divisible by 8; got {height}x{width}")
         planes = torch.stack([warp_uncertainty, memory_weight], dim=2)
-        x = torch.cat([believed, warped_frames, pictures, planes], dim=2).flatten(1, 2)
+        x = torch.cat([decoded, warped_frames, pictures, planes], dim=2).flatten(1, 2)
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
         fine = self.fine(self.stem(x))
         middle = self.middle(self.down(fine))
         coarse = self.coarse(self.down_again(middle))
         middle = self.middle_up(middle + F.pixel_shuffle(self.up(coarse), 2))
         fine = self.fine_up(fine + F.pixel_shuffle(self.up_again(middle), 2))
-        drawn = F.pixel_shuffle(self.head(F.silu(self.norm(fine))), 2).unflatten(1, (FRAMES_PER_STEP, OUTPUTS))
-        strokes, logits = drawn.split((3, 3), dim=2)
-        begins = logits.new_tensor([TRUST, 0.0, 0.0])[:, None, None]
-        belief, _, by_heart = (4.0 * logits + begins).softmax(2).split(1, 2)
-        drawn = warped_frames + belief * (believed - warped_frames) + by_heart * (pictures - warped_frames) + strokes
-        expected = torch.lerp(pictures, warped_frames, memory_weight[:, :, None])
-        return expected + (warp_uncertainty * (1.0 - memory_weight))[:, :, None] * (drawn - expected)
+        output = F.pixel_shuffle(self.head(F.silu(self.norm(fine))), 2).unflatten(1, (FRAMES_PER_STEP, OUTPUTS))
+        correction, logits = output.split((3, 3), dim=2)
+        bias = logits.new_tensor([DECODED_LOGIT, 0.0, 0.0])[:, None, None]
+        use_decoded, _, use_map = (4.0 * logits + bias).softmax(2).split(1, 2)
+        refined = warped_frames + use_decoded * (decoded - warped_frames) + use_map * (pictures - warped_frames)
+        refined = refined + correction
+        prior = torch.lerp(pictures, warped_frames, memory_weight[:, :, None])
+        return prior + (warp_uncertainty * (1.0 - memory_weight))[:, :, None] * (refined - prior)

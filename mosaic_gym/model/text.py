@@ -1,4 +1,4 @@
-"""A small text encoder over bytes, so that a prompt is a real input from the first checkpoint on."""
+"""A small text encoder over bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 PADDING = 256
-"""The token behind a prompt's last byte."""
+"""The token after a prompt's last byte."""
 
 
 class ByteTextEncoder(ModelMixin, ConfigMixin):
-    """UTF-8 bytes through one transformer layer, pooled into a few vectors that the world model attends to.
+    """UTF-8 bytes through one transformer layer, pooled into a few vectors for the world model's cross attention.
 
     Args:
         width: of every vector.
-        length: bytes that are read; a longer prompt is an error, not a cut.
-        outputs: how many vectors a prompt becomes.
+        length: the largest number of bytes; a longer prompt is an error and is not truncated.
+        outputs: the number of vectors for a prompt.
     """
 
     @register_to_config

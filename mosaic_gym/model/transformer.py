@@ -36,7 +36,7 @@ TIMESTEPS = 1000
 """Wan's timesteps run from 0 (clean) to this (noise): sigma times this."""
 INSERTIONS = ("split", "parallel")
 COVERAGE_CHANNELS = 17
-"""Channels of `Retrieved.covered`."""
+"""Channels of `Retrieved.coverage_mask`."""
 
 
 class MosaicTransformer3DModel(WanTransformer3DModel):
@@ -302,7 +302,9 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         # Scaled by the share of signal: pure noise carries none, and one step from it is then a regression.
         values = self._embed(noisy * (1.0 - timestep.view(-1, 1, 1, 1, 1) / TIMESTEPS))
         retrieved = context.retrieved
-        from_memory = torch.cat([retrieved.warped_latent, retrieved.coverage_mask, retrieved.conditioning_latent], dim=1)
+        from_memory = torch.cat(
+            [retrieved.warped_latent, retrieved.coverage_mask, retrieved.conditioning_latent], dim=1
+        )
         return values + patch_embed(self.warped_embedding, from_memory.to(values.dtype)).reshape(values.shape)
 
     def _target_places(self, latents: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def test_weights_that_are_no_numbers_are_named_before_they_are_used(part, tmp_pa
     name = next(name for name, value in weights.items() if value.is_floating_point() and value.numel() > 1)
     weights[name].view(-1)[1] = torch.nan
     save_file(weights, path)
-    with pytest.raises(ValueError, match=f"the weights of '{part}' in .* are no numbers in .*{name}"):
+    with pytest.raises(ValueError, match=f"the weights of '{part}' in .* are not finite in .*{name}"):
         WorldModel.from_pretrained(tmp_path)
 
 
@@ -167,11 +167,11 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
         monkeypatch.setattr(kind, "is_available", lambda: False)
     for device in ("cuda", "cuda:0", "mps", torch.device("mps")):
         kind = torch.device(device).type.upper()
-        with pytest.raises(ValueError, match=f"this torch sees no {kind} device; use device='cpu'"):
+        with pytest.raises(ValueError, match=f"this torch has no {kind} device; use device='cpu'"):
             check_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="'cuda:2' was asked for and this torch sees 2 CUDA device.s., counted from 0"):
+    with pytest.raises(ValueError, match="'cuda:2' is not available: this torch has 2 CUDA device.s., counted from 0"):
         check_device("cuda:2")
     assert check_device("cuda:1") == torch.device("cuda:1") and check_device(torch.device("cpu")).type == "cpu"
 

@@ -39,7 +39,7 @@ def test_the_shipped_estimator_is_told_its_camera():
     wider = K * torch.tensor([0.5, 1.0, 1.0])[:, None]
     assert depth_m.shape == (2, 32, 48) and (depth_m > 0).all()
     assert not torch.allclose(depth_m, model.estimate(frames, wider.expand(2, 3, 3)))
-    with pytest.raises(ValueError, match="sizes that 8 divides"):
+    with pytest.raises(ValueError, match="sizes divisible by 8"):
         model.estimate(torch.zeros(1, 3, 30, 48), K)
 
 
@@ -118,14 +118,14 @@ def test_weights_saved_in_half_precision_run_in_float32(tmp_path):
 def test_models_that_are_not_what_they_are_taken_for_are_named(tmp_path, monkeypatch):
     relative = save_anything(tmp_path / "relative", "relative")
     for folder, inverse, said in (
-        (relative, False, "relative model: give inverse_depth=True"),
-        (save_anything(tmp_path / "metric"), True, "metric model: give inverse_depth=False"),
+        (relative, False, "relative model: pass inverse_depth=True"),
+        (save_anything(tmp_path / "metric"), True, "metric model: pass inverse_depth=False"),
     ):
         with pytest.raises(ValueError, match=said):
             HuggingFaceDepth(folder, inverse)
     monkeypatch.setattr("mosaic_gym.model.depth.find_spec", lambda name: object())
     for config, inverse, said in (
-        (GLPNConfig(), True, "metric model: give inverse_depth=False"),
+        (GLPNConfig(), True, "metric model: pass inverse_depth=False"),
         (DepthProConfig(use_fov_model=False), False, "without its field-of-view head"),
     ):
         config.save_pretrained(tmp_path)
@@ -173,7 +173,7 @@ def test_any_world_steps_with_a_hugging_face_depth_model(tmp_path):
     state, begun = world.start(Start(0))
     (state,), (view,) = world.step([state], np.array([ACTIONS["forward"]]))
     frame = torch.from_numpy(begun.frames[-1]).permute(2, 0, 1)[None] / 127.5 - 1
-    said = model.depth.estimate(frame.float(), world.k[None])[0].numpy()
+    said = model.depth.estimate(frame.float(), world.layout.intrinsics[None])[0].numpy()
     np.testing.assert_allclose(begun.depth_m, said, rtol=1e-4)
     assert view.depth_m.shape == (32, 48) and len(state.memory) == 2
 

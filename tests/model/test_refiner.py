@@ -92,7 +92,7 @@ def test_every_weight_is_trained():
 
 
 def test_a_size_it_cannot_halve_is_named():
-    with pytest.raises(ValueError, match="sizes that 8 divides; got 12x24"):
+    with pytest.raises(ValueError, match="sizes divisible by 8; got 12x24"):
         scribbling()(*inputs(height=12))
 
 
