@@ -18,7 +18,7 @@ from mosaic_gym.evaluation.metrics.image import (
 )
 from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from mosaic_gym.evaluation.metrics.visibility import Covisibility
-from mosaic_gym.evaluation.reports.video import save_animation, save_video
+from mosaic_gym.evaluation.reports.video import ANIMATION_LABEL_PX, save_animation, save_video
 from mosaic_gym.evaluation.suites.paths import (
     AWAY_SHARE,
     AWAY_STEPS,
@@ -194,7 +194,7 @@ def test_the_animation_shows_every_frame_and_repeats(tmp_path):
     file = save_animation(tmp_path / "a.webp", [("one", frames), ("two", frames)], ["first", "second"], scale=3)
     with Image.open(file) as animation:
         assert animation.n_frames == 8 and animation.info["loop"] == 0
-        assert animation.size == (2 * 3 * 24 + 2, 3 * 16 + 2 * 22)
+        assert animation.size == (2 * 3 * 24 + 2, 3 * 16 + 2 * ANIMATION_LABEL_PX)
 
 
 def test_a_card_with_old_names_of_figures_is_read():

@@ -50,7 +50,7 @@ def test_goals_are_where_a_recorded_walk_went_on_to():
         here, there = int(scene.view.frames[-1, 0, 0, 0]), int(scene.goal[0, 0, 0])
         met.add((here, there))
         assert scene.goal_m == (0.0, float(there))
-        assert task.begin(scene)["left_m"] == pytest.approx(there - here)
+        assert task.initial_task_state(scene)["left_m"] == pytest.approx(there - here)
         assert len(scene.state.memory.keyframes) >= 1
     ways = {(0, 2), (0, 3), (1, 3), *((i, i + n) for i in range(4, 10) for n in (2, 3) if i + n < 12)}
     assert met <= ways, "two metres or more, one to three steps, never through the sidestep"
@@ -83,22 +83,22 @@ def test_scenes_are_dreamt_once_from_every_recording_and_drawn_by_seed(tmp_path,
     world = MosaicWorld(tiny_model())
     recordings = [line(count=3), line(count=5)]
     task = fixed_goal_task(world, recordings, 8, tmp_path / "goals.safetensors")
-    assert len(task.scenes) == 8
-    for number, scene in enumerate(task.scenes):
+    assert len(task.samples) == 8
+    for number, scene in enumerate(task.samples):
         recording = recordings[number % 2]
         assert int(scene.view.frames[-1, 0, 0, 0]) < len(recording.frames)
-        assert task.begin(scene)["left_m"] > task.task.reach_m, "no episode is over before it begins"
+        assert task.initial_task_state(scene)["left_m"] > task.task.reach_m, "no episode is over before it begins"
     cut_off = tmp_path / "cut_off.safetensors"
     fixed_goal_task(world, recordings, 5, cut_off)
-    again = fixed_goal_task(world, recordings, 8, cut_off).scenes
-    assert all((one.goal == other.goal).all() for one, other in zip(task.scenes, again, strict=True))
+    again = fixed_goal_task(world, recordings, 8, cut_off).samples
+    assert all((one.goal == other.goal).all() for one, other in zip(task.samples, again, strict=True))
     for seeds in ([8, 0], [9], [0, 2]):
         with pytest.raises(ValueError, match=r"goals of the first 8 seeds: give starts with consecutive seeds.*got \["):
             task.task.sample_start_and_goal(world, [Start(seed=seed) for seed in seeds])
     with monkeypatch.context() as patched:
         patched.setattr(GoalTask, "_walk_once", lambda *_: pytest.fail("these walks are kept"))
-        kept = fixed_goal_task(world, recordings, 8, tmp_path / "goals.safetensors").scenes
-    for one, other in zip(task.scenes, kept, strict=True):
+        kept = fixed_goal_task(world, recordings, 8, tmp_path / "goals.safetensors").samples
+    for one, other in zip(task.samples, kept, strict=True):
         assert (one.goal == other.goal).all() and one.goal_m == other.goal_m
         assert (one.view.frames == other.view.frames).all()
     starts = [Start(seed=seed) for seed in range(40)]
@@ -251,11 +251,11 @@ def test_agreement_is_of_the_order_of_means_and_as_sure_as_episodes_are():
 class EverySecondEndsAtOnce(SimulatorTask):
     """Every second episode ends at once, every fourth of them successful; the others run out of time."""
 
-    def begin(self, scene):
+    def initial_task_state(self, scene):
         return {"soon": bool(scene.state.seed % 2), "there": scene.state.seed % 4 == 1}
 
-    def evaluate(self, progress, view):
-        return TaskStep(progress, 1.0, progress["soon"], progress["there"])
+    def evaluate(self, task_state, view):
+        return TaskStep(task_state, 1.0, task_state["soon"], task_state["there"])
 
 
 def open_tiny(folder, task, members, steps, size=SIZE):

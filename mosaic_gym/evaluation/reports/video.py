@@ -12,6 +12,8 @@ from mosaic_gym.evaluation.reports.frames import LABEL_PX, enlarge, labeled, sid
 
 FRAMES_PER_SECOND = 35
 """The simulator's own rate."""
+ANIMATION_LABEL_PX = 24
+"""Height of labels in animations, pixels; readable where a page shows the picture smaller than it is."""
 Columns = Sequence[tuple[str, np.ndarray]]
 """Labels and frames uint8 `[steps, frames of a step, H, W, 3]`, all of one shape."""
 
@@ -50,16 +52,17 @@ def save_animation(
     file: Path,
     columns: Columns,
     captions: Sequence[str],
-    scale: int = 3,
+    scale: int = 4,
     frames_per_second: int = FRAMES_PER_SECOND,
-    quality: int = 40,
+    quality: int = 50,
 ) -> Path:
     """Writes an animated WebP that repeats for ever; see `side_by_side_frames`.
 
     Args:
         quality: of the lossy encoder, 0 to 100.
     """
-    pictures = [Image.fromarray(picture) for picture in side_by_side_frames(columns, captions, scale, label_px=22)]
+    frames = side_by_side_frames(columns, captions, scale, ANIMATION_LABEL_PX)
+    pictures = [Image.fromarray(frame) for frame in frames]
     duration_ms = round(1000 / frames_per_second)
     pictures[0].save(
         file, save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0, quality=quality, method=4

@@ -179,10 +179,10 @@ def recorded_goal_task(store: EpisodeStore) -> RecordedGoalTask:
 def load_recordings(store: EpisodeStore, model: WorldModel, count: int | None = None) -> list[Recording]:
     """The first `count` recorded episodes (None for all) with memories of them, whose depth is estimated as in play."""
     from mosaic_gym.memory.mosaic import MosaicMemory
-    from mosaic_gym.training.samples import build_memories
+    from mosaic_gym.training.samples import lift_episodes
 
     recordings = []
-    for index, episode in enumerate(build_memories(store, model.codec, model.depth, model.atlas, count)):
+    for index, episode in enumerate(lift_episodes(store, model.codec, model.depth, model.atlas, count)):
         memory = MosaicMemory(tuple(episode.keyframes), model.settings.capacity)
         recordings.append(replace(_recording(store, index), memory=memory))
     return recordings
