@@ -85,7 +85,7 @@ def test_a_guard_kills_what_it_guards_unless_it_is_released(released):
     program = (
         "import subprocess, sys, os\n"
         "from mosaic_gym.processes import Guard\n"
-        "other = subprocess.Popen(['sleep', '600'])\n"
+        "other = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL)\n"
         "guard = Guard([other.pid])\n"
         f"guard.release() if {released} else None\n"
         "print(other.pid, flush=True)\n"
