@@ -1,12 +1,12 @@
-"""Where a step of a learned world goes: its stages, by time and by operations."""
+"""Splits a step of a learned world into stages, by time and by operations."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -15,104 +15,112 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mosaic_gym.worlds import generation, spatial_memory
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
-STAGES = {
-    (spatial_memory, "retrieve_views"): "retrieve",
-    (generation, "sample_latents"): "denoise",
-    (generation, "decode_frames"): "decode",
-    (generation, "condition_next_step"): "decode",
-    (spatial_memory, "estimate_depth"): "depth",
-    (spatial_memory, "update_memories"): "lift",
-}
-"""Functions of a step, by module and name, with the stage that their own time counts as."""
-READ = "read"
-"""The stage of the transformer's pass over clean tokens."""
+STAGES = ("retrieve", "denoise", "read", "decode", "depth", "lift")
 REST = "bookkeeping"
+"""The time of a step outside all stages."""
 GROUPS = {
-    "memory": ("retrieve", "lift"), "network": (READ, "denoise"), "codec": ("decode",), "depth": ("depth",),
+    "memory": ("retrieve", "lift"), "network": ("read", "denoise"), "codec": ("decode",), "depth": ("depth",),
     REST: (REST,),
 }  # fmt: skip
-"""What the stages are parts of."""
-WORKLESS = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten._unsafe_view}
-"""Operations that are no views, and compute nothing either."""
+"""The stages of each group in a report."""
+FREE_OPERATIONS = {
+    torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten._unsafe_view,
+}  # fmt: skip
+"""Operations that are not views and compute nothing either."""
+
+
+def _calls(world: MosaicWorld) -> list[tuple[Any, str, str]]:
+    """The calls of a step that are stages: the owner of each function, its name, and its stage."""
+    return [
+        (world, "retrieve", "retrieve"),
+        (world, "sample", "denoise"),
+        (world.model.transformer, "read", "read"),
+        (generation, "decode_frames", "decode"),
+        (generation, "condition_next_step", "decode"),
+        (spatial_memory, "estimate_depth", "depth"),
+        (spatial_memory, "update_memories", "lift"),
+    ]
 
 
 @contextmanager
 def staged(world: MosaicWorld, enter: Callable[[str], Any]) -> Iterator[None]:
-    """Goes into the context `enter(stage)` around every stage; stages may lie within others."""
-
-    def within(method: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        @wraps(method)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with enter(stage):
-                return method(*args, **kwargs)
-
-        return run
-
-    transformer = world.model.transformer
-    originals = {(owner, name): getattr(owner, name) for owner, name in STAGES}
-    for (owner, name), function in originals.items():
-        setattr(owner, name, within(function, STAGES[owner, name]))
-    transformer.read = within(transformer.read, READ)
-    try:
+    """Inside the block, every stage of a step runs in the context `enter(stage)`; stages may be nested."""
+    with ExitStack() as stack:
+        for owner, name, stage in _calls(world):
+            _replace(stack, owner, name, _in_context(getattr(owner, name), stage, enter))
         yield
-    finally:
-        for (owner, name), function in originals.items():
-            setattr(owner, name, function)
-        del transformer.read
+
+
+def _in_context(function: Callable[..., Any], stage: str, enter: Callable[[str], Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with enter(stage):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _replace(stack: ExitStack, owner: Any, name: str, function: Callable[..., Any]) -> None:
+    """Sets an attribute until the stack closes."""
+    if name in vars(owner):
+        stack.callback(setattr, owner, name, vars(owner)[name])
+    else:  # a method, found on the class
+        stack.callback(partial(delattr, owner, name))
+    setattr(owner, name, function)
 
 
 class Stopwatch:
-    """Seconds of every stage, without those of the stages within it; what lies in none is `REST`."""
+    """Measures the seconds of every stage without those of nested stages; the rest counts as `REST`."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.spent: dict[str, float] = dict.fromkeys((*STAGES.values(), READ, REST), 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys((*STAGES, REST), 0.0)
         self._stage, self._since = REST, now(device)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        around = self._turn_to(stage)
+        outer = self._switch(stage)
         try:
             yield
         finally:
-            self._turn_to(around)
+            self._switch(outer)
 
-    def _turn_to(self, stage: str) -> str:
-        before, moment = self._stage, now(self.device)
-        self.spent[before] += moment - self._since
+    def _switch(self, stage: str) -> str:
+        previous, moment = self._stage, now(self.device)
+        self.seconds[previous] += moment - self._since
         self._stage, self._since = stage, moment
-        return before
+        return previous
 
     def stop(self) -> dict[str, float]:
-        """All until now."""
-        self._turn_to(REST)
-        return self.spent
+        """The seconds of every stage until now."""
+        self._switch(REST)
+        return self.seconds
 
 
 def now(device: torch.device) -> float:
-    """Seconds, with everything on the device done."""
+    """The time in seconds, after all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Operations(TorchDispatchMode):
-    """How many operations every stage asks for that are no views, each of them a kernel or more on an accelerator."""
+    """Counts the operations of every stage that are not views; each is at least one kernel on an accelerator."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter(dict.fromkeys((*STAGES.values(), READ, REST), 0))
+        self.counts: Counter[str] = Counter(dict.fromkeys((*STAGES, REST), 0))
         self._stage = REST
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        around, self._stage = self._stage, stage
+        outer, self._stage = self._stage, stage
         try:
             yield
         finally:
-            self._stage = around
+            self._stage = outer
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not function.is_view and function.overloadpacket not in WORKLESS:
+        if not function.is_view and function.overloadpacket not in FREE_OPERATIONS:
             self.counts[self._stage] += 1
         return function(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
-"""How fast a step of a full-size Wan world is, stage by stage: its shapes with random weights, no download.
+"""Measures the speed of a full-size Wan world's step, stage by stage, with random weights; nothing is downloaded.
 
-Timed is the streaming student (`causal`, few steps): clean tokens are read once, one clip goes on for ever. Quality
-is not asked about; random weights have none.
+The measured model is the streaming student (`causal`, few denoising steps): clean tokens are read once a step, and
+decoding continues one clip. Random weights say nothing about quality.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import gc
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch._dynamo.utils import counters
@@ -29,6 +30,7 @@ from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan.cameras import METRES_PER_UNIT
 from mosaic_gym.model.wan.codec import PROMPT_TOKENS, WanCodec
 from mosaic_gym.model.wan.options import DTYPES
+from mosaic_gym.validation import Flag, ListOf, OneOf, Text, Whole, option, validate
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.state import WorldState
@@ -65,45 +67,55 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-"""Transformer and autoencoder as Wan 2.2 TI2V-5B has them, and of the depth model's config what differs from Depth
-Anything V2 Small's; and a toy to try the benchmark on a CPU."""
-UNIT = 32
-"""Pixels to a token's side: the autoencoders' stride of 16, and patches of 2."""
+"""By name, the configs of transformer, autoencoder and depth model: those of Wan 2.2 TI2V-5B, and a tiny one to try the
+benchmark on a CPU. Of the depth model's config, what differs from Depth Anything V2 Small's."""
+TOKEN_PX = 32
+"""Pixels along each side of a token: the autoencoders' stride of 16 times patches of 2."""
 DRIVER_CALLS = ("Launch", "Memcpy", "Synchronize")
-"""What a profile counts, by parts of the names of CUDA's calls."""
-FEW = 4
-"""Steps that are profiled, and that are timed with a full memory."""
+"""Parts of the names of the CUDA calls that a profile counts."""
+PROFILED_STEPS = 4
+"""Steps that are profiled, and steps that are timed with a full memory."""
 
 
 @dataclass(frozen=True)
 class Config:
     """What `mosaic-gym evaluate wan` takes."""
 
-    shape: str = "5B"
+    shape: Annotated[str, OneOf(*SHAPES)] = "5B"
     """`5B`, or `tiny`."""
-    sizes: tuple[tuple[int, int], ...] = ((352, 640), (704, 1280))
-    """Heights and widths of the frames, pixels."""
-    denoising_steps: int = 4
-    """Of the student."""
-    steps: int = 16
+    sizes: Annotated[tuple[tuple[int, int], ...], ListOf(ListOf(Whole(TOKEN_PX)))] = ((352, 640), (704, 1280))
+    """Heights and widths of the frames, pixels; multiples of 32."""
+    denoising_steps: Annotated[int, Whole(1)] = 4
+    """Denoising steps of the student."""
+    steps: Annotated[int, Whole(1)] = 16
     """Environment steps that are timed."""
-    warm_up: int = 8
-    """Steps before that, which fill the memory and compile."""
-    device: str = "cuda"
-    """Where everything runs."""
-    dtype: str = "bfloat16"
-    """Of the transformer and the autoencoder, as a student's are: of what diffusers keeps in float32 (clock, norms and
-    tables of scales), that. The depth model runs in float32, as in play."""
-    compile: bool = True
+    warm_up: Annotated[int, Whole(0)] = 8
+    """Steps before those, which fill the memory and compile."""
+    device: Annotated[str, Text()] = "cuda"
+    """The device that everything runs on."""
+    dtype: Annotated[str, OneOf(*DTYPES)] = "bfloat16"
+    """Precision of the transformer and the autoencoder, as for a student. Modules that diffusers keeps in float32 (time
+    embedding, norms, scale and shift tables) are in float32 here too. The depth model runs in float32, as in play."""
+    compile: Annotated[bool, Flag()] = True
     """Compile the transformer's blocks."""
     profile: Path | None = None
     """A folder for tables of the operations of some steps, which are printed too; None for no tables."""
     json: Path | None = None
-    """Where to write every figure, after each size."""
+    """A JSON file for all figures, written after each size; None for no file."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        validate(self, option)
+        for size in self.sizes:
+            if len(size) != 2 or any(side % TOKEN_PX for side in size):
+                raise ValueError(
+                    f"--sizes takes heights and widths that are multiples of {TOKEN_PX} pixels; got "
+                    f"{'x'.join(map(str, size))}"
+                )
 
 
-class _NoPrompts:
-    """Prompt vectors of the right shape: a prompt is encoded once an episode, which is not what is timed.
+class _RandomPrompts:
+    """Random prompt vectors of the right shape. A prompt is encoded once an episode, so steps do not include it.
 
     In play the text encoder stays on the GPU: UMT5-XXL in bfloat16 takes 10.6 GiB beside the memory measured here.
     """
@@ -115,11 +127,11 @@ class _NoPrompts:
         return self.vectors.expand(len(prompts), -1, -1)
 
 
-def _depth(shape: dict[str, Any], device: str) -> HuggingFaceDepth:
-    """Depth Anything with random weights, behind the image processor that play has it behind: on the CPU."""
+def _random_depth(shape: dict[str, Any], device: str) -> HuggingFaceDepth:
+    """Depth Anything with random weights and the same image processor as in play, on the CPU."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
 
-    # Random weights say half of the greatest depth: a room's.
+    # Random weights predict half of the maximum depth, which is then that of a room.
     config = DepthAnythingConfig(**shape, depth_estimation_type="metric", max_depth=5)
     side = config.backbone_config.image_size
     processor = DPTImageProcessor(
@@ -138,15 +150,15 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
         RuntimeError: the device has too little memory.
     """
     dtype = getattr(torch, config.dtype)
-    of_transformer, of_vae, of_depth = SHAPES[config.shape]
+    transformer_config, vae_config, depth_config = SHAPES[config.shape]
     torch.manual_seed(0)
     with torch.device(config.device):
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            told = {"insertion": "parallel", "causal": True, "metres_per_unit": METRES_PER_UNIT}
-            transformer = MosaicTransformer3DModel(**of_transformer, **told)
-            vae = AutoencoderKLWan(**of_vae)
+            options = {"insertion": "parallel", "causal": True, "metres_per_unit": METRES_PER_UNIT}
+            transformer = MosaicTransformer3DModel(**transformer_config, **options)
+            vae = AutoencoderKLWan(**vae_config)
         finally:
             torch.set_default_dtype(before)
     for name, parameter in transformer.named_parameters():  # as from_pretrained does
@@ -155,177 +167,184 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
     if config.compile:
         transformer.compile_repeated_blocks(dynamic=True)
     focal = 0.7 * size[1]
-    tokens = (size[0] // UNIT) * (size[1] // UNIT)
+    tokens = (size[0] // TOKEN_PX) * (size[1] // TOKEN_PX)
     settings = WorldSettings(
         *size, ((focal, 0.0, size[1] / 2), (0.0, focal, size[0] / 2), (0.0, 0.0, 1.0)), asdict(Control()),
         denoising_steps=config.denoising_steps, max_patches=tokens,
     )  # fmt: skip
     codec = WanCodec(vae.eval(), restarts=False).to(config.device)
-    prompts = _NoPrompts(transformer.config.text_dim, dtype, config.device)
+    prompts = _RandomPrompts(transformer.config.text_dim, dtype, config.device)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     model = WorldModel(
-        settings, transformer, None, codec, prompts, _depth(of_depth, config.device), None, None, scheduler,
+        settings, transformer, None, codec, prompts, _random_depth(depth_config, config.device), None, None, scheduler,
         torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8), ("",),
     )  # fmt: skip
     return MosaicWorld(model, device=config.device)
 
 
-def measure(config: Config, size: tuple[int, int], figure: dict[str, Any]) -> Iterator[str]:
-    """Fills in `figure`, and tells it line by line, each as soon as it is known: what fails later costs it no more.
+def measure(config: Config, size: tuple[int, int], figures: dict[str, Any]) -> Iterator[str]:
+    """Measures one size. Fills in `figures` and yields lines for the terminal as soon as each result is known.
 
-    Stages are timed on steps of their own, for each is waited for, and a step is a little slower so.
+    A later failure therefore loses no earlier result. Stages are timed on steps of their own, because waiting for each
+    stage makes a step a little slower.
     """
-    on_gpu = config.device.startswith("cuda")
-    began = time.perf_counter()
-    world = build(config, size)
-    figure["built_s"] = now(world.device) - began
-    figure["vae_dtype"] = str(world.model.codec.vae.dtype).removeprefix("torch.")
-    yield f"the autoencoder is in {figure['vae_dtype']}, as a student has it; a model that is none has it in float32"
-    if on_gpu:
-        figure["built_gib"] = torch.cuda.memory_allocated() / 2**30
-        torch.cuda.reset_peak_memory_stats()
-    began = now(world.device)
-    state, _ = world.start(Start(0))
-    figure["started_s"] = now(world.device) - began
-    began = now(world.device)
-    state = _walk(world, state, 1)
-    figure["first_step_s"] = now(world.device) - began
-    yield (
-        f"seconds to build {figure['built_s']:.1f}, to begin an episode {figure['started_s']:.1f}, of the first step "
-        f"{figure['first_step_s']:.1f}"
-    )
+    world, state = yield from _measure_start(config, size, figures)
     state = _walk(world, state, config.warm_up)
-
-    graphs, began = counters["stats"]["unique_graphs"], now(world.device)
-    state = _walk(world, state, config.steps)
-    seconds = (now(world.device) - began) / config.steps
-    late = counters["stats"]["unique_graphs"] - graphs
-    figure |= {"frames_per_second": 4 / seconds, "step_ms": 1e3 * seconds, "graphs": graphs, "graphs_late": late}
-    rate = f"{4 / seconds:.1f} frames a second (goal >= 16 at 352x640)"
-    yield f"{rate}: {1e3 * seconds:.1f} ms a step; {graphs} graphs compiled, {late} more meanwhile"
-    if on_gpu:
-        figure["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        most = f"{figure['peak_gib']:.1f} (goal <= 40 at 352x640)"
-        yield f"GiB without a text encoder, when built {figure['built_gib']:.1f}, at most {most}"
-    ms = figure["ms"] = _stages_ms(world, state, config.steps)
-    figure["outside_share"] = sum(ms[name] for kind in ("memory", REST) for name in GROUPS[kind]) / sum(ms.values())
-    figure["keyframes"] = len(state.memory)
-    yield f"milliseconds of stages, each waited for: {_told(ms)}"
-    yield f"outside network, codec and depth: {figure['outside_share']:.1%} (goal <= 5 %)"
-
-    many = state.memory.keyframes * (world.capacity // len(state.memory) + 1)
-    full = replace(state, memory=replace(state.memory, keyframes=many[: world.capacity]))
-    figure["ms_full"], figure["keyframes_full"] = _stages_ms(world, full, FEW), len(full.memory)
-    yield f"with {len(full.memory)} keyframes instead of {len(state.memory)}: {_told(figure['ms_full'])}"
-    if not config.compile:  # what is compiled shows no operations
-        figure["operations"] = _operations(world, full)
-        told = ", ".join(f"{stage} {count}" for stage, count in figure["operations"].items())
-        yield f"operations that are no views, a step: {told}"
+    state = yield from _measure_rate(config, world, state, figures)
+    yield from _measure_stages(config, world, state, figures)
     if config.profile is not None:
         config.profile.mkdir(parents=True, exist_ok=True)
-        told, figure["calls"] = _profiled(world, state)
-        (config.profile / f"{config.shape}_{size[0]}x{size[1]}.txt").write_text(told)
-        yield told
+        tables, figures["calls"] = _profile(world, state)
+        (config.profile / f"{config.shape}_{size[0]}x{size[1]}.txt").write_text(tables)
+        yield tables
 
 
-def _told(ms: dict[str, float]) -> str:
+def _measure_start(
+    config: Config, size: tuple[int, int], figures: dict[str, Any]
+) -> Generator[str, None, tuple[MosaicWorld, WorldState]]:
+    """Building, the start of an episode, and the first step."""
+    before = time.perf_counter()
+    world = build(config, size)
+    figures["built_s"] = now(world.device) - before
+    figures["vae_dtype"] = str(world.model.codec.vae.dtype).removeprefix("torch.")
+    yield f"the autoencoder is in {figures['vae_dtype']}, as for a student; other models have it in float32"
+    if world.device.type == "cuda":
+        figures["built_gib"] = torch.cuda.memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+    before = now(world.device)
+    state, _ = world.start(Start(0))
+    figures["started_s"] = now(world.device) - before
+    before = now(world.device)
+    state = _walk(world, state, 1)
+    figures["first_step_s"] = now(world.device) - before
+    yield (
+        f"seconds to build {figures['built_s']:.1f}, to start an episode {figures['started_s']:.1f}, for the first "
+        f"step {figures['first_step_s']:.1f}"
+    )
+    return world, state
+
+
+def _measure_rate(
+    config: Config, world: MosaicWorld, state: WorldState, figures: dict[str, Any]
+) -> Generator[str, None, WorldState]:
+    """Frames per second, compiled graphs, and memory."""
+    graphs, before = counters["stats"]["unique_graphs"], now(world.device)
+    state = _walk(world, state, config.steps)
+    seconds = (now(world.device) - before) / config.steps
+    late = counters["stats"]["unique_graphs"] - graphs
+    figures |= {"frames_per_second": 4 / seconds, "step_ms": 1e3 * seconds, "graphs": graphs, "graphs_late": late}
+    rate = f"{4 / seconds:.1f} frames a second (goal >= 16 at 352x640)"
+    yield f"{rate}: {1e3 * seconds:.1f} ms a step; {graphs} graphs compiled before, {late} during these steps"
+    if world.device.type == "cuda":
+        figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        peak = f"{figures['peak_gib']:.1f} (goal <= 40 at 352x640)"
+        yield f"GiB without a text encoder: {figures['built_gib']:.1f} after building, at most {peak}"
+    return state
+
+
+def _measure_stages(config: Config, world: MosaicWorld, state: WorldState, figures: dict[str, Any]) -> Iterator[str]:
+    """Milliseconds of each stage, also with a full memory, and operations of each stage."""
+    ms = figures["ms"] = _stage_ms(world, state, config.steps)
+    outside = sum(ms[name] for group in ("memory", REST) for name in GROUPS[group])
+    figures["outside_share"] = outside / sum(ms.values())
+    figures["keyframes"] = len(state.memory)
+    yield f"milliseconds of stages, waiting for each: {_format_ms(ms)}"
+    yield f"outside network, codec and depth: {figures['outside_share']:.1%} (goal <= 5 %)"
+    copies = state.memory.keyframes * (world.capacity // len(state.memory) + 1)
+    full = replace(state, memory=replace(state.memory, keyframes=copies[: world.capacity]))
+    figures["ms_full"], figures["keyframes_full"] = _stage_ms(world, full, PROFILED_STEPS), len(full.memory)
+    yield f"with {len(full.memory)} keyframes instead of {len(state.memory)}: {_format_ms(figures['ms_full'])}"
+    if not config.compile:  # compiled code shows no operations
+        figures["operations"] = _count_operations(world, full)
+        counts = ", ".join(f"{stage} {count}" for stage, count in figures["operations"].items())
+        yield f"operations a step that are not views: {counts}"
+
+
+def _format_ms(ms: dict[str, float]) -> str:
     parts = []
-    for kind, names in GROUPS.items():
-        of = " + ".join(f"{name} {ms[name]:.1f}" for name in names)
-        parts.append(f"{kind} {sum(ms[name] for name in names):.1f}" + (f" ({of})" if len(names) > 1 else ""))
+    for group, names in GROUPS.items():
+        terms = " + ".join(f"{name} {ms[name]:.1f}" for name in names)
+        parts.append(f"{group} {sum(ms[name] for name in names):.1f}" + (f" ({terms})" if len(names) > 1 else ""))
     return ", ".join(parts)
 
 
-def _stages_ms(world: MosaicWorld, state: WorldState, steps: int) -> dict[str, float]:
+def _stage_ms(world: MosaicWorld, state: WorldState, steps: int) -> dict[str, float]:
     stopwatch = Stopwatch(world.device)
     with staged(world, stopwatch):
         _walk(world, state, steps)
     return {stage: 1e3 * seconds / steps for stage, seconds in stopwatch.stop().items()}
 
 
-def _operations(world: MosaicWorld, state: WorldState) -> dict[str, int]:
+def _count_operations(world: MosaicWorld, state: WorldState) -> dict[str, int]:
     operations = Operations()
     with staged(world, operations), operations:
         _walk(world, state, 1)
     return dict(operations.counts)
 
 
-def _profiled(world: MosaicWorld, state: WorldState) -> tuple[str, dict[str, float]]:
-    """Tables of the operations of a few steps, and how often a step launches a kernel or waits, by stage."""
+def _profile(world: MosaicWorld, state: WorldState) -> tuple[str, dict[str, float]]:
+    """Tables of the operations of a few steps, and the kernel launches, copies and waits of a step by stage."""
     activities = [ProfilerActivity.CPU]
     if world.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler, staged(world, lambda stage: record_function(f"stage {stage}")):
-        _walk(world, state, FEW)
+        _walk(world, state, PROFILED_STEPS)
         now(world.device)
     counts: Counter[str] = Counter()
     for event in profiler.events():
-        called = next((kind for kind in DRIVER_CALLS if event.name.startswith("cu") and kind in event.name), None)
-        around = event if called else None
-        while around is not None and not around.name.startswith("stage "):
-            around = around.cpu_parent
-        if called:
-            counts[f"{called} in {REST if around is None else around.name.removeprefix('stage ')}"] += 1
-    a_step = {name: count / FEW for name, count in sorted(counts.items())}
+        kind = next((kind for kind in DRIVER_CALLS if event.name.startswith("cu") and kind in event.name), None)
+        if kind is None:
+            continue
+        outer = event
+        while outer is not None and not outer.name.startswith("stage "):
+            outer = outer.cpu_parent
+        counts[f"{kind} in {REST if outer is None else outer.name.removeprefix('stage ')}"] += 1
+    calls = {name: count / PROFILED_STEPS for name, count in sorted(counts.items())}
     averages = profiler.key_averages()
     orders = ("self_device_time_total", "self_cpu_time_total")
     tables = [averages.table(sort_by=order, row_limit=40, max_name_column_width=70) for order in orders]
-    return "\n".join([*tables, f"calls of the driver a step: {a_step}"]), a_step
+    return "\n".join([*tables, f"calls of the driver a step: {calls}"]), calls
 
 
 def _walk(world: MosaicWorld, state: WorldState, steps: int) -> WorldState:
-    action_vectors = torch.tensor([[1.0, 0.0, 0.3], [1.0, 0.0, -0.3], [0.0, 0.0, 0.5]]).numpy()
+    actions = np.array([[1.0, 0.0, 0.3], [1.0, 0.0, -0.3], [0.0, 0.0, 0.5]], dtype=np.float32)
     for index in range(steps):
-        (state,), _ = world.step([state], action_vectors[index % 3][None])
+        (state,), _ = world.step([state], actions[index % 3][None])
     return state
 
 
-def _check(config: Config) -> None:
-    """Raises ValueError for what cannot be measured."""
-    if config.steps < 1 or config.denoising_steps < 1 or config.warm_up < 0:
-        raise ValueError("give at least 1 step, 1 denoising step, and a warm-up of 0 or more")
-    for name, value, known in (("shape", config.shape, SHAPES), ("dtype", config.dtype, DTYPES)):
-        if value not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}; got {value!r}")
-    for height, width in config.sizes:
-        if min(height, width) < UNIT or height % UNIT or width % UNIT:
-            raise ValueError(f"sizes are multiples of {UNIT} pixels; got {height}x{width}")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            "this torch sees no CUDA device; what would be measured shows in a few seconds with --device cpu --shape "
-            "tiny --dtype float32 --no-compile --sizes 64 96"
-        )
-
-
 def evaluate(config: Config) -> list[dict[str, Any]]:
-    """Prints a table of stages for every size; one that fails, for want of memory say, is told and the next tried.
+    """Prints the figures of every size. After a size that fails, for example for lack of memory, the next is measured.
 
     Raises:
-        ValueError: no CUDA device where one is asked for, fewer than one step, an unknown shape or dtype, or sizes
-            that are not made of tokens.
+        ValueError: the config asks for a CUDA device, and there is none.
     """
-    _check(config)
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            "torch finds no CUDA device; a run of a few seconds shows what is measured: --device cpu --shape tiny "
+            "--dtype float32 --no-compile --sizes 64 96"
+        )
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
     print(_machine(config.device), flush=True)
-    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for size in config.sizes:
-        asked = f"{config.denoising_steps} denoising steps, {config.dtype}"
-        print(f"{config.shape} {size[0]}x{size[1]}, {asked}:", flush=True)
-        figure: dict[str, Any] = {"size": list(size)}
-        told.append(figure)
+        options = f"{config.denoising_steps} denoising steps, {config.dtype}"
+        print(f"{config.shape} {size[0]}x{size[1]}, {options}:", flush=True)
+        figures: dict[str, Any] = {"size": list(size)}
+        rows.append(figures)
         try:
-            for line in measure(config, tuple(size), figure):
+            for line in measure(config, size, figures):
                 print(f"  {line}", flush=True)
         except (RuntimeError, MemoryError) as error:
-            figure["error"] = str(error)
+            figures["error"] = str(error)
             print(f"  failed: {error}", flush=True)
         if config.json is not None:
-            config.json.write_text(json.dumps(told, indent=2) + "\n")
+            config.json.write_text(json.dumps(rows, indent=2) + "\n")
         gc.collect()
         if config.device.startswith("cuda"):
             torch.cuda.empty_cache()
-    return told
+    return rows
 
 
 def _machine(device: str) -> str:
