@@ -36,7 +36,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(program: str, pages: tuple[Path, ...] = PAGES) -> list[list[str]]:
     """What follows a program's name wherever the pages call it, in a shell block or within a line; each once."""
-    lines = [line for page in pages for block in blocks(page, "sh") for line in block.splitlines()]
+    shells = [block.replace("\\\n", " ") for page in pages for block in blocks(page, "sh")]
+    lines = [line for block in shells for line in block.splitlines()]
     for page in pages:
         lines += re.findall(rf"`({program}\s[^`]+)`", page.read_text())
     words = [shlex.split(line, comments=True) for line in lines]
