@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register as _register
 
-from mosaic_gym.data.explore import steer_towards_depth
 from mosaic_gym.deprecation import warn_renamed as _warn_renamed
 from mosaic_gym.envs.tasks import FixedStarts, StartAndGoal, Task, TaskStep
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
@@ -19,6 +18,7 @@ from mosaic_gym.geometry.conventions import (
     pose_from_opengl,
     pose_from_ros,
 )
+from mosaic_gym.geometry.steering import steer_towards_depth
 from mosaic_gym.imagination import imagine
 from mosaic_gym.planning import Planner, Search
 from mosaic_gym.worlds.conformance import check_world

@@ -1,1 +1,1 @@
-"""Episodes: the walker that explores, captions of what it sees, and how both lie on disk."""
+"""Recorded episodes: how they are stored on disk and read back. What drives a simulator is in `worlds`."""

@@ -1,8 +1,8 @@
-"""Episodes on disk: one folder each, memory-mapped TensorDicts, whole or not there.
+"""Episodes on disk: one folder each, with memory-mapped arrays. A folder has its final name only when it is complete.
 
 ROOT/{train,heldout}/SEED/
-  *.memmap, meta.json   the TensorDict, batch size [S] (steps): see `EpisodeStore.load`
-  episode.json          what the numbers mean: scenario, seed, K, label names, captions
+  *.memmap, meta.json   a TensorDict of batch size [S] (steps): see `EpisodeStore.load`
+  episode.json          metadata: scenario, seed, K, label names, captions
 """
 
 from __future__ import annotations
@@ -12,55 +12,79 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 
-if TYPE_CHECKING:
-    from mosaic_gym.worlds.protocol import View
-
 FORMAT = "mosaic-episode-1"
 SPLITS = ("train", "heldout")
 
 
+class RecordedView(Protocol):
+    """What is stored of a step; the views of a simulator have it.
+
+    Attributes:
+        frames: uint8 `[4, H, W, 3]`.
+        all_depth_m: `[4, H, W]`, metres.
+        world_from_camera: `[4, 4, 4]`, metres.
+        image_from_camera: `[3, 3]`, K in pixels.
+        labels: names of the objects in view.
+        reward, terminated: of the step.
+    """
+
+    @property
+    def frames(self) -> np.ndarray: ...
+    @property
+    def all_depth_m(self) -> np.ndarray | None: ...
+    @property
+    def world_from_camera(self) -> np.ndarray: ...
+    @property
+    def image_from_camera(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def reward(self) -> float: ...
+    @property
+    def terminated(self) -> bool: ...
+
+
 def split_of(seed: int) -> str:
-    """The split an episode belongs to, by its seed alone: every tenth is held out."""
+    """The split of an episode, by its seed alone: seeds that end in 9 are held out."""
     return "heldout" if seed % 10 == 9 else "train"
 
 
 def episode_folder(root: Path, seed: int) -> Path:
-    """Where the episode of a seed lies."""
+    """The folder of the episode of a seed."""
     return Path(root) / split_of(seed) / f"{seed:06d}"
 
 
 def write_episode(
-    root: Path, seed: int, scenario: str, views: Sequence[View], actions: np.ndarray, captions: Sequence[str]
+    root: Path, seed: int, scenario: str, views: Sequence[RecordedView], actions: np.ndarray, captions: Sequence[str]
 ) -> Path:
-    """Writes one episode; it appears under its name only when it is whole.
+    """Writes one episode. The folder gets its final name when all is written; after an error nothing is left of it.
 
     Args:
-        views: one a step; the first is the start's.
+        views: one per step; the first is the start's.
         actions: `[S, 3]`, the action that led to each view; zeros for the first.
-        captions: one a step.
+        captions: one per step.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
     """
     names = sorted({label for view in views for label in view.labels})
-    labels = torch.tensor([[name in view.labels for name in names] for view in views], dtype=torch.uint8)
-    steps = len(views)
-    tensors = TensorDict(
-        {
-            "frames": torch.from_numpy(np.stack([view.frames for view in views])),
-            "depth_m": torch.from_numpy(np.stack([view.all_depth_m for view in views])).half(),
-            "world_from_camera": torch.from_numpy(np.stack([view.world_from_camera for view in views])).float(),
-            "action": torch.from_numpy(np.asarray(actions, dtype=np.float32)),
-            "reward": torch.tensor([view.reward for view in views], dtype=torch.float32),
-            "terminated": torch.tensor([view.terminated for view in views]),
-            "labels": labels.view(steps, len(names)),
-        },
-        batch_size=[steps],
-    )
-    told = {
+    labels = np.array([[name in view.labels for name in names] for view in views], dtype=np.uint8)
+    arrays = {
+        "frames": np.stack([view.frames for view in views]),
+        "depth_m": np.stack([view.all_depth_m for view in views]).astype(np.float16),
+        "world_from_camera": np.stack([view.world_from_camera for view in views]).astype(np.float32),
+        "action": np.asarray(actions, dtype=np.float32),
+        "reward": np.array([view.reward for view in views], dtype=np.float32),
+        "terminated": np.array([view.terminated for view in views], dtype=bool),
+        "labels": labels.reshape(len(views), len(names)),
+    }
+    metadata = {
         "format": FORMAT,
         "scenario": scenario,
         "seed": seed,
@@ -69,13 +93,35 @@ def write_episode(
         "captions": list(captions),
     }
     folder = episode_folder(root, seed)
-    fresh = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.parent.mkdir(parents=True, exist_ok=True)
-    tensors.memmap(str(fresh))
-    (fresh / "episode.json").write_text(json.dumps(told))
-    fresh.rename(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_arrays(partial, arrays)
+        (partial / "episode.json").write_text(json.dumps(metadata))
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return folder
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays in the format of `TensorDict.memmap`, batch size `[S]`.
+
+    Plain writes report a full disk as an OSError. `TensorDict.memmap` writes through a mapping of a sparse file, where
+    a full disk ends the process by a signal.
+    """
+    meta: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if array.size:
+            with (folder / f"{name}.memmap").open("wb") as file:
+                file.write(np.ascontiguousarray(array).data)
+        dtype = f"torch.{array.dtype.name}"
+        meta[name] = {"device": "cpu", "shape": list(array.shape), "dtype": dtype, "is_nested": False}
+    meta |= {"shape": [len(arrays["action"])], "device": "cpu", "_type": "<class 'tensordict._td.TensorDict'>"}
+    meta |= {"_format_version": 1, "_class": "tensordict:TensorDict"}
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 class EpisodeStore:
@@ -86,55 +132,58 @@ class EpisodeStore:
         split: "train" or "heldout".
 
     Raises:
-        ValueError: an unknown split, an episode of another version, or of another scenario or camera than the first.
-            FileNotFoundError: nothing is recorded there.
+        ValueError: an unknown split; an episode in another format, or of another scenario or camera than the first.
+        FileNotFoundError: no episode of the split is recorded there.
     """
 
     def __init__(self, root: Path | str, split: str):
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; there are {list(SPLITS)}")
-        whole = (path.parent for path in Path(root, split).glob("*/episode.json"))
-        self.folders = sorted(folder for folder in whole if folder.suffix != ".partial")
+            raise ValueError(f"unknown split {split!r}; the known ones are {', '.join(SPLITS)}")
+        complete = (path.parent for path in Path(root, split).glob("*/episode.json"))
+        self.folders = sorted(folder for folder in complete if folder.suffix != ".partial")
         if not self.folders:
             raise FileNotFoundError(f"no {split} episodes under {root}; record some: mosaic-gym record --out {root}")
-        self._told: dict[int, dict[str, Any]] = {}
-        self.image_from_camera = np.array(self.told(0)["image_from_camera"])
+        self._metadata: dict[int, dict[str, Any]] = {}
+        self.image_from_camera = np.array(self.metadata(0)["image_from_camera"])
 
     def __len__(self) -> int:
         return len(self.folders)
 
-    def told(self, index: int) -> dict[str, Any]:
-        """What episode.json says."""
-        if index not in self._told:
-            told = json.loads((self.folders[index] / "episode.json").read_text())
-            if told.get("format") != FORMAT:
-                raise ValueError(f"{self.folders[index]} is not of format {FORMAT}; record it again")
-            first = self.told(0) if index else told
-            if any(told[name] != first[name] for name in ("scenario", "image_from_camera")):
+    def metadata(self, index: int) -> dict[str, Any]:
+        """The content of episode.json: format, scenario, seed, K, label names, captions."""
+        if index not in self._metadata:
+            metadata = json.loads((self.folders[index] / "episode.json").read_text())
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{self.folders[index]} is not in the format {FORMAT}; record it again")
+            first = self.metadata(0) if index else metadata
+            if any(metadata[name] != first[name] for name in ("scenario", "image_from_camera")):
                 raise ValueError(
-                    f"{self.folders[index]} is of another scenario or camera than {self.folders[0]}: keep them apart"
+                    f"{self.folders[index]} is of another scenario or camera than {self.folders[0]}: "
+                    "put them in separate folders"
                 )
-            self._told[index] = told
-        return self._told[index]
+            self._metadata[index] = metadata
+        return self._metadata[index]
 
     def captions(self, index: int) -> list[str]:
-        """One caption a step."""
-        return self.told(index)["captions"]
+        """One caption per step."""
+        return self.metadata(index)["captions"]
 
     def load(self, index: int) -> TensorDict:
         """The memory-mapped episode, batch size [S].
 
-        frames uint8 `[S, 4, H, W, 3]`; depth_m float16 `[S, 4, H, W]`, the engine's, metres; world_from_camera float32
-        `[S, 4, 4, 4]`; action float32 `[S, 3]`, which led here; reward float32 `[S]`; terminated bool `[S]`;
-        labels uint8 `[S, L]`, which of the named objects are in sight.
+        frames uint8 `[S, 4, H, W, 3]`; depth_m float16 `[S, 4, H, W]`, the simulator's, metres; world_from_camera
+        float32 `[S, 4, 4, 4]`; action float32 `[S, 3]`, which led to the view; reward float32 `[S]`; terminated bool
+        `[S]`; labels uint8 `[S, L]`, which of the named objects are in view.
+
+        The tensors are mapped copy-on-write: writing to them changes this process's memory, never the file.
 
         Raises:
             ValueError: a damaged episode, or one that holds anything but arrays.
         """
         folder = self.folders[index]
         try:
-            # A recording may come from anybody, and reading a pickle is running what it says.
-            return TensorDict.load_memmap(folder, allow_pickle=False)
+            # Recordings are shared between users, and reading a pickle runs the code in it.
+            return TensorDict.load_memmap(folder, allow_pickle=False, mode="r")
         except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(
                 f"the episode in {folder} is damaged, or holds more than arrays ({error}); record it again"
@@ -142,15 +191,19 @@ class EpisodeStore:
 
     @property
     def fingerprint(self) -> str:
-        """Tells recordings apart: a hash of what is said of every episode."""
-        told = [json.dumps(self.told(index), sort_keys=True) for index in range(len(self))]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+        """A hash of the metadata of all episodes, to distinguish recordings.
+
+        It does not read the arrays, because they are gigabytes. Recording the same seeds of the same scenario gives the
+        same arrays, and nothing read through `load` can change them; files edited by other means are not noticed.
+        """
+        rows = [json.dumps(self.metadata(index), sort_keys=True) for index in range(len(self))]
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def all(self, key: str, part: Any = ..., every: int = 1) -> torch.Tensor:
-        """One tensor of every episode, one behind the other, `[sum of S, ...]`, in memory; see `load`.
+        """One tensor of every episode, concatenated along the steps, `[sum of S, ...]`, in memory; see `load`.
 
         Args:
-            part: an index into each, so that no more than that is read.
-            every: of how many episodes one is taken.
+            part: an index into each episode's tensor; only that part is read.
+            every: take one episode out of so many.
         """
         return torch.cat([self.load(index)[key][part] for index in range(0, len(self), every)])

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from mosaic_gym.data.explore import steer_towards_depth
 from mosaic_gym.deprecation import warn_renamed
+from mosaic_gym.geometry.steering import steer_towards_depth
 from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.protocol import Start, State, View, World
 

@@ -110,7 +110,7 @@ def _lifting_settings(world: MosaicWorld) -> str:
 
 def _recording_digest(store: EpisodeStore, index: int) -> bytes:
     """A hash of everything recorded that is lifted."""
-    episode, digest = store.load(index), hashlib.sha256(json.dumps(store.told(index), sort_keys=True).encode())
+    episode, digest = store.load(index), hashlib.sha256(json.dumps(store.metadata(index), sort_keys=True).encode())
     for name in ("frames", "world_from_camera"):
         digest.update(np.ascontiguousarray(episode[name].numpy()))
     return digest.digest()

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mosaic_gym.data.captions import caption
 from mosaic_gym.data.episodes import SPLITS, EpisodeStore, episode_folder, write_episode
-from mosaic_gym.data.explore import Explorer
+from mosaic_gym.worlds.captions import caption
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.doom_game import check_scenario, choose_crop
+from mosaic_gym.worlds.explorer import Explorer
 from mosaic_gym.worlds.protocol import Start
 
 
@@ -69,7 +69,7 @@ def _check_folder(config: RecordConfig) -> None:
             store = EpisodeStore(config.out, split)
         except FileNotFoundError:
             continue
-        there = {"scenario": store.told(0)["scenario"], "size": tuple(store.load(0)["frames"].shape[2:4])}
+        there = {"scenario": store.metadata(0)["scenario"], "size": tuple(store.load(0)["frames"].shape[2:4])}
         if there != asked:
             raise ValueError(f"{config.out} holds episodes of {there}, not of {asked}: give another --out")
         for index, folder in enumerate(store.folders):

@@ -10,7 +10,7 @@ import torch
 from tensordict import NonTensorData, TensorDict
 
 from mosaic_gym import steer_towards_depth
-from mosaic_gym.data.captions import MAX_BYTES
+from mosaic_gym.worlds.captions import MAX_BYTES
 from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
 from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import Trap
@@ -86,7 +86,7 @@ def test_maps_are_not_mixed(root, tmp_path):
     told.write_text(told.read_text().replace("my_way_home", "take_cover"))
     with pytest.raises(ValueError, match="of another scenario or camera than"):
         store = EpisodeStore(tmp_path / "mixed", "train")
-        [store.told(index) for index in range(len(store))]
+        [store.metadata(index) for index in range(len(store))]
 
 
 def test_lengths_are_not_mixed(root, tmp_path):

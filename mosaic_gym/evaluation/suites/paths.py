@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mosaic_gym.data.captions import caption
-from mosaic_gym.data.explore import STOPPING_STEPS, Explorer
 from mosaic_gym.evaluation.metrics.visibility import Covisibility
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, control_from_settings
 from mosaic_gym.model.checkpoints import WorldSettings
+from mosaic_gym.worlds.captions import caption
 from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.explorer import STOPPING_STEPS, Explorer
 from mosaic_gym.worlds.protocol import Start, View
 
 FIRST_SEED = 1_000_009

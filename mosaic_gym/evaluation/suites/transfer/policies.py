@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 
-from mosaic_gym.data.explore import steer_towards_depth
 from mosaic_gym.evaluation.suites.transfer.ppo import load_policy
 from mosaic_gym.geometry.control import ACTIONS
+from mosaic_gym.geometry.steering import steer_towards_depth
 
 Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Actions `[b]` for stacked observations."""

@@ -1,0 +1,46 @@
+"""Steering by depth: a scripted walker that goes where the view is deep and turns where it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mosaic_gym.geometry.control import ACTIONS
+
+NEAR_M = 1.2
+"""A walker turns when what is in front of it is nearer than this, metres."""
+
+
+def depth_at_eye_height(depth_m: np.ndarray) -> np.ndarray:
+    """Mean depth `[W]` of every column of a depth image `[H, W]` at the height of the eyes, metres."""
+    height = depth_m.shape[0]
+    return depth_m[height * 15 // 32 : height * 17 // 32].mean(0)
+
+
+def clearance_m(column_depth_m: np.ndarray, share: int = 4) -> float:
+    """The least depth in the middle columns, one part in `share` of all, metres.
+
+    Args:
+        column_depth_m: `[W]`, from `depth_at_eye_height`.
+    """
+    width = len(column_depth_m)
+    return column_depth_m[(share - 1) * width // (2 * share) : (share + 1) * width // (2 * share)].min()
+
+
+def steer_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The next action of a walker: ahead, towards the deepest column; before a wall, a turn to the deeper side.
+
+    Args:
+        depth_m: `[H, W]`, the depth image, metres.
+        rng: of the noise in the walker's heading.
+
+    Returns:
+        `[3]`: forward, strafe right, turn right, each in [-1, 1].
+    """
+    columns = depth_at_eye_height(depth_m)
+    width = len(columns)
+    if clearance_m(columns) < NEAR_M:
+        deeper = "turn_left" if columns[: width // 2].mean() > columns[width // 2 :].mean() else "turn_right"
+        return np.array(ACTIONS[deeper])
+    noise = rng.normal(0.0, 0.25)
+    side = float(np.argmax(columns)) / width * 2 - 1
+    return np.array([1.0, 0.0, np.clip(side + noise, -1.0, 1.0)])
