@@ -121,7 +121,13 @@ def test_the_action_of_a_member_that_begins_anew_is_not_looked_at(action_space, 
 
 @pytest.mark.parametrize(
     ("task", "asks"),
-    [("explore", False), ("simulator", False), ("goal", True), (FixedStarts("explore", 2), False), (SecondStep(), True)],
+    [
+        ("explore", False),
+        ("simulator", False),
+        ("goal", True),
+        (FixedStarts("explore", 2), False),
+        (SecondStep(), True),
+    ],
 )
 def test_only_of_tasks_that_can_succeed_it_is_told_whether_they_did(task, asks):
     # Stable-Baselines3 would count a success rate of 0 for others.
