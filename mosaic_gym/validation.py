@@ -156,6 +156,21 @@ class PathOrId:
 
 
 @dataclass(frozen=True)
+class Folder:
+    """The path of a folder, which need not exist yet; text becomes a `Path`."""
+
+    @property
+    def expected(self) -> str:
+        return "the path of a folder"
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, Path | str) and bool(str(value)) and not Path(value).is_file()
+
+    def normalized(self, value: Any) -> Path:
+        return Path(value)
+
+
+@dataclass(frozen=True)
 class ListOf:
     """A list or tuple whose items all meet a constraint; it becomes a tuple."""
 

@@ -13,6 +13,7 @@ import torch
 from mosaic_gym.validation import (
     Constraint,
     Flag,
+    Folder,
     ListOf,
     Number,
     OneOf,
@@ -50,6 +51,8 @@ from mosaic_gym.validation import (
         (Flag(), np.True_, True),
         (PathOrId(), "owner/name", "owner/name"),
         (PathOrId(), Path("here"), Path("here")),
+        (Folder(), "there", Path("there")),
+        (Folder(), Path("there"), Path("there")),
         (ListOf(Text()), [], ()),
         (ListOf(Whole(1)), [1, np.int64(2)], (1, 2)),
         (ListOf(PathOrId()), ("a", Path("b")), ("a", Path("b"))),
@@ -99,6 +102,9 @@ def test_an_allowed_value_becomes_plain_python(constraint, value, expected):
         (Flag(), "no", "True or False; got 'no'"),
         (Flag(), None, "True or False; got None"),
         (PathOrId(), 3, "the path of a folder or file, or an id; got 3"),
+        (Folder(), 3, "the path of a folder; got 3"),
+        (Folder(), "", "the path of a folder; got ''"),
+        (Folder(), __file__, f"the path of a folder; got {__file__!r}"),
         (PathOrId(), ["a"], "the path of a folder or file, or an id; got ['a']"),
         (ListOf(Text()), "ab", "a list, each item text; got 'ab'"),
         (ListOf(Text()), {"a"}, "a list, each item text; got {'a'}"),
@@ -163,7 +169,9 @@ def test_messages_name_fields_unless_a_spelling_is_given():
     assert option("min_coverage") == "--min-coverage" and option("from_") == "--from"
 
 
-@pytest.mark.parametrize("constraint", [Whole(), Number(), OneOf("a"), Text(), Flag(), PathOrId(), ListOf(Text())])
+@pytest.mark.parametrize(
+    "constraint", [Whole(), Number(), OneOf("a"), Text(), Flag(), PathOrId(), Folder(), ListOf(Text())]
+)
 def test_every_constraint_is_one(constraint):
     assert isinstance(constraint, Constraint)
     assert not isinstance("documentation", Constraint)

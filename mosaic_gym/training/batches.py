@@ -201,8 +201,8 @@ def _rollout_steps(options: BatchOptions, rng: np.random.Generator) -> int:
 def draw_batch(world: MosaicWorld, episodes: list[LiftedEpisode], options: BatchOptions, seed: int) -> Batch:
     """The batch of a seed, on the world's device."""
     rng = np.random.default_rng(seed)
-    augmentation = options.augmentation
     rollout = _rollout_steps(options, rng)
+    augmentation = options.augmentation
     states, targets = [], []
     empty_text = world.model.text_encoder.encode([""])[0]
     long_enough = [i for i, episode in enumerate(episodes) if len(episode.keyframes) > 1 + rollout]

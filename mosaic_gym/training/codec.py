@@ -13,16 +13,16 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.training.precision import float32_by_default
-from mosaic_gym.validation import PathOrId, Whole, option, validate
+from mosaic_gym.validation import Folder, Whole, option, validate
 
 
 @dataclass(frozen=True)
 class Config:
     """What `mosaic-gym train codec` takes."""
 
-    data: Annotated[Path, PathOrId()] = Path("data/my_way_home")
+    data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Annotated[Path, PathOrId()] = Path("runs/codec")
+    out: Annotated[Path, Folder()] = Path("runs/codec")
     """Where the codec is written."""
     channels: Annotated[int, Whole(1)] = 768
     """Channels of a latent cell."""

@@ -19,16 +19,16 @@ from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
-from mosaic_gym.validation import ListOf, Number, OneOf, PathOrId, Whole, option, validate
+from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, validate
 
 
 @dataclass(frozen=True)
 class Config:
     """What `mosaic-gym train depth` takes."""
 
-    data: Annotated[Path, PathOrId()] = Path("data/my_way_home")
+    data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Annotated[Path, PathOrId()] = Path("runs/depth")
+    out: Annotated[Path, Folder()] = Path("runs/depth")
     """The run's folder: checkpoints, log, and the finished weights in `weights/`."""
     minutes: Annotated[float | None, Number(above=0.0)] = None
     """Wall time of training, earlier parts included, without the time to read the recording; 9 without --steps."""

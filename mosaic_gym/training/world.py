@@ -41,7 +41,7 @@ from mosaic_gym.training.budget import budget_of, check_one_budget, recipe_of
 from mosaic_gym.training.precision import exact_products, float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import LiftedEpisode, MemoryAugmentation, draw_state, lift_episodes
-from mosaic_gym.validation import Number, OneOf, PathOrId, Whole, option
+from mosaic_gym.validation import Folder, Number, OneOf, Whole, option
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 UNREFINED_WEIGHT = 0.5
@@ -62,19 +62,19 @@ class Config(BatchOptions):
     """What `mosaic-gym train world` takes. With --from it fine-tunes a pretrained Wan model, and takes other options:
     `mosaic-gym train world --from --help`."""
 
-    data: Annotated[Path, PathOrId()] = Path("data/my_way_home")
+    data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
-    codec: Annotated[Path, PathOrId()] = Path("runs/codec")
+    codec: Annotated[Path, Folder()] = Path("runs/codec")
     """What `train codec` wrote."""
-    depth: Annotated[Path, PathOrId()] = Path("runs/depth/weights")
+    depth: Annotated[Path, Folder()] = Path("runs/depth/weights")
     """What `train depth` wrote."""
-    reward_heads: Annotated[Path, PathOrId()] = Path("runs/reward_heads/weights")
+    reward_heads: Annotated[Path, Folder()] = Path("runs/reward_heads/weights")
     """What `train reward-heads` wrote."""
-    atlas: Annotated[Path, PathOrId()] = Path("runs/atlas/weights")
+    atlas: Annotated[Path, Folder()] = Path("runs/atlas/weights")
     """What `train atlas` wrote."""
-    begin: Annotated[Path | None, PathOrId()] = None
+    begin: Annotated[Path | None, Folder()] = None
     """A finished world to start from, with a budget of its own; its parts are taken instead of those above."""
-    out: Annotated[Path, PathOrId()] = Path("runs/world")
+    out: Annotated[Path, Folder()] = Path("runs/world")
     """The run's folder: checkpoints, log, and the finished world in `weights/`."""
     minutes: Annotated[float | None, Number(above=0.0)] = None
     """Wall time of training, earlier parts included, without the time to read the recording; 62 without --steps."""
@@ -192,7 +192,7 @@ def build(config: Config, store: EpisodeStore) -> WorldModel:
         width=images.shape[2],
         image_from_camera=tuple(tuple(map(float, row)) for row in store.image_from_camera),
         control=control_settings(Control()),
-        scenario=store.told(0)["scenario"],
+        scenario=store.metadata(0)["scenario"],
     )
     return WorldModel(
         settings=settings,

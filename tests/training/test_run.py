@@ -34,33 +34,8 @@ from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import lift_episodes
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.recording import RecordConfig, record
-from tests.tiny import record_few, tiny_atlas
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return record_few(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def parts(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("parts")
-    codec.train(codec.Config(data=data, out=folder / "codec", channels=24, steps=40))
-    depth.train(depth.Config(data=data, out=folder / "depth", minutes=None, steps=2, batch=2, widths=(8, 8, 16, 16)))
-    reward_heads.train(
-        reward_heads.Config(data=data, out=folder / "outcome", minutes=None, steps=2, batch=8, widths=(8, 8))
-    )
-    atlas.train(atlas.Config(data=data, out=folder / "atlas", minutes=None, steps=2, batch=4))
-    return folder
-
-
-def world_config(data: Path, parts: Path, out: Path, steps: int) -> world.Config:
-    return world.Config(
-        data=data, codec=parts / "codec", depth=parts / "depth" / "weights",
-        reward_heads=parts / "outcome" / "weights", atlas=parts / "atlas" / "weights", out=out, minutes=None,
-        steps=steps,
-        batch=2, layers=1, heads=1, ffn=32, rollout=0.5,
-    )  # fmt: skip
+from tests.tiny import tiny_atlas
+from tests.training.tiny_run import tiny_world_config
 
 
 class _CutOff(Exception):
@@ -69,7 +44,7 @@ class _CutOff(Exception):
 
 @pytest.mark.parametrize("met", [{}, {"reuse": 2, "rollout": 0.0}])
 def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, met):
-    world.train(replace(world_config(data, parts, tmp_path / "whole", 4), **met))
+    world.train(replace(tiny_world_config(data, parts, tmp_path / "whole", 4), **met))
     update = Run.update
 
     def cut_off(run, *arguments):
@@ -80,9 +55,9 @@ def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(Run, "update", cut_off)
     with pytest.raises(_CutOff):
-        world.train(replace(world_config(data, parts, tmp_path / "pieces", 4), **met))
+        world.train(replace(tiny_world_config(data, parts, tmp_path / "pieces", 4), **met))
     monkeypatch.undo()
-    world.train(replace(world_config(data, parts, tmp_path / "pieces", 4), **met))
+    world.train(replace(tiny_world_config(data, parts, tmp_path / "pieces", 4), **met))
     for name in ("model", "average", "optimizer"):
         one, two = (load_file(tmp_path / run / "checkpoint" / f"{name}.safetensors") for run in ("whole", "pieces"))
         assert one.keys() == two.keys()
@@ -91,7 +66,7 @@ def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, 
 
 
 def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data, parts, tmp_path):
-    shipped = world.train(world_config(data, parts, tmp_path / "run", 2))
+    shipped = world.train(tiny_world_config(data, parts, tmp_path / "run", 2))
     model = WorldModel.from_pretrained(tmp_path / "run" / "weights")
     assert len(list((tmp_path / "run" / "log").iterdir())) == 1, "the last validation is logged with the others"
     kept = load_file(tmp_path / "run" / "checkpoint" / "average.safetensors")["transformer.proj_out.weight"]
@@ -103,7 +78,7 @@ def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data,
 
 
 def test_the_world_trains_on_a_mixture_of_warps(data, parts, tmp_path):
-    plain = world_config(data, parts, tmp_path / "both", 2)
+    plain = tiny_world_config(data, parts, tmp_path / "both", 2)
     mixed = replace(plain, out=tmp_path / "mixed", augmentation=replace(plain.augmentation, single_warp=1.0))
     both, either = world.train(plain), world.train(mixed)
     weights = either.transformer.proj_out.weight
@@ -112,7 +87,7 @@ def test_the_world_trains_on_a_mixture_of_warps(data, parts, tmp_path):
 
 
 def test_workers_draw_the_batches_that_the_run_itself_would(data, parts, tmp_path):
-    config = replace(world_config(data, parts, tmp_path / "run", 2), workers=2)
+    config = replace(tiny_world_config(data, parts, tmp_path / "run", 2), workers=2)
     model = world.train(config)
     assert model.transformer.proj_out.weight.abs().max() > 0
     dreaming = MosaicWorld(model)
@@ -189,9 +164,9 @@ def test_what_is_drawn_is_placed_exactly_however_coarsely_a_run_multiplies(monke
 
 
 def test_a_run_does_not_go_on_with_other_parts(data, parts, tmp_path):
-    world.train(world_config(data, parts, tmp_path / "run", 1))
+    world.train(tiny_world_config(data, parts, tmp_path / "run", 1))
     codec.train(codec.Config(data=data, out=tmp_path / "codec", channels=24, steps=41))
-    other = replace(world_config(data, parts, tmp_path / "run", 2), codec=tmp_path / "codec")
+    other = replace(tiny_world_config(data, parts, tmp_path / "run", 2), codec=tmp_path / "codec")
     with pytest.raises(ValueError, match="trained against other weights .codec, depth estimator, heads"):
         world.train(other)
 
@@ -199,7 +174,7 @@ def test_a_run_does_not_go_on_with_other_parts(data, parts, tmp_path):
 def test_recordings_too_short_to_draw_from_are_named(data, parts, tmp_path):
     record(RecordConfig(out=tmp_path / "short", episodes=10, steps_per_episode=4, height=48, width=64, workers=1))
     with pytest.raises(ValueError, match="too short: one of at least 5 steps is needed"):
-        world.train(world_config(tmp_path / "short", parts, tmp_path / "run", 1))
+        world.train(tiny_world_config(tmp_path / "short", parts, tmp_path / "run", 1))
 
 
 def test_held_out_recordings_too_short_to_validate_on_are_named(tmp_path):
@@ -210,8 +185,8 @@ def test_held_out_recordings_too_short_to_validate_on_are_named(tmp_path):
 
 
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
-    first = world.train(world_config(data, parts, tmp_path / "first", 2))
-    begun = replace(world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")
+    first = world.train(tiny_world_config(data, parts, tmp_path / "first", 2))
+    begun = replace(tiny_world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")
     unmoved = world.train(replace(begun, out=tmp_path / "unmoved", learning_rate=0.0))
     assert unmoved.fingerprint == first.fingerprint
     with pytest.raises(ValueError, match=r"started from .*first.*not from no weights; .* --out"):
@@ -248,7 +223,7 @@ def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
 
 @pytest.mark.usefixtures("a_precision_of_its_own")
 def test_the_world_trains_in_bf16(data, parts, tmp_path):
-    model = world.train(replace(world_config(data, parts, tmp_path / "run", 2), precision="bf16"))
+    model = world.train(replace(tiny_world_config(data, parts, tmp_path / "run", 2), precision="bf16"))
     weight = model.transformer.proj_out.weight
     assert weight.dtype == torch.float32 and weight.isfinite().all() and weight.abs().max() > 0
 
@@ -280,7 +255,7 @@ def test_either_budget_is_enough_and_both_are_one_too_many(recipe, tmp_path):
 
 
 def test_parts_that_are_not_trained_yet_are_named(data, parts, tmp_path):
-    config = world_config(data, parts, tmp_path / "run", 1)
+    config = tiny_world_config(data, parts, tmp_path / "run", 1)
     for part in ("codec", "atlas"):
         with pytest.raises(FileNotFoundError, match=f"run `mosaic-gym train {part}` first"):
             world.train(replace(config, **{part: tmp_path / "nowhere"}))
@@ -326,7 +301,7 @@ def test_a_run_of_another_size_is_not_gone_on_with(tmp_path):
 
 
 def test_a_world_says_what_it_was_trained_on(data, parts, tmp_path):
-    config = world_config(data, parts, tmp_path / "run", 1)
+    config = tiny_world_config(data, parts, tmp_path / "run", 1)
     settings = world.build(config, EpisodeStore(data, "train")).settings
     assert settings.scenario == "my_way_home"
     elsewhere = replace(settings, scenario="take_cover")

@@ -83,8 +83,8 @@ def test_some_samples_know_no_place():
     episode, text = recognised_episode(), torch.zeros(1, 8)
     mix = MemoryAugmentation(no_memory=0.0, last_only=0.0, degraded=0.0, no_recent=0.0)
 
-    def known(unplaced: float, seed: int) -> bool:
-        mixed = replace(mix, unplaced=unplaced)
+    def known(no_place: float, seed: int) -> bool:
+        mixed = replace(mix, no_place=no_place)
         state = draw_state(episode, 3, mixed, text, 0, np.random.default_rng(seed))
         return any(keyframe.trust > 0 for keyframe in state.memory.keyframes)
 
