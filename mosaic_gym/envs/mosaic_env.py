@@ -289,7 +289,7 @@ def make_learned_env(
         temperature: at which the game's own reward and end are drawn; 0 takes the likelier.
         min_coverage, min_coverage_patience: truncate an episode after so many consecutive steps whose views memory
             covers less than this share of, and whose place is on no map that the checkpoint has; None for no limit.
-        loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.model.wan.pipeline.WanOptions`.
+        loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
 
     Raises:
