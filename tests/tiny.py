@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from mosaic_gym.geometry.control import Control
+from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.memory.keyframe import Keyframe, lift
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.checkpoints import WorldModel
@@ -59,7 +58,7 @@ def tiny_model(seed: int = 0, capacity: int = 16, size: tuple[int, int] = SIZE) 
         height=size[0],
         width=size[1],
         image_from_camera=((32.0, 0.0, size[1] / 2), (0.0, 25.6, size[0] / 2), (0.0, 0.0, 1.0)),
-        control=asdict(Control()),
+        control=control_settings(Control()),
         max_patches=8,
         capacity=capacity,
     )

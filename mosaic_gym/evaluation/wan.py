@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mosaic_gym.evaluation.stages import GROUPS, REST, Operations, Stopwatch, now, staged
-from mosaic_gym.geometry.control import Control
+from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.depth import HuggingFaceDepth
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
@@ -169,7 +169,7 @@ def build(config: Config, size: tuple[int, int]) -> MosaicWorld:
     focal = 0.7 * size[1]
     tokens = (size[0] // TOKEN_PX) * (size[1] // TOKEN_PX)
     settings = WorldSettings(
-        *size, ((focal, 0.0, size[1] / 2), (0.0, focal, size[0] / 2), (0.0, 0.0, 1.0)), asdict(Control()),
+        *size, ((focal, 0.0, size[1] / 2), (0.0, focal, size[0] / 2), (0.0, 0.0, 1.0)), control_settings(Control()),
         denoising_steps=config.denoising_steps, max_patches=tokens,
     )  # fmt: skip
     codec = WanCodec(vae.eval(), restarts=False).to(config.device)

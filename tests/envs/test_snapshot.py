@@ -141,6 +141,20 @@ def test_a_file_that_says_too_little_is_damaged(tmp_path):
     env.load(rewritten(lambda told: None))
 
 
+def test_files_with_the_earlier_name_of_a_task_load(tmp_path):
+    env, path = WorldEnv(CountingWorld(), task="simulator"), tmp_path / "here.safetensors"
+    env.reset(seed=0)
+    env.step(1)
+    env.save(path)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    (member,) = about["members"]
+    assert member["task"] == "SimulatorTask()" and "progress" in member, "keys in files keep their names"
+    member["task"] = "EngineTask()"
+    save_file(load_file(path), path, metadata={"about": json.dumps(about)})
+    assert env.load(path)[1]["step_index"] == 1
+
+
 @pytest.mark.parametrize(
     ("made", "said"),
     [

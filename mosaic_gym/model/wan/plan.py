@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
 from transformers import PreTrainedTokenizerBase, UMT5Config
 
-from mosaic_gym.geometry.control import Control
+from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 from mosaic_gym.model.wan.adapters import check_adapter
 from mosaic_gym.model.wan.cameras import METRES_PER_UNIT, check_cameras
@@ -154,7 +154,7 @@ def wan_settings(plan: WanPlan, options: WanOptions, height: int, width: int) ->
         "height": height,
         "width": width,
         "image_from_camera": ((fx, 0.0, width / 2), (0.0, fy, height / 2), (0.0, 0.0, 1.0)),
-        "control": asdict(Control()),
+        "control": control_settings(Control()),
         "denoising_steps": choose("denoising_steps", WAN_STEPS),
         "max_patches": (height // token_px) * (width // token_px),
         "guidance": choose("guidance", WAN_GUIDANCE),
