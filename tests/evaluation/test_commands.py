@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mosaic_gym.evaluation import demo, stages, wan
+from mosaic_gym.evaluation import demo
 from mosaic_gym.evaluation.metrics.intervals import bootstrap_interval
+from mosaic_gym.evaluation.speed import stages, wan
 from mosaic_gym.evaluation.speed import steps as speed
 from mosaic_gym.evaluation.suites import atlas, collision, depth, paths, revisit
 from mosaic_gym.evaluation.suites.paths import ahead_path, collect

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mosaic_gym.evaluation.stages import GROUPS, REST, Operations, Stopwatch, now, staged
+from mosaic_gym.evaluation.speed.stages import GROUPS, REST, Operations, Stopwatch, now, staged
 from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.model.checkpoints import WorldModel, WorldSettings
 from mosaic_gym.model.depth import HuggingFaceDepth
