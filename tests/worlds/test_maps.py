@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from mosaic_gym.worlds.maps.level import SLOT_BYTES, level_text, write_level
+from mosaic_gym.worlds.maps.level import TEXT_BYTES, level_text, write_level
 from mosaic_gym.worlds.maps.plan import Plan, bounds_of, edges_of, is_free, is_inside
 from mosaic_gym.worlds.maps.raycast import Raycaster
 from mosaic_gym.worlds.maps.rooms import LEAST_ROOMS, SPLITS, MapOptions, draw_plan, map_seed
@@ -115,7 +115,7 @@ def reachable(plan: Plan) -> set[tuple[int, int]]:
 
 
 def test_levels_fit_their_slot_and_are_replaced_in_place(plans, tmp_path):
-    assert max(len(level_text(plan)) for plan in plans[:100]) < SLOT_BYTES / 2
+    assert max(len(level_text(plan)) for plan in plans[:100]) < TEXT_BYTES / 2
     path = tmp_path / "level.wad"
     write_level(path, plans[0])
     first, size = path.read_bytes(), path.stat().st_size

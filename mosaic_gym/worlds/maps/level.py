@@ -1,8 +1,8 @@
-"""A plan as a level of the simulator: UDMF text, in a WAD file whose only level can be replaced in place.
+"""A plan as a level of the simulator: UDMF text and a script, in a WAD file whose only level is replaced in place.
 
 Formats: a WAD is a header (`PWAD`, number of lumps, offset of the directory), the lumps, and a directory of (offset,
-size, 8-byte name). A UDMF level is three lumps: a marker, `TEXTMAP`, and `ENDMAP`; the simulator builds its nodes when
-it loads the level. (UDMF 1.1 specification, and ZDoom's namespace `zdoom` for pushes, friends and texture scales.)
+size, 8-byte name). A level is a marker and the lumps `TEXTMAP` (UDMF 1.1, in ZDoom's namespace `zdoom`), `BEHAVIOR`
+(compiled ACS, format `ACS0`) and `ENDMAP`. The simulator builds the nodes when it loads the level.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from mosaic_gym.worlds.maps.plan import Edge, Plan, Space, edges_of
+from mosaic_gym.worlds.maps.plan import Edge, Plan, Space, Thing, edges_of
 from mosaic_gym.worlds.maps.themes import THEMES
 
 LEVEL = "MAP01"
-SLOT_BYTES = 400_000
-"""Room for the text of a level. The largest of 10,000 seeds takes half of it."""
+TEXT_BYTES = 400_000
+"""Length of the lump with the text. The largest level of 10,000 seeds fills half of it."""
+SCRIPT_BYTES = 1_024
+"""Length of the lump with the script, of which a monster takes 24."""
 FIRST_TAG = 100
 """Sector i has the tag `FIRST_TAG + i`, by which lines act on it."""
-DOOR_OPEN, LIGHT_CHANGE = 11, 112
-"""ZDoom's line specials `Door_Open` and `Light_ChangeToValue`."""
+FIRST_MONSTER, FIRST_GOAL = 1_000, 2_000
+"""Identities of monsters, and of the two ends of their patrols."""
+DOOR_OPEN, LIGHT_CHANGE, SET_GOAL = 11, 112, 229
+"""ZDoom's specials `Door_Open`, `Light_ChangeToValue` and `Thing_SetGoal`."""
+PATROL_POINT = 9024
+"""The simulator's number of an invisible place that monsters walk to."""
 DOOR_SPEED = 64
 _HEADER = struct.Struct("<4sii")
 _ENTRY = struct.Struct("<ii8s")
@@ -57,14 +63,33 @@ def level_text(plan: Plan) -> bytes:
         )
     parts = ['namespace = "zdoom";', *(f"vertex {{ x = {x}.0; y = {y}.0; }}" for x, y in vertices), *lines, *sides]
     parts += [_sector(index, space) for index, space in enumerate(plan.spaces)]
-    skills = " ".join(f"skill{level} = true;" for level in range(1, 6))
-    for thing in plan.things:
-        friend = " friend = true;" if thing.kind == "monster" else ""
-        parts.append(
-            f"thing {{ x = {thing.x}.0; y = {thing.y}.0; type = {thing.number}; angle = {thing.angle_deg}; "
-            f"{skills} single = true;{friend} }}"
-        )
+    parts += [line for index, thing in enumerate(plan.things) for line in _things(index, thing)]
     return "\n".join(parts).encode()
+
+
+def level_script(plan: Plan) -> bytes:
+    """The BEHAVIOR lump of a plan: a script that runs when the level opens and sends each monster on its patrol."""
+    lspec4direct, terminate, open_script = 12, 1, 1_000
+    monsters = [index for index, thing in enumerate(plan.things) if thing.patrol is not None]
+    calls = [(lspec4direct, SET_GOAL, FIRST_MONSTER + i, FIRST_GOAL + 2 * i + 1, 0, 1) for i in monsters]
+    code = b"".join(struct.pack("<6i", *call) for call in calls) + struct.pack("<i", terminate)
+    start = 8  # behind the header
+    scripts, strings = struct.pack("<4i", 1, open_script + 1, start, 0), struct.pack("<i", 0)
+    return b"ACS\0" + struct.pack("<i", start + len(code)) + code + scripts + strings
+
+
+def _things(index: int, thing: Thing) -> list[str]:
+    """A thing, and the ends of its patrol, which point to each other, as UDMF blocks."""
+    flags = " ".join(f"skill{level} = true;" for level in range(1, 6)) + " single = true;"
+    place = f"x = {thing.x}.0; y = {thing.y}.0; angle = {thing.angle_deg};"
+    if thing.patrol is None:
+        return [f"thing {{ {place} type = {thing.number}; {flags} }}"]
+    lines = [f"thing {{ {place} type = {thing.number}; id = {FIRST_MONSTER + index}; friend = true; {flags} }}"]
+    ends = FIRST_GOAL + 2 * index, FIRST_GOAL + 2 * index + 1
+    for (x, y), own, other in zip(thing.patrol, ends, ends[::-1], strict=True):
+        goal = f"x = {x}.0; y = {y}.0; type = {PATROL_POINT}; id = {own}; arg0 = {other};"
+        lines.append(f"thing {{ {goal} {flags} }}")
+    return lines
 
 
 def _facing_out(edge: Edge, plan: Plan) -> Edge:
@@ -97,22 +122,27 @@ def _sector(index: int, space: Space) -> str:
 def write_level(path: Path, plan: Plan) -> None:
     """Writes a WAD of one level, or replaces the level of one that is there.
 
-    The level's text has a slot of fixed size, so that a running simulator, which has read the directory, finds the new
-    text in its place when it loads the level again.
+    Lumps have a fixed length, so that a running simulator, which has read the directory, finds the new level in the
+    place of the old one when it loads the level again.
 
     Raises:
-        ValueError: the level is larger than its slot.
+        ValueError: the level is larger than its lumps.
     """
-    text = level_text(plan)
-    if len(text) > SLOT_BYTES:
-        raise ValueError(f"the level of map seed {plan.seed} takes {len(text)} bytes, more than {SLOT_BYTES}")
-    text = text.ljust(SLOT_BYTES, b"\n")
+    text, script = level_text(plan), level_script(plan)
+    if len(text) > TEXT_BYTES or len(script) > SCRIPT_BYTES:
+        raise ValueError(
+            f"the level of map seed {plan.seed} takes {len(text)} + {len(script)} bytes, more than {TEXT_BYTES} + "
+            f"{SCRIPT_BYTES}: use fewer things"
+        )
+    body = text.ljust(TEXT_BYTES, b"\n") + script.ljust(SCRIPT_BYTES, b"\0")
     if path.exists():
         with path.open("r+b") as file:
             file.seek(_HEADER.size)
-            file.write(text)
+            file.write(body)
         return
-    end = _HEADER.size + SLOT_BYTES
-    entries = ((_HEADER.size, 0, LEVEL), (_HEADER.size, SLOT_BYTES, "TEXTMAP"), (end, 0, "ENDMAP"))
-    directory = b"".join(_ENTRY.pack(offset, size, name.encode()) for offset, size, name in entries)
-    path.write_bytes(_HEADER.pack(b"PWAD", len(entries), end) + text + directory)
+    lumps = ((LEVEL, 0), ("TEXTMAP", TEXT_BYTES), ("BEHAVIOR", SCRIPT_BYTES), ("ENDMAP", 0))
+    directory, offset = b"", _HEADER.size
+    for name, size in lumps:
+        directory += _ENTRY.pack(offset, size, name.encode())
+        offset += size
+    path.write_bytes(_HEADER.pack(b"PWAD", len(lumps), offset) + body + directory)

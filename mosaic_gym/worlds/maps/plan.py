@@ -48,6 +48,7 @@ class Thing:
         x, y: where.
         angle_deg: heading, counterclockwise from east.
         room: index of the room.
+        patrol: where a monster walks to and from; None for what stands still.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Thing:
     y: int
     angle_deg: int
     room: int
+    patrol: tuple[Point, Point] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from mosaic_gym.validation import Flag, Whole, validate
@@ -48,7 +48,7 @@ class MapOptions:
     Attributes:
         pickups: things to gather; each gives a reward of 1 and is gone for good.
         doors: whether half of the corridors have a door, which opens when the body walks against it and stays open.
-        monsters: that walk about. They do not attack.
+        monsters: that walk to and fro in their rooms. They do not attack.
         lights: whether the light of some rooms goes out when the body enters them.
     """
 
@@ -325,8 +325,16 @@ def _draw_things(
     ):
         for _ in range(count):
             thing = _draw_thing(rng, kind, rng.choice(numbers), rng.randrange(len(rooms)), rooms, things, clearance)
-            things += [thing] if thing is not None else []
+            if thing is not None:
+                things.append(replace(thing, patrol=_draw_patrol(rng, thing, rooms)) if kind == "monster" else thing)
     return things
+
+
+def _draw_patrol(rng: random.Random, monster: Thing, rooms: Sequence[Space]) -> tuple[Point, Point]:
+    """Where a monster starts, and a free place of its room as far away as eight draws find."""
+    draws = [_draw_thing(rng, "goal", 0, monster.room, rooms, (), 0) for _ in range(8)]
+    places = [(monster.x, monster.y), *((draw.x, draw.y) for draw in draws if draw is not None)]
+    return places[0], max(places, key=lambda place: abs(place[0] - monster.x) + abs(place[1] - monster.y))
 
 
 def _draw_thing(
