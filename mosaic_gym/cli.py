@@ -1,32 +1,38 @@
 """The command line: `mosaic-gym COMMAND [OPTIONS]`.
 
-A command is a frozen dataclass, which tyro turns into options, and a function that takes it. Both are
-imported when their command is chosen and not before, so that the list of commands answers at once.
+A command is a frozen dataclass, which tyro turns into options, and a function that takes it. Both are imported only
+when their command runs, so that the list of commands appears at once.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
 from typing import Any
+
+from mosaic_gym.deprecation import warn_renamed
+from mosaic_gym.processes import Terminated, orderly_exit
 
 PROGRAM = "mosaic-gym"
 
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives.
+    """What a command runs.
 
     Attributes:
         module: its dotted name.
         config: the dataclass of its options, in that module.
-        function: what runs, in that module; takes the config alone.
+        function: in that module; its only argument is the config.
         summary: one line for the list of commands.
-        needs: packages of extras that it needs in the end, and asks for before it has spent minutes on anything.
-        room: what to give it, or to leave out, where an accelerator's memory is too small.
+        needs: optional packages that it needs; they are looked for before it starts.
+        memory_advice: which options need less memory on the accelerator.
+        resumption: where the same command continues after an interruption; None if it starts again.
     """
 
     module: str
@@ -34,22 +40,33 @@ class Command:
     function: str
     summary: str
     needs: tuple[str, ...] = ()
-    room: str = "give a smaller batch, clip or size"
+    memory_advice: str = "give a smaller batch, clip or size"
+    resumption: str | None = None
 
 
 LOG = ("tensorboard",)
-"""What every run writes its log with."""
-ROOM = "give a shorter --clip, or a smaller --height and --width"
-"""Of recipes that have one sample at a time on the accelerator, whose blocks run again for their gradients already."""
+"""The package that writes the log of a training run."""
+SMALLER_SAMPLES = "give a shorter --clip, or a smaller --height and --width"
+"""Memory advice for recipes that hold one sample at a time and already recompute activations for the gradients."""
+MISSING_EPISODES = "with the episodes that are missing"
+LAST_CHECKPOINT = "from the last checkpoint, if there is one"
 COMMANDS: dict[str, Command] = {
-    "demo": Command("mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, dream beside engine"),
-    "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the dream with the keyboard"),
-    "record": Command("mosaic_gym.worlds.recording", "RecordConfig", "record", "record episodes of the engine"),
-    "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "learn the recorded map by heart", LOG),
+    "demo": Command(
+        "mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, learned world beside simulator"
+    ),
+    "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the learned world with the keyboard"),
+    "record": Command(
+        "mosaic_gym.worlds.recording",
+        "RecordConfig",
+        "record",
+        "record episodes of the simulator",
+        resumption=MISSING_EPISODES,
+    ),
+    "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "train the atlas of the recorded map", LOG),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator", LOG),
     "train reward-heads": Command(
-        "mosaic_gym.training.reward_heads", "Config", "train", "train heads for reward and end", LOG
+        "mosaic_gym.training.reward_heads", "Config", "train", "train reward and termination heads", LOG
     ),
     "train world": Command("mosaic_gym.training.world", "Config", "train", "train the world model", LOG),
     "train world --from": Command(
@@ -58,7 +75,7 @@ COMMANDS: dict[str, Command] = {
         "train",
         "fine-tune a pretrained Wan",
         LOG,
-        f"{ROOM}, or train adapters (without --full); samples are run one at a time, whatever the batch",
+        f"{SMALLER_SAMPLES}, or train adapters (without --full); samples are run one at a time, whatever the batch",
     ),
     "train student": Command(
         "mosaic_gym.training.distill",
@@ -66,20 +83,76 @@ COMMANDS: dict[str, Command] = {
         "train",
         "distil Wan to few causal steps",
         LOG,
-        f"{ROOM}; samples are run one at a time",
+        f"{SMALLER_SAMPLES}; samples are run one at a time",
     ),
-    "evaluate atlas": Command("mosaic_gym.evaluation.suites.atlas", "Config", "evaluate", "what is known of the map"),
-    "evaluate collision": Command("mosaic_gym.evaluation.suites.collision", "Config", "evaluate", "where the body stops"),
-    "evaluate depth": Command("mosaic_gym.evaluation.suites.depth", "Config", "evaluate", "error of the depth estimator"),
-    "evaluate revisit": Command("mosaic_gym.evaluation.suites.revisit", "Config", "evaluate", "what is there on the way back"),
-    "evaluate transfer": Command("mosaic_gym.evaluation.suites.transfer.benchmark", "Config", "evaluate", "dream to engine"),
-    "evaluate wan": Command("mosaic_gym.evaluation.wan", "Config", "evaluate", "a full-size Wan step, stage by stage"),
-    "evaluate speed": Command("mosaic_gym.evaluation.speed.steps", "Config", "evaluate", "environment steps per second"),
+    "evaluate atlas": Command(
+        "mosaic_gym.evaluation.suites.atlas", "Config", "evaluate", "what the atlas knows of the map"
+    ),
+    "evaluate collision": Command(
+        "mosaic_gym.evaluation.suites.collision", "Config", "evaluate", "where walls stop the body"
+    ),
+    "evaluate depth": Command(
+        "mosaic_gym.evaluation.suites.depth", "Config", "evaluate", "error of the depth estimator"
+    ),
+    "evaluate revisit": Command(
+        "mosaic_gym.evaluation.suites.revisit", "Config", "evaluate", "what is kept when a path returns"
+    ),
+    "evaluate transfer": Command(
+        "mosaic_gym.evaluation.suites.transfer.benchmark",
+        "Config",
+        "evaluate",
+        "agents trained in the learned world, in the simulator",
+        ("stable_baselines3", "matplotlib", "scipy"),
+        resumption="with the results that are missing",
+    ),
+    "evaluate wan": Command(
+        "mosaic_gym.evaluation.speed.wan", "Config", "evaluate", "a full-size Wan step, stage by stage"
+    ),
+    "evaluate speed": Command(
+        "mosaic_gym.evaluation.speed.steps", "Config", "evaluate", "environment steps per second"
+    ),
 }
 """All commands, by the one or two words that choose them."""
 
-RESUMED = {name for name, command in COMMANDS.items() if command.needs == LOG}
-"""Commands that go on where they were interrupted."""
+RENAMED_COMMANDS = {"train outcome": "train reward-heads"}  # old spelling
+"""Old names of commands, accepted for one version."""
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "evaluate transfer": {
+        "--engine-steps": "--simulator-steps",  # old spelling
+        "--scenes": "--goals",  # old spelling
+    },
+    "train world": {
+        "--outcome": "--reward-heads",  # old spelling
+        "--dream": "--rollout",  # old spelling
+        "--mix.forget": "--augmentation.no-memory",  # old spelling
+        "--mix.last-only": "--augmentation.last-only",  # old spelling
+        "--mix.most": "--augmentation.max-keyframes",  # old spelling
+        "--mix.worn": "--augmentation.degraded",  # old spelling
+        "--mix.wedge": "--augmentation.cropped",  # old spelling
+        "--mix.away": "--augmentation.no-recent",  # old spelling
+        "--mix.longest-away": "--augmentation.max-recent-steps",  # old spelling
+        "--mix.astray": "--augmentation.place-noise-m",  # old spelling
+        "--mix.unplaced": "--augmentation.no-place",  # old spelling
+        "--mix.alone": "--augmentation.single-warp",  # old spelling
+    },
+    "train world --from": {
+        "--mix.forget": "--augmentation.no-memory",  # old spelling
+        "--mix.last-only": "--augmentation.last-only",  # old spelling
+        "--mix.most": "--augmentation.max-keyframes",  # old spelling
+        "--mix.away": "--augmentation.no-recent",  # old spelling
+        "--mix.longest-away": "--augmentation.max-recent-steps",  # old spelling
+        "--mix.alone": "--augmentation.single-warp",  # old spelling
+    },
+    "train student": {
+        "--mix.forget": "--augmentation.no-memory",  # old spelling
+        "--mix.last-only": "--augmentation.last-only",  # old spelling
+        "--mix.most": "--augmentation.max-keyframes",  # old spelling
+        "--mix.away": "--augmentation.no-recent",  # old spelling
+        "--mix.longest-away": "--augmentation.max-recent-steps",  # old spelling
+        "--mix.alone": "--augmentation.single-warp",  # old spelling
+    },
+}
+"""New options by old ones, by command; the old ones are accepted for one version."""
 EXTRAS: dict[str, str] = {
     "bitsandbytes": "quantisation",
     "ftfy": "wan",
@@ -95,7 +168,7 @@ EXTRAS: dict[str, str] = {
 
 
 def overview(words: Sequence[str] = ()) -> str:
-    """The list of commands that begin with these words, as help shows it."""
+    """The list of commands that start with these words, for the help text."""
     chosen = [name for name in sorted(COMMANDS) if name.split()[: len(words)] == list(words)]
     width = max(len(name) for name in chosen)
     lines = [f"usage: {PROGRAM} {' '.join([*words, 'COMMAND'])} [OPTIONS]", "", "commands:"]
@@ -104,60 +177,74 @@ def overview(words: Sequence[str] = ()) -> str:
 
 
 def split(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The command that the first words choose, and the options after them.
+    """The command that the first words name, and its options, both in their present spelling.
 
     Raises:
-        ValueError: the words choose no command; the message lists the known ones.
+        ValueError: the words name no command; the message lists the known ones.
     """
     for count in (1, 2):
-        name = " ".join(arguments[:count])
+        words = " ".join(arguments[:count])
+        name = RENAMED_COMMANDS.get(words, words)
         if name in COMMANDS:
+            if name != words:
+                _warn(f"{PROGRAM} {words}", f"{PROGRAM} {name}")
             options = arguments[count:]
-            known = [option for option in options if f"{name} {option.split('=')[0]}" in COMMANDS]
-            return (f"{name} {known[0].split('=')[0]}" if known else name), options
+            variants = [variant for row in options if (variant := f"{name} {row.split('=')[0]}") in COMMANDS]
+            name = variants[0] if variants else name
+            return name, current_options(name, options)
     words = list(takewhile(lambda word: not word.startswith("-"), arguments[:2]))
-    said = f"unknown command {' '.join(words)!r}" if words else "no command given"
-    raise ValueError(f"{said}; the known ones are {', '.join(sorted(COMMANDS))}")
+    problem = f"unknown command {' '.join(words)!r}" if words else "no command given"
+    raise ValueError(f"{problem}; the known ones are {', '.join(sorted(COMMANDS))}")
 
 
-def parse(name: str, options: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
-    """The function of a command and the config that its options make.
+def current_options(name: str, options: Sequence[str]) -> list[str]:
+    """Options with old names replaced by new ones, with a DeprecationWarning for each.
 
     Args:
         name: a key of `COMMANDS`.
-        options: what follows it on the command line. `--help` and mistakes leave by SystemExit, as tyro does.
+        options: as given on the command line: `--old value`, `--old=value`, or with underscores as tyro accepts them.
+    """
+    renamed, current = RENAMED_OPTIONS.get(name, {}), []
+    for index, row in enumerate(options):
+        if row == "--":
+            return current + list(options[index:])
+        option, equals, value = row.partition("=")
+        new = renamed.get(option.replace("_", "-")) if option.startswith("--") else None
+        if new is not None:
+            _warn(option, new)
+        current.append(row if new is None else f"{new}{equals}{value}")
+    return current
+
+
+def parse(name: str, options: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
+    """The function of a command, and the config made from its options.
+
+    Args:
+        name: a key of `COMMANDS`.
+        options: the words after the command. `--help` and mistakes raise SystemExit, as in tyro.
+
+    Raises:
+        ValueError: the config refuses a value.
     """
     import tyro
 
     command = COMMANDS[name]
     module = import_module(command.module)
     if {"-h", "--help"} & set(options):
-        options = ["--help"]  # also behind an option that still waits for its value
+        options = ["--help"]  # also after an option whose value is missing
     config = tyro.cli(getattr(module, command.config), prog=f"{PROGRAM} {name}", args=list(options))
     return getattr(module, command.function), config
 
 
-def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """The extra whose absence the error tells of; None if the module belongs to no extra."""
-    return EXTRAS.get((error.name or "").split(".")[0])
-
-
-def no_room(error: BaseException | None) -> bool:
-    """Whether this is torch's error for an accelerator whose memory is too small."""
-    return type(error).__name__ == "OutOfMemoryError"  # by name, for what takes no network imports none
-
-
-def crowded(name: str, error: BaseException) -> int:
-    """Says what makes room for a command; the exit code."""
-    return fail(f"the accelerator has no room for this: {COMMANDS[name].room} ({error})", code=1)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 1 for what the user can put right, 2 for an unknown command, 130
-    for an interruption.
+    """Runs a command.
 
     Args:
         arguments: the words after the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0; 1 for an error that the user can correct; 2 for an unknown command; 130 after Ctrl-C; 143
+        after SIGTERM; 129 after SIGHUP.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     groups = {name.split()[0] for name in COMMANDS if " " in name}
@@ -170,33 +257,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return fail(error, code=2)
     try:
-        function, config = parse(name, options)
-        for package in COMMANDS[name].needs:
-            import_module(package)
-        function(config)
+        with orderly_exit():
+            _run(name, options)
     except KeyboardInterrupt:
-        goes_on = ": the same command goes on from the last checkpoint, if there is one" if name in RESUMED else ""
-        return fail(f"interrupted{goes_on}", code=130)
+        return fail(f"interrupted{_continuation(name)}", code=130)
+    except Terminated as error:
+        return fail(f"terminated{_continuation(name)}", code=error.code)
     except ModuleNotFoundError as error:
         extra = missing_extra(error)
         if extra is None:
             raise
         return fail(f"`{name}` needs {error.name}: pip install '{PROGRAM}[{extra}]'", code=1)
-    except (ValueError, FileNotFoundError, MemoryError) as error:
-        if name.startswith("train ") and no_room(error.__cause__):  # said with what makes some in play
-            return crowded(name, error.__cause__)
+    except (ValueError, OSError, MemoryError) as error:
+        if name.startswith("train ") and is_out_of_memory(error.__cause__):  # which options of a recipe need less
+            return fail(_out_of_memory(name, error.__cause__), code=1)
         return fail(error, code=1)
     except RuntimeError as error:
-        if not no_room(error):
+        if not is_out_of_memory(error):
             raise
-        return crowded(name, error)
+        return fail(_out_of_memory(name, error), code=1)
     return 0
 
 
+def _run(name: str, options: Sequence[str]) -> None:
+    """Runs a command after looking for the packages that it needs."""
+    function, config = parse(name, options)
+    for package in COMMANDS[name].needs:
+        import_module(package)
+    function(config)
+
+
 def fail(message: object, code: int) -> int:
-    """Says what was wrong in one line, and returns the exit code."""
-    print(f"{PROGRAM}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    """Prints an error as one line; returns the exit code."""
+    with suppress(OSError):  # after SIGHUP the terminal may be gone
+        print(f"{PROGRAM}: error: {' '.join(str(message).split())}", file=sys.stderr)
     return code
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The extra that installs the missing module; None if it belongs to no extra."""
+    return EXTRAS.get((error.name or "").split(".")[0])
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this is torch's error for an accelerator whose memory is too small."""
+    return type(error).__name__ == "OutOfMemoryError"  # by name, because commands without a network do not import torch
+
+
+def _out_of_memory(name: str, error: BaseException) -> str:
+    return f"not enough memory on the accelerator: {COMMANDS[name].memory_advice} ({error})"
+
+
+def _continuation(name: str) -> str:
+    """For the message after an interruption: where the same command continues; empty if it starts again."""
+    command = COMMANDS[name]
+    resumption = command.resumption or (LAST_CHECKPOINT if command.needs == LOG else None)
+    return f": the same command goes on {resumption}" if resumption else ""
+
+
+def _warn(old: str, new: str) -> None:
+    """A DeprecationWarning that the user sees, as one line."""
+
+    def one_line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"{PROGRAM}: warning: {message}\n"
+
+    usual, warnings.formatwarning = warnings.formatwarning, one_line
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DeprecationWarning)
+            warn_renamed(old, new)
+    finally:
+        warnings.formatwarning = usual
 
 
 if __name__ == "__main__":

@@ -151,23 +151,26 @@ class Guard:
         self.release()
 
 
-def child_ids() -> set[int]:
-    """The ids of this process's direct children; empty where they cannot be listed."""
-    parent = str(os.getpid())
-    if os.path.isdir("/proc/self"):
-        return {int(name) for name in os.listdir("/proc") if name.isdigit() and _parent_of(name) == parent}
-    try:
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return set()
-    rows = (line.split() for line in listing.splitlines())
-    return {int(row[0]) for row in rows if len(row) == 2 and row[1] == parent}
+def child_ids(program: str = "") -> set[int]:
+    """The ids of this process's direct children; empty where they cannot be listed.
+
+    Args:
+        program: only children whose program's name contains this text.
+    """
+    me = str(os.getpid())
+    return {int(row[0]) for row in _processes() if row[1] == me and program in row[2]}
 
 
-def _parent_of(name: str) -> str | None:
-    """The id of a process's parent, from /proc; None if the process has ended."""
-    try:
-        with open(f"/proc/{name}/stat") as file:
-            return file.read().rpartition(")")[2].split()[1]  # the program's name, in brackets, may hold anything
-    except OSError:
-        return None
+def _processes() -> Iterator[tuple[str, str, str]]:
+    """The id, the parent's id and the program's name of all processes."""
+    if not os.path.isdir("/proc/self"):
+        with suppress(OSError):
+            listing = subprocess.run(
+                ["ps", "-A", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, check=False
+            )
+            yield from (tuple(row) for line in listing.stdout.splitlines() if len(row := line.split(None, 2)) == 3)
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/stat") as file:  # the process may have ended meanwhile
+            program, _, rest = file.read().partition("(")[2].rpartition(")")  # the name may hold brackets itself
+            yield name, rest.split()[1], program

@@ -1,16 +1,18 @@
 """The command line: what it lists, what it takes, and what it answers to mistakes."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-from mosaic_gym.cli import COMMANDS, Command, main
+from mosaic_gym.cli import COMMANDS, LOG, RENAMED_COMMANDS, RENAMED_OPTIONS, Command, main, split
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,58 @@ def test_an_interruption_is_one_line(own_commands, monkeypatch, capsys):
     monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["read", "--file", "x"]) == 130
     assert capsys.readouterr().err == "mosaic-gym: error: interrupted\n"
-    monkeypatch.setattr("mosaic_gym.cli.RESUMED", {"read"})
+    monkeypatch.setitem(COMMANDS, "read", replace(COMMANDS["read"], needs=LOG))
     assert main(["read", "--file", "x"]) == 130
     assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
 
 
+def test_sigterm_is_one_line(own_commands, monkeypatch, capsys):
+    monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(COMMANDS, "read", replace(COMMANDS["read"], resumption="here"))
+    assert main(["read", "--file", "x"]) == 143
+    assert capsys.readouterr().err == "mosaic-gym: error: terminated: the same command goes on here\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_old_commands_and_options_are_accepted_with_one_line_of_warning(own_commands, monkeypatch, tmp_path, capsys):
+    (tmp_path / "there.txt").write_text("")
+    monkeypatch.setitem(RENAMED_COMMANDS, "fetch", "read")
+    monkeypatch.setitem(RENAMED_OPTIONS, "read", {"--old-file": "--file"})
+    path = str(tmp_path / "there.txt")
+    for options in (["--old-file", path], [f"--old-file={path}"], [f"--old_file={path}"]):
+        assert main(["read", *options]) == 0
+        option = options[0].split("=")[0]
+        assert capsys.readouterr().err == f"mosaic-gym: warning: {option} is deprecated: use --file\n"
+    assert main(["fetch", "--file", path]) == 0
+    assert capsys.readouterr().err == "mosaic-gym: warning: mosaic-gym fetch is deprecated: use mosaic-gym read\n"
+    with pytest.warns(DeprecationWarning, match="use --file"):
+        main(["read", "--old-file", path])
+
+
+@pytest.mark.parametrize("name", sorted(RENAMED_OPTIONS))
+def test_renamed_options_name_present_ones(name, capsys):
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    shown = capsys.readouterr().out
+    for old, new in RENAMED_OPTIONS[name].items():
+        assert f"{new} " in shown and f"{old} " not in shown
+
+
+def test_the_old_name_of_the_reward_heads_recipe():
+    with pytest.warns(DeprecationWarning, match="mosaic-gym train outcome is deprecated"):
+        assert split(["train", "outcome", "--minutes", "1"]) == ("train reward-heads", ["--minutes", "1"])
+
+
 def test_an_accelerator_without_room_is_one_line(own_commands, monkeypatch, capsys):
-    for error in (torch.OutOfMemoryError("Tried to allocate 3 GiB"), MemoryError("no room for the transformer")):
+    for error in (
+        torch.OutOfMemoryError("Tried to allocate 3 GiB"),
+        MemoryError("not enough memory for the transformer"),
+    ):
         monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self, error=error: (_ for _ in ()).throw(error))
         assert main(["read", "--file", "x"]) == 1
         told = capsys.readouterr().err
-        assert told.startswith("mosaic-gym: error: ") and "no room for" in told and told.count("\n") == 1
+        assert told.startswith("mosaic-gym: error: ") and "not enough memory" in told and told.count("\n") == 1
     monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["read", "--file", "x"])

@@ -1,8 +1,8 @@
-"""The true world: ViZDoom behind the same protocol as the learned one.
+"""The simulator: ViZDoom behind the same protocol as the learned world.
 
-The body is driven tic by tic, in closed loop, towards the poses that `Control` foresees, so that
-an action means the same here and in a learned world; only walls make a difference. A tic is a
-video frame. There is one true present: a state can be stepped while it is the latest, not later.
+A closed-loop controller drives the body, tic by tic, to the poses that `Control` predicts, so that an action means the
+same here and in a learned world; only walls make a difference. A tic is a video frame. The simulator has one present:
+only the latest state can be stepped.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ import numpy as np
 import vizdoom
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_level, check_pose, yaw_of
-from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, Eye, Surfaces, choose_crop, open_game, pose_of
+from mosaic_gym.validation import Whole, check
+from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, GameReader, Surfaces, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
-_DEAF_TICS = 16  # the engine ignores input in the first 14 tics of some scenarios
-_STRONGEST_PUSH = 50  # the engine's cap on a movement button, in 1/32 map units per tic
-_BRAKING = 1.0  # map units per tic squared that the body can surely brake by
-_LANDING_TICS = 2  # a body that was put somewhere stands on its feet after so many
-_PUT_M = 0.02  # how near a given camera counts as reached
-_BLOCKED_M = 0.01  # further than this from the foreseen pose, something stood in the way
+_UNRESPONSIVE_TICS = 16  # ViZDoom ignores input in the first 14 tics of some scenarios
+_MAX_PUSH = 50  # ViZDoom's limit on a movement button, in 1/32 map units per tic
+_BRAKING = 1.0  # map units per tic squared by which the body can always brake
+_LANDING_TICS = 2  # after so many, a placed body stands on the floor
+_PLACEMENT_TOLERANCE_M = 0.02  # a body that stands nearer than this to a requested camera has reached it
+_BLOCKED_M = 0.01  # a body further than this from the predicted pose was stopped by an obstacle
 
 
 @dataclass(frozen=True)
 class DoomState:
-    """Where the engine was after a step.
+    """The simulator's state after a step.
 
     Attributes:
-        pose: of the camera, and the body's velocity; true, not foreseen.
-        step_index: steps made since the start.
+        pose: the true pose of the camera, and the body's velocity.
+        step_index: steps since the start.
         seed: of the episode.
-        moment: which present of the engine this was; only the latest can be stepped.
+        moment: counts the states of a simulator; only the latest can be stepped.
     """
 
     pose: Pose
@@ -44,8 +45,8 @@ class DoomState:
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What one tic shows: uint8 `[H, W, 3]`, float32 `[H, W]` metres, and names."""
+class _TicObservation:
+    """The observation after one tic: frame uint8 `[H, W, 3]`, depth float32 `[H, W]` metres, names in view."""
 
     pose: Pose
     frame: np.ndarray
@@ -54,8 +55,8 @@ class _Sight:
 
 
 def _game_seed(seed: int) -> int:
-    """The engine's seeds have 31 bits; larger ones are spread over them."""
-    return seed if 0 <= seed < 2**31 else int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31
+    """ViZDoom's seeds have 31 bits; larger ones are hashed into them."""
+    return seed if seed < 2**31 else int(np.random.SeedSequence(seed).generate_state(1)[0]) % 2**31
 
 
 class DoomWorld:
@@ -65,13 +66,14 @@ class DoomWorld:
         scenario: `my_way_home`, `health_gathering_supreme`, `take_cover`, or a Freedoom map such as
             `freedoom1:E1M1` or `freedoom2:MAP01` (without a map: the first).
         height: of the frames, pixels.
-        width: of the frames, pixels. Whatever the engine's 4:3 screen shows beyond is cropped.
-        control: the kinematics that actions mean.
+        width: of the frames, pixels. The rest of the simulator's 4:3 screen is cropped.
+        control: the kinematics of actions.
         timeout_tics: video frames after which the game ends an episode by itself (`terminated`);
-            None keeps the scenario's own limit, 0 sets none.
+            None uses the scenario's own limit, 0 sets none.
 
     Raises:
-        ValueError: an unknown scenario, or a size that no screen has.
+        ValueError: an unknown scenario, a size that no screen can be averaged down to, or a timeout that is not a whole
+            number from 0.
     """
 
     forkable = False
@@ -86,52 +88,57 @@ class DoomWorld:
     ):
         if not isinstance(scenario, str):
             raise ValueError(f"scenario is a name, one of {', '.join(SCENARIOS)}; got {scenario!r}")
+        timeout_tics = check("timeout_tics", timeout_tics, Whole(0), optional=True)
         crop = choose_crop(height, width)
         self.scenario = scenario
         self.control = control
         self.height = height
         self.width = width
         self.image_from_camera = crop.image_from_camera
-        self._eye = Eye(crop)
-        self._game: vizdoom.DoomGame | None = open_game(scenario, crop, timeout_tics)
+        self._reader = GameReader(crop)
+        self._game: vizdoom.DoomGame | None
+        self._game, self._guard = open_game(scenario, crop, timeout_tics)
         self._surfaces: Surfaces | None = None
-        self._sight: _Sight | None = None
+        self._observation: _TicObservation | None = None
         self._moment = 0
         self._ended = True
 
     def start(self, start: Start) -> tuple[DoomState, View]:
-        """A new episode drawn from `start.seed`, or from the given camera: four frames from a body at rest.
+        """A new episode, drawn from `start.seed` or at the given camera: four frames from a body at rest.
 
         Raises:
-            ValueError: an image, prompt or memory is given, or a camera where no body can stand, or not at the height
-                of its eyes: the running episode goes on then. Or the engine does not let the body stay there: then it
-                is over, and another start may follow.
+            ValueError: an image, prompt or memory is given; the seed is not a whole number from 0; the camera is not
+                level, not at eye height, or where no body can stand. The running episode continues after any of these.
+                Or ViZDoom moves the body away from the requested place: then the episode is over, and another start may
+                follow.
+            RuntimeError: the world is closed, or the episode ended before the body could move.
         """
         for name in ("image", "prompt", "memory"):
             if getattr(start, name) is not None:
-                raise ValueError(f"the engine cannot start from a given {name}: it shows its own map")
-        asked = None
+                raise ValueError(f"the simulator cannot start from a given {name}: it renders its own map")
+        seed = check("the seed of a start", start.seed, Whole(0))
+        requested = None
         if start.world_from_camera is not None:
-            asked = check_level(check_pose(start.world_from_camera), "the simulator's camera")
+            requested = check_level(check_pose(start.world_from_camera), "the simulator's camera")
         game = self._open_game()
-        if asked is not None and self._surfaces is not None:
-            self._check_place(asked)  # before anything moves: the engine could not go back
+        if requested is not None and self._surfaces is not None:
+            self._check_place(requested)  # before anything moves, because the simulator cannot go back
         self._moment += 1
-        game.set_seed(_game_seed(start.seed))
+        game.set_seed(_game_seed(seed))
         game.new_episode()
-        game.make_action([0, 0, 0], _DEAF_TICS)
+        game.make_action([0, 0, 0], _UNRESPONSIVE_TICS)
         if game.is_episode_finished():
             raise RuntimeError(self._too_short())
         self._surfaces = Surfaces.of(game.get_state())
-        self._sight = None
-        if asked is not None:
-            self._put(asked)
+        self._observation = None
+        if requested is not None:
+            self._place_body(requested)
         self._ended = False
         rest = [Pose(pose_of(game.get_state()).world_from_camera)] * FRAMES_PER_STEP
-        begun = self._drive(rest, step_index=0, seed=start.seed)
+        state, view = self._drive(rest, step_index=0, seed=seed)
         if self._ended:
             raise RuntimeError(self._too_short())
-        return begun
+        return state, view
 
     def step(self, states: Sequence[DoomState], actions: np.ndarray) -> tuple[list[DoomState], list[View]]:
         """Moves the body by an action; there is one body, so one state and one action.
@@ -141,26 +148,27 @@ class DoomWorld:
             actions: `[1, 3]` (forward, strafe right, turn right), each in [-1, 1].
 
         Raises:
-            ValueError: another number of states or actions, or one that is NaN or out of range; nothing has moved then.
+            ValueError: another number of states or actions, or an action that is NaN or out of range. Nothing has moved
+                then.
             StaleStateError: a state that is not the latest. RuntimeError: the episode has ended, or the world is
                 closed.
         """
         if len(states) != 1 or np.shape(actions) != (1, 3):
             raise ValueError(
-                f"the engine has one body: step takes one state and actions of shape (1, 3); "
+                f"the simulator has one body: step takes one state and actions of shape (1, 3); "
                 f"got {len(states)} states and shape {np.shape(actions)}"
             )
         action = check_action(actions[0])
         state = self._check_present(states[0])
-        foreseen = self.control.advance(state.pose, action)
-        after, view = self._drive(foreseen, state.step_index + 1, state.seed, action)
-        return [after], [view]
+        targets = self.control.advance(state.pose, action)
+        state, view = self._drive(targets, state.step_index + 1, state.seed, action)
+        return [state], [view]
 
     def follow(self, state: DoomState, poses: Sequence[Pose]) -> tuple[DoomState, View]:
-        """One step along four given poses, as nearly as the body's strength and the walls allow.
+        """One step along four poses, as closely as the body's acceleration and the walls allow.
 
-        The pose's velocities are ignored: what counts is to stand there, tic by tic. Backwards along
-        a path that was walked freely and ended at rest, the body stays within 2 mm.
+        The velocities of the poses are ignored. Following a free walk that ended at rest backwards, the body stays
+        within 2 mm of it.
 
         Args:
             state: the latest.
@@ -180,18 +188,19 @@ class DoomWorld:
         return f"doom:{self.scenario}:{self.height}x{self.width}"
 
     def pack(self, state: DoomState) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Refused: the engine's saves do not replay like the run they were taken from."""
-        raise RuntimeError("the engine's state cannot be packed; start anew with the same seed and actions")
+        """Raises RuntimeError: a game loaded from ViZDoom's save files does not continue like the saved one."""
+        raise RuntimeError("the simulator's state cannot be packed; start again with the same seed and actions")
 
-    def unpack(self, tensors: Mapping[str, Any], about: dict[str, Any]) -> DoomState:
-        """Refused, as `pack` is."""
-        raise RuntimeError("the engine's state cannot be unpacked; start anew with the same seed and actions")
+    def unpack(self, tensors: Mapping[str, Any], metadata: dict[str, Any]) -> DoomState:
+        """Raises RuntimeError, as `pack` does."""
+        raise RuntimeError("the simulator's state cannot be unpacked; start again with the same seed and actions")
 
     def close(self) -> None:
-        """Ends the engine's process; safe to call twice."""
+        """Ends ViZDoom's process; safe to call twice."""
         if self._game is not None:
             self._game.close()
             self._game = None
+            self._guard.release()
 
     def _too_short(self) -> str:
         return f"{self.scenario} ended before the body could move; give a longer timeout_tics"
@@ -202,44 +211,44 @@ class DoomWorld:
         return self._game
 
     def _check_place(self, pose: Pose) -> None:
-        """Raises ValueError unless a body can stand behind a camera, by what the map says."""
+        """Raises ValueError unless the map has a floor for a body whose eyes are at this pose."""
         x, height_m, y = pose.world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
         place = f"x {x / UNITS_PER_M:.2f}, z {y / UNITS_PER_M:.2f} m of {self.scenario}"
-        heights_m = sorted(-eyes / UNITS_PER_M for eyes in self._surfaces.eye_heights(x, y))
+        heights_m = sorted(-height / UNITS_PER_M for height in self._surfaces.eye_heights(x, y))
         if not heights_m:
             raise ValueError(f"no body can stand at {place}: it is off the map, or in a wall")
-        if min(abs(height_m - there_m) for there_m in heights_m) > _PUT_M:
-            known = " or ".join(f"{there_m:.3f}" for there_m in heights_m)
+        if min(abs(height_m - possible_m) for possible_m in heights_m) > _PLACEMENT_TOLERANCE_M:
+            known = " or ".join(f"{possible_m:.3f}" for possible_m in heights_m)
             raise ValueError(f"the eyes of a body at {place} are at y = {known} m, not {height_m:.3f}")
 
-    def _put(self, pose: Pose) -> None:
-        """Puts the body at a pose, at rest."""
+    def _place_body(self, pose: Pose) -> None:
+        """Places the body at a pose, at rest."""
         self._check_place(pose)
         game = self._open_game()
-        asked_m = pose.world_from_camera[:3, 3]
-        place = f"x {asked_m[0]:.2f}, z {asked_m[2]:.2f} m of {self.scenario}"
+        target_m = pose.world_from_camera[:3, 3]
+        place = f"x {target_m[0]:.2f}, z {target_m[2]:.2f} m of {self.scenario}"
         self._ended = True  # until the body stands there
-        x, y = (round(metres * UNITS_PER_M) for metres in asked_m[[0, 2]])  # it takes whole units only
+        x, y = (round(metres * UNITS_PER_M) for metres in target_m[[0, 2]])  # `warp` takes whole units only
         game.send_game_command(f"warp {x} {y}")
         for _ in range(_LANDING_TICS):
             game.make_action([0, 0, 0])
         for _ in range(2):
             self._drive([pose] * FRAMES_PER_STEP, step_index=0, seed=0)
         if self._ended:
-            raise ValueError(f"an episode ends at once at {place}; start anew")
-        stood_m = pose_of(game.get_state()).world_from_camera[:3, 3]
-        missed_m = np.abs(stood_m - asked_m).max()
-        if missed_m > _PUT_M:
+            raise ValueError(f"an episode that starts at {place} ends at once; start again elsewhere")
+        reached_m = pose_of(game.get_state()).world_from_camera[:3, 3]
+        error_m = np.abs(reached_m - target_m).max()
+        if error_m > _PLACEMENT_TOLERANCE_M:
             self._ended = True
-            stood = f"x {stood_m[0]:.2f}, y {stood_m[1]:.3f}, z {stood_m[2]:.2f} m"
-            raise ValueError(f"a body put at {place} came to stand {missed_m:.3f} m away, at {stood}; start anew")
+            reached = f"x {reached_m[0]:.2f}, y {reached_m[1]:.3f}, z {reached_m[2]:.2f} m"
+            raise ValueError(f"a body placed at {place} came to stand {error_m:.3f} m away, at {reached}; start again")
 
     def _check_present(self, state: DoomState) -> DoomState:
         self._open_game()
         if state.moment != self._moment:
             raise StaleStateError(
-                f"the engine has moved past step {state.step_index} of seed {state.seed} and cannot return to it; "
-                "step the latest state, or start anew with the same seed and actions"
+                f"the simulator has moved past step {state.step_index} of seed {state.seed} and cannot return to it; "
+                "step the latest state, or start again with the same seed and actions"
             )
         if self._ended:
             raise RuntimeError("the episode has ended (View.terminated); call start for a new one")
@@ -248,59 +257,61 @@ class DoomWorld:
     def _drive(
         self, targets: list[Pose], step_index: int, seed: int, action: np.ndarray | None = None
     ) -> tuple[DoomState, View]:
-        """Four tics towards four poses; with an action, obstructed targets are foreseen anew."""
+        """Four tics towards four poses. With an action, the targets after an obstacle are predicted again."""
         game = self._open_game()
-        sights, reward = [], 0.0
+        observations, reward = [], 0.0
         for tic in range(FRAMES_PER_STEP):
             if not game.is_episode_finished():
                 before = pose_of(game.get_state())
                 reward += game.make_action(_buttons(before, targets, tic))
             if not game.is_episode_finished():
-                self._sight = self._look(game.get_state())
-            if self._sight is None:
+                self._observation = self._observe(game.get_state())
+            if self._observation is None:
                 raise RuntimeError(self._too_short())
-            sights.append(self._sight)
-            missed_m = (self._sight.pose.world_from_camera - targets[tic].world_from_camera)[[0, 2], 3]
-            if action is not None and np.hypot(*missed_m) > _BLOCKED_M:
-                targets[tic + 1 :] = self.control.advance(self._sight.pose, action)[: FRAMES_PER_STEP - 1 - tic]
+            observations.append(self._observation)
+            pose = self._observation.pose
+            error_m = (pose.world_from_camera - targets[tic].world_from_camera)[[0, 2], 3]
+            if action is not None and np.hypot(*error_m) > _BLOCKED_M:
+                targets[tic + 1 :] = self.control.advance(pose, action)[: FRAMES_PER_STEP - 1 - tic]
         self._moment += 1
         self._ended = game.is_episode_finished()
         view = View(
-            frames=np.stack([sight.frame for sight in sights]),
-            depth_m=self._sight.depth_m,
-            world_from_camera=np.stack([sight.pose.world_from_camera for sight in sights]),
+            frames=np.stack([observation.frame for observation in observations]),
+            depth_m=self._observation.depth_m,
+            world_from_camera=np.stack([observation.pose.world_from_camera for observation in observations]),
             image_from_camera=self.image_from_camera,
-            labels=self._sight.labels,
+            labels=self._observation.labels,
             reward=reward,
             terminated=self._ended,
-            all_depth_m=np.stack([sight.depth_m for sight in sights]),
+            all_depth_m=np.stack([observation.depth_m for observation in observations]),
         )
-        return DoomState(self._sight.pose, step_index, seed, self._moment), view
+        return DoomState(self._observation.pose, step_index, seed, self._moment), view
 
-    def _look(self, state: vizdoom.GameState) -> _Sight:
-        eye = self._eye
-        return _Sight(pose_of(state), eye.frame(state), eye.depth_m(state, self._surfaces), eye.labels(state))
+    def _observe(self, state: vizdoom.GameState) -> _TicObservation:
+        reader = self._reader
+        depth_m = reader.depth_m(state, self._surfaces)
+        return _TicObservation(pose_of(state), reader.frame(state), depth_m, reader.labels(state))
 
 
 def _buttons(pose: Pose, targets: Sequence[Pose], tic: int) -> list[float]:
-    """Thrust forward, thrust right (1/32 units) and turn right (degrees) that lead to a target pose.
+    """Pushes forward and right (changes of velocity, 1/32 units per tic) and a turn right (degrees) to a target pose.
 
-    A body that lags behind is brought back no faster than it can brake again.
+    A body that lags behind catches up no faster than it can brake again.
     """
     target = targets[tic].world_from_camera
     yaw_rad = yaw_of(target)
     turn_rad = (yaw_rad - yaw_of(pose.world_from_camera) + np.pi) % (2 * np.pi) - np.pi
     velocity = pose.velocity_m[[0, 2]] * UNITS_PER_M
-    missing = (target - pose.world_from_camera)[[0, 2], 3] * UNITS_PER_M
+    remaining = (target - pose.world_from_camera)[[0, 2], 3] * UNITS_PER_M
     right, forward = np.array([np.cos(yaw_rad), -np.sin(yaw_rad)]), np.array([np.sin(yaw_rad), np.cos(yaw_rad)])
-    action_vector = 32 * (missing - velocity)
-    if max(abs(action_vector @ forward), abs(action_vector @ right)) > _STRONGEST_PUSH:
+    push = 32 * (remaining - velocity)
+    if max(abs(push @ forward), abs(push @ right)) > _MAX_PUSH:
         first, second = (targets[tic], targets[tic + 1]) if tic + 1 < len(targets) else (targets[tic - 1], targets[tic])
         pace = (second.world_from_camera - first.world_from_camera)[[0, 2], 3] * UNITS_PER_M
-        lag = missing - pace
+        lag = remaining - pace
         distance = np.hypot(*lag)
         if distance > 0:
-            missing = pace + lag * min(1.0, np.sqrt(2 * _BRAKING / distance))
-        action_vector = 32 * (missing - velocity)
-    pushes = np.clip(np.rint([action_vector @ forward, action_vector @ right]), -_STRONGEST_PUSH, _STRONGEST_PUSH)
+            remaining = pace + lag * min(1.0, np.sqrt(2 * _BRAKING / distance))
+        push = 32 * (remaining - velocity)
+    pushes = np.clip(np.rint([push @ forward, push @ right]), -_MAX_PUSH, _MAX_PUSH)
     return [*pushes.tolist(), float(np.rad2deg(turn_rad))]

@@ -1,4 +1,4 @@
-"""The engine behind `DoomWorld`: opening a ViZDoom game, and reading what it shows.
+"""The ViZDoom game behind `DoomWorld`: opening it, and reading frames, depth, poses and labels from it.
 
 Doom's axes are x east, y north, z up in map units, with angles in degrees counter-clockwise from
 east. Ours are x right, y down, z forward in metres: (x, y, z) of the world is (x, -z, y) of Doom
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 import vizdoom
 
 from mosaic_gym.geometry.control import Pose, pose_at, yaw_of
+from mosaic_gym.processes import Guard, child_ids
 
 UNITS_PER_M = 32.0
 """Doom's map units in a metre."""
@@ -34,20 +36,21 @@ _VARIABLES = (
     "POSITION_Z",
 )
 _SCREEN_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
-_PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, whatever the resolution
-_BODY_RADIUS = 15.0  # map units; the engine's is 16, and a body that touches a wall is at most a unit inside that
-_EYES = 41.0  # map units, above the floor a body stands on
-_LEAST_OVERSAMPLING = 2  # one engine pixel a picture pixel would alias
+_PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, at every resolution
+_BODY_RADIUS = 15.0  # map units; ViZDoom's is 16, and a body that touches a wall is at most a unit inside that
+_EYE_HEIGHT = 41.0  # map units, above the floor that the body stands on
+_MIN_OVERSAMPLING = 2  # one screen pixel per frame pixel would alias
+_OPENING = threading.Lock()  # so that a new child process is the one of the game being opened
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How a picture is cut from the engine's screen: centred, then averaged in square blocks.
+    """How a frame is cut from the game's screen: centered, then averaged in square blocks.
 
     Attributes:
         screen_height, screen_width: the screen, pixels, always 4:3.
-        height, width: the picture, pixels.
-        factor: screen pixels along each side of a picture pixel.
+        height, width: the frame, pixels.
+        factor: screen pixels along each side of a frame pixel.
     """
 
     screen_height: int
@@ -58,14 +61,14 @@ class Crop:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """The part of the screen that is kept: rows and columns."""
+        """Rows and columns of the screen inside the crop."""
         rows, columns = self.height * self.factor, self.width * self.factor
         top, left = (self.screen_height - rows) // 2, (self.screen_width - columns) // 2
         return slice(top, top + rows), slice(left, left + columns)
 
     @property
     def image_from_camera(self) -> np.ndarray:
-        """K `[3, 3]` float64 in pixels of the picture: the screen spans 90 degrees across."""
+        """K `[3, 3]` float64 in pixels of the frame: the screen spans 90 degrees horizontally."""
         focal_px = self.screen_width / 2 / self.factor
         return np.array(
             [[focal_px, 0.0, self.width / 2], [0.0, focal_px * _PIXEL_ASPECT, self.height / 2], [0.0, 0.0, 1.0]]
@@ -74,7 +77,7 @@ class Crop:
     def shrink_frame(self, screen: np.ndarray) -> np.ndarray:
         """uint8 `[height, width, 3]` from the screen's uint8 `[screen_height, screen_width, 3]`."""
         rows = screen[self.window].reshape(self.height, self.factor, -1)
-        # Added slice by slice: numpy's own sum over short inner axes takes four times as long.
+        # Added slice by slice, because NumPy's sum over short inner axes takes four times as long.
         columns = sum(rows[:, index].astype(np.uint16) for index in range(self.factor))
         columns = columns.reshape(self.height, self.width, self.factor, 3)
         sums = sum(columns[:, :, index] for index in range(self.factor))
@@ -82,10 +85,10 @@ class Crop:
         return ((sums + area // 2) // area).astype(np.uint8)
 
     def shrink_depth(self, depth: np.ndarray) -> np.ndarray:
-        """The median of every block `[height, width]`: an average would invent depths at edges.
+        """The median of every block `[height, width]`. An average would mix the depths on both sides of an edge.
 
         Args:
-            depth: of the window, `[height * factor, width * factor]`.
+            depth: of the crop, `[height * factor, width * factor]`.
         """
         blocks = self._blocks(depth).transpose(0, 2, 1, 3).reshape(self.height, self.width, -1)
         middle = blocks.shape[-1] // 2
@@ -96,23 +99,27 @@ class Crop:
 
 
 def choose_crop(height: int, width: int) -> Crop:
-    """The smallest engine screen of which `(height, width)` is a whole fraction, touching two sides."""
+    """The smallest screen of which `(height, width)` is a whole fraction that fills it in one direction.
+
+    Raises:
+        ValueError: no screen has such a fraction.
+    """
     for screen_height, screen_width in _SCREEN_SIZES:
         factor = min(screen_height // max(height, 1), screen_width // max(width, 1))
         touches = factor * height == screen_height or factor * width == screen_width
-        if min(height, width) > 0 and factor >= _LEAST_OVERSAMPLING and touches:
+        if min(height, width) > 0 and factor >= _MIN_OVERSAMPLING and touches:
             return Crop(screen_height, screen_width, height, width, factor)
     raise ValueError(
-        f"no engine screen can be averaged down to {height}x{width}; sizes that work are whole fractions of "
+        f"no screen of the simulator can be averaged down to {height}x{width}; sizes that work are whole fractions of "
         "192x256, 240x320, 300x400 or 480x640 on one side, such as 64x64, 48x64, 96x96 or 128x128"
     )
 
 
 def check_scenario(scenario: str) -> tuple[str, str]:
-    """The name of a scenario, and its map if one is given.
+    """Splits a scenario into its name and its map ("" without one).
 
     Raises:
-        ValueError: it is none of `SCENARIOS`, or has no such map.
+        ValueError: it is not one of `SCENARIOS`, or has no such map.
     """
     name, _, map_name = scenario.partition(":")
     if name not in SCENARIOS or (map_name and not _is_map(name, map_name)):
@@ -121,20 +128,24 @@ def check_scenario(scenario: str) -> tuple[str, str]:
     return name, map_name
 
 
-def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.DoomGame:
-    """A running game without a window, driven by thrusts and turns, its view bob removed.
+def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> tuple[vizdoom.DoomGame, Guard]:
+    """Starts ViZDoom without a window, its view bob removed; the buttons are velocity changes and a turn.
 
     Args:
         scenario: one of `SCENARIOS`, for Freedoom with an optional map after a colon.
-        crop: what will be cut from its screen.
-        timeout_tics: tics after which the game ends an episode; None keeps the scenario's own.
+        crop: decides the size of the screen.
+        timeout_tics: tics after which the game ends an episode; None uses the scenario's own limit.
+
+    Returns:
+        The running game, and the guard of its process. ViZDoom's process does not notice when its parent is killed;
+        the guard ends it then. Release the guard after closing the game.
     """
     name, map_name = check_scenario(scenario)
     game = vizdoom.DoomGame()
     game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
     if name.startswith("freedoom"):
         game.set_doom_map((map_name or ("E1M1" if name == "freedoom1" else "MAP01")).lower())
-    # Else the engine leaves its settings in whatever folder it is started from.
+    # Without this, ViZDoom writes its settings into the current folder.
     game.set_doom_config_path(str(Path(tempfile.gettempdir()) / "mosaic_gym_vizdoom.ini"))
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
@@ -151,9 +162,11 @@ def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> vizdoom.Do
     game.set_available_game_variables([getattr(vizdoom.GameVariable, variable) for variable in _VARIABLES])
     if timeout_tics is not None:
         game.set_episode_timeout(timeout_tics)
-    game.add_game_args("+movebob 0 +sv_cheats 1")  # `warp`, which puts the body somewhere, counts as a cheat
-    game.init()
-    return game
+    game.add_game_args("+movebob 0 +sv_cheats 1")  # `warp`, which places the body, counts as a cheat
+    with _OPENING:
+        before = child_ids("vizdoom")
+        game.init()
+        return game, Guard(child_ids("vizdoom") - before)
 
 
 def _is_map(name: str, map_name: str) -> bool:
@@ -165,12 +178,12 @@ def _is_map(name: str, map_name: str) -> bool:
 class Surfaces:
     """The flat surfaces of a map: coarse depths are snapped to them, and bodies stand on them.
 
-    The engine's depth buffer has 256 levels, one every 22 cm. Where the map says which surface a
-    pixel shows, the surface's own depth takes the reading's place; things keep their reading.
+    ViZDoom's depth buffer has 256 levels, one every 22 cm. Where a pixel shows a surface of the map, the exact depth
+    of the surface replaces the reading. Things have the reading of the buffer.
 
     Attributes:
         walls: `[n, 2, 2]`, both ends of every blocking line, map units.
-        ceiling: the height every sector's ceiling has, or None where they differ.
+        ceiling: the height of the ceilings, map units; None if sectors differ in it.
         outlines: `[n, 2, 2]` for every sector, both ends of its lines, map units.
         floors: the height of every sector's floor, map units.
     """
@@ -182,7 +195,7 @@ class Surfaces:
 
     @staticmethod
     def of(state: vizdoom.GameState) -> Surfaces:
-        """The surfaces of the map that is being played."""
+        """The surfaces of the current map."""
         lines = [line for sector in state.sectors for line in sector.lines if line.is_blocking]
         walls = np.unique([(line.x1, line.y1, line.x2, line.y2) for line in lines], axis=0).reshape(-1, 2, 2)
         ceilings = {sector.ceiling_height for sector in state.sectors}
@@ -197,7 +210,7 @@ class Surfaces:
         """Perpendicular depth `[columns]` of the nearest wall in every column, map units; inf where none is.
 
         Args:
-            x, y: where the camera is, map units.
+            x, y: of the camera, map units.
             yaw_rad: our heading (0 looks along Doom's y).
             slopes: `[columns]`, rightward over forward along each column's ray.
         """
@@ -213,10 +226,10 @@ class Surfaces:
         return np.where(hit, depth, np.inf).min(axis=1, initial=np.inf)
 
     def eye_heights(self, x: float, y: float) -> set[float]:
-        """How high the eyes of a body may be that stands at a place, map units; empty where no body fits.
+        """Possible eye heights of a body that stands at a place, map units; empty where no body fits.
 
-        It fits inside a sector of the map, clear of what blocks, and stands on the highest floor under it. (The engine
-        itself puts a body anywhere, into walls and beyond the map, where it is then stuck.)
+        A body fits inside a sector, clear of blocking lines, and stands on the highest floor under it. (ViZDoom places
+        a body anywhere, also in walls and outside the map, where it cannot move.)
         """
         if _meets_body(self.walls, x, y).any():
             return set()
@@ -224,12 +237,13 @@ class Surfaces:
         if not any(inside):
             return set()
         under = zip(self.outlines, self.floors, inside, strict=True)
-        return {floor + _EYES for outline, floor, within in under if within or _meets_body(outline, x, y).any()}
+        return {floor + _EYE_HEIGHT for outline, floor, within in under if within or _meets_body(outline, x, y).any()}
 
 
 def _meets_body(lines: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Which lines `[n, 2, 2]` run through a body at a place, bool `[n]`; map units."""
-    # A body is a square box. A line misses it if all of it lies beyond one side, or all four corners on one side of it.
+    """Which lines `[n, 2, 2]` intersect a body at a place, bool `[n]`; map units."""
+    # A body is a square box. A line misses it if the line lies beyond one side of the box, or if all four corners of
+    # the box lie on one side of the line.
     (x1, y1), (x2, y2) = (lines - (x, y)).transpose(1, 2, 0)
     beyond = np.minimum(np.abs(x1), np.abs(x2)) * (np.sign(x1) == np.sign(x2)) >= _BODY_RADIUS
     beyond |= np.minimum(np.abs(y1), np.abs(y2)) * (np.sign(y1) == np.sign(y2)) >= _BODY_RADIUS
@@ -239,21 +253,21 @@ def _meets_body(lines: np.ndarray, x: float, y: float) -> np.ndarray:
 
 
 def _is_inside(outline: np.ndarray, x: float, y: float) -> bool:
-    """Whether a place is inside a sector; map units."""
+    """Whether a place is inside the outline `[n, 2, 2]` of a sector; map units (even-odd rule)."""
     (x1, y1), (x2, y2) = outline.transpose(1, 2, 0)
     crossed = (y1 > y) != (y2 > y)
     where = x1[crossed] + (y - y1[crossed]) / (y2 - y1)[crossed] * (x2 - x1)[crossed]
-    return np.count_nonzero(where > x) % 2 == 1  # a ray from inside leaves its outline once more than it enters
+    return np.count_nonzero(where > x) % 2 == 1
 
 
-# Fitted on analytic distances of 15,600 wall and 100,000 floor pixels: walls and floors are
-# rounded differently by the engine, by six units.
+# Fitted on analytic distances of 15,600 wall and 100,000 floor pixels. ViZDoom rounds walls and floors differently, by
+# six units.
 _UNITS_PER_LEVEL, _NEAREST_WALL, _NEAREST_FLOOR = 7.136, 8.64, 14.64
 _SNAP = 6.0
 
 
-class Eye:
-    """Reads the engine's state as pictures, depths in metres, poses and names."""
+class GameReader:
+    """Reads frames, depth in metres and labels from the state of a game."""
 
     def __init__(self, crop: Crop):
         self.crop = crop
@@ -285,9 +299,9 @@ class Eye:
         return self.crop.shrink_depth(depth) / np.float32(UNITS_PER_M)
 
     def labels(self, state: vizdoom.GameState) -> tuple[str, ...]:
-        """Names of the things in the picture, sorted, without the body's own."""
-        seen = set(np.unique(state.labels_buffer[self.crop.window]).tolist())
-        names = {label.object_name for label in state.labels if label.value in seen}
+        """Names of the things in the frame, sorted, without the player."""
+        values = set(np.unique(state.labels_buffer[self.crop.window]).tolist())
+        names = {label.object_name for label in state.labels if label.value in values}
         return tuple(sorted(names - {"DoomPlayer", "Self"}))
 
 

@@ -10,8 +10,8 @@ import torch
 from tensordict import NonTensorData, TensorDict
 
 from mosaic_gym import steer_towards_depth
-from mosaic_gym.worlds.captions import MAX_BYTES
 from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
+from mosaic_gym.worlds.captions import MAX_BYTES
 from mosaic_gym.worlds.recording import RecordConfig, record
 from tests.tiny import Trap
 
@@ -44,6 +44,38 @@ def test_what_is_stored(root):
     assert store.image_from_camera.shape == (3, 3)
     assert len(store.captions(0)) == steps
     assert all(0 < len(text.encode()) <= MAX_BYTES for text in store.captions(0))
+
+
+def test_writing_to_a_loaded_episode_does_not_change_the_file(root):
+    store = EpisodeStore(root, "train")
+    before = {path: path.read_bytes() for path in store.folders[0].iterdir()}
+    mark, episode = store.fingerprint, store.load(0)
+    untouched = store.load(0)["depth_m"].clone()
+    episode["depth_m"].clamp_(max=0.5)
+    episode["frames"][:] = 7
+    episode["terminated"].fill_(True)
+    assert episode["depth_m"].max() == 0.5
+    assert torch.equal(store.load(0)["depth_m"], untouched)
+    assert {path: path.read_bytes() for path in store.folders[0].iterdir()} == before
+    assert EpisodeStore(root, "train").fingerprint == mark
+
+
+def test_loading_maps_the_files_and_reads_nothing(root):
+    store = EpisodeStore(root, "train")
+    with open("/proc/self/maps") as maps:
+        mapped = maps.read()
+    episode = store.load(0)
+    with open("/proc/self/maps") as maps:
+        lines = [line for line in maps.read().splitlines() if str(store.folders[0] / "frames.memmap") in line]
+    assert len(lines) == 1 and lines[0].split()[1] == "rw-p" and lines[0] not in mapped
+    assert torch.equal(pickle.loads(pickle.dumps(episode))["frames"], episode["frames"])
+
+
+def test_an_episode_is_written_as_tensordict_writes_it(root, tmp_path):
+    folder = EpisodeStore(root, "train").folders[0]
+    TensorDict.load_memmap(folder, mode="r").clone().memmap(str(tmp_path / "again"))
+    written = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "episode.json"}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == written
 
 
 def test_held_out_is_a_matter_of_the_seed_alone():
@@ -96,7 +128,7 @@ def test_lengths_are_not_mixed(root, tmp_path):
             record(config(root, episodes=12, steps_per_episode=steps))
     assert sorted(root.rglob("*")) == before
     record(config(tmp_path, episodes=1, steps_per_episode=3))
-    EpisodeStore(tmp_path, "train").load(0)["terminated"][-1] = True  # as if the game had ended it
+    (episode_folder(tmp_path, 0) / "terminated.memmap").write_bytes(bytes([0, 0, 1]))  # as if the game had ended it
     with pytest.raises(ValueError, match="has 3 steps, and --steps-per-episode asks for 2"):
         record(config(tmp_path, episodes=2, steps_per_episode=2))
     record(config(tmp_path, episodes=2, steps_per_episode=4, workers=2))
@@ -125,7 +157,7 @@ def test_what_is_missing_is_said(tmp_path):
         EpisodeStore(tmp_path, "train")
     with pytest.raises(ValueError, match="unknown split"):
         EpisodeStore(tmp_path, "test")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="--episodes is a whole number from 1; got 0"):
         record(config(tmp_path, episodes=0))
     with pytest.raises(ValueError, match="unknown scenario 'nope'; known: my_way_home"):
         record(config(tmp_path, scenario="nope", workers=2))  # said once, not by each worker that dies of it

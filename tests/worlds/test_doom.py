@@ -151,9 +151,9 @@ def test_a_body_stands_on_the_floor_under_it_whatever_its_height():
 def test_an_episode_that_cannot_go_on_there_is_stale(world, monkeypatch):
     state, view = world.start(Start(seed=OPEN_SEED))
     camera = view.world_from_camera[-1].copy()
-    monkeypatch.setattr("mosaic_gym.worlds.doom._PUT_M", -1.0)  # no engine is as exact
+    monkeypatch.setattr("mosaic_gym.worlds.doom._PLACEMENT_TOLERANCE_M", -1.0)  # no simulator is as exact
     monkeypatch.setattr(world, "_check_place", lambda pose: None)
-    with pytest.raises(ValueError, match=r"put at x .* came to stand 0.0.. m away, at x .*, y -1.281, z .*; start"):
+    with pytest.raises(ValueError, match=r"placed at x .* came to stand 0.0.. m away, at x .*, y -1.281, z .*; start"):
         world.start(Start(seed=0, world_from_camera=camera))
     with pytest.raises(StaleStateError, match="moved past"):
         world.step([state], REST)
@@ -172,6 +172,43 @@ def test_what_cannot_be_done_is_said(world):
         world.step([state, state], np.zeros((2, 3)))
     with pytest.raises(ValueError, match="my_way_home"):
         DoomWorld("no_such_map")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": "3"}, "the seed of a start is a whole number from 0; got '3'"),
+        ({"seed": -1}, "the seed of a start is a whole number from 0; got -1"),
+        ({"seed": 1.5}, "the seed of a start is a whole number from 0; got 1.5"),
+        ({"seed": True}, "the seed of a start is a whole number from 0; got True"),
+        ({"seed": 0, "prompt": "a cave"}, "cannot start from a given prompt"),
+        ({"seed": 0, "world_from_camera": np.full((4, 4), np.nan)}, "pose"),
+        ({"seed": 0, "world_from_camera": "here"}, "pose"),
+        ({"seed": 0, "world_from_camera": np.eye(3)}, "pose"),
+    ],
+)
+def test_a_refused_start_leaves_the_episode_as_it_was(world, wrong, message):
+    state, _ = world.start(Start(seed=OPEN_SEED))
+    with pytest.raises(ValueError, match=message):
+        world.start(Start(**wrong))
+    (_,), (view,) = world.step([state], FORWARD)
+    state, _ = world.start(Start(seed=OPEN_SEED))
+    (_,), (again,) = world.step([state], FORWARD)
+    np.testing.assert_array_equal(view.frames, again.frames)
+
+
+def test_seeds_of_numpy_are_taken(world):
+    frames = world.start(Start(seed=7))[1].frames
+    for seed in (np.int64(7), np.uint8(7), np.array(7)[()]):
+        state, view = world.start(Start(seed=seed))
+        np.testing.assert_array_equal(view.frames, frames)
+        assert type(state.seed) is int
+
+
+def test_a_timeout_that_is_none_is_refused():
+    for timeout in (-1, 2.5, "soon"):
+        with pytest.raises(ValueError, match="timeout_tics is a whole number from 0, or None"):
+            DoomWorld("my_way_home", 48, 64, timeout_tics=timeout)
 
 
 def test_an_episode_ends_with_the_scenarios_time_and_then_refuses():
