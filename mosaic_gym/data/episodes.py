@@ -152,7 +152,7 @@ class EpisodeStore:
     def metadata(self, index: int) -> dict[str, Any]:
         """The content of episode.json: format, scenario, seed, K, label names, captions."""
         if index not in self._metadata:
-            metadata = json.loads((self.folders[index] / "episode.json").read_text())
+            metadata = json.loads((self.folders[index] / "episode.json").read_text(encoding="utf-8"))
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{self.folders[index]} is not in the format {FORMAT}; record it again")
             first = self.metadata(0) if index else metadata

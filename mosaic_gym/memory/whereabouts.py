@@ -166,4 +166,4 @@ def recognise_walk(
 
 def _spread(count: int, most: int) -> list[int]:
     """At most so many indices, spread over the first `count`."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float32).round().long().tolist()

@@ -80,13 +80,14 @@ def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     if not path.is_file() or not (folder / name / "config.json").is_file():
         raise ValueError(f"checkpoint {folder} lacks its part {name!r}; copy the whole folder again")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
             present = set(file.keys())
         # Networks with buffers that are computed and not saved would keep them empty with fast initialization.
         lean = kind is MosaicTransformer3DModel
-        network = kind.from_pretrained(
-            folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
-        )
+        with torch.device("cpu"):  # whatever the process has as default device
+            network = kind.from_pretrained(
+                folder / name, use_safetensors=True, low_cpu_mem_usage=lean, torch_dtype=torch.float32
+            )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
             f"the weights of {name!r} in {folder} are damaged, cut short or of another shape than in config.json; "

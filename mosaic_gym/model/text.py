@@ -37,14 +37,14 @@ class ByteTextEncoder(ModelMixin, ConfigMixin):
         Raises:
             ValueError: a prompt is longer than `length` bytes.
         """
-        tokens = torch.full((len(prompts), self.config.length), PADDING)
+        tokens = torch.full((len(prompts), self.config.length), PADDING, dtype=torch.long, device="cpu")
         for row, prompt in zip(tokens, prompts, strict=True):
             data = prompt.encode()
             if len(data) > self.config.length:
                 raise ValueError(
                     f"a prompt has at most {self.config.length} bytes; this one has {len(data)}: {prompt!r}. Shorten it"
                 )
-            row[: len(data)] = torch.tensor(list(data), dtype=torch.long)
+            row[: len(data)] = torch.tensor(list(data), dtype=torch.long, device="cpu")
         return tokens.to(self.embedding.weight.device)
 
     def forward(self, tokens: Tensor) -> Tensor:

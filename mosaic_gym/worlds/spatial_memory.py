@@ -159,7 +159,7 @@ def find_obstacles(
     """
     keyframes = [memory.keyframes for memory in memories]
     bodies = np.stack([pose.world_from_camera for pose in poses])
-    located, walls_m = [], torch.zeros(0, 0, 2)
+    located, walls_m = [], torch.zeros(0, 0, 2, dtype=torch.float32, device=device)
     if atlas is not None:
         cameras = torch.as_tensor(bodies, dtype=torch.float32, device=device)[:, None]
         places = whereabouts.recognised(keyframes, cameras)

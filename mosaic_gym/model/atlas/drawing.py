@@ -38,8 +38,8 @@ def _all_around(views: int, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     """How far so many views are turned `[views]`, the rays in each `[rays]`, so many metres to the right at a depth of
     one, and where all of them are there `[views * rays, 2]`: metres to the right and ahead."""
     wide_rad = 2.0 * math.pi / views
-    turned = torch.arange(views) * wide_rad
-    aside_rad = ((torch.arange(WALL_RAYS) + 0.5) / WALL_RAYS - 0.5) * wide_rad
+    turned = torch.arange(views, dtype=torch.float32, device="cpu") * wide_rad
+    aside_rad = ((torch.arange(WALL_RAYS, dtype=torch.float32, device="cpu") + 0.5) / WALL_RAYS - 0.5) * wide_rad
     angle = turned[:, None] + aside_rad
     ways = torch.stack([angle.sin(), angle.cos()], -1) / aside_rad.cos()[:, None]
     return turned.to(device), aside_rad.tan().to(device), ways.flatten(0, 1).to(device)
@@ -65,7 +65,7 @@ class Drawing:
         config = self.config
         columns = torch.arange(config.width, device=places.device) if columns is None else columns
         # Metres to the right at a depth of one.
-        aside = (columns + 0.5 - image_from_camera[0, 2]) / image_from_camera[0, 0]
+        aside = (columns.float() + 0.5 - image_from_camera[0, 2]) / image_from_camera[0, 0]
         per_metre, ray, felt, log_depth = self._feel_along(places, aside)
         depth_m = _metres(log_depth)
         ends = depth_m[..., None] * depth_m.new_tensor(AROUND)
@@ -107,7 +107,8 @@ class Drawing:
         sine, cosine = places[:, 2].sin(), places[:, 2].cos()
         ahead, right = torch.stack([sine, cosine], -1), torch.stack([cosine, -sine], -1)
         per_metre = ahead[:, None] + aside[None, :, None] * right[:, None]  # [b, w, 2]
-        reach = torch.linspace(math.log(NEAR_M), math.log(FAR_M), config.samples, device=places.device).exp()
+        near, far, here = math.log(NEAR_M), math.log(FAR_M), places.device
+        reach = torch.linspace(near, far, config.samples, dtype=torch.float32, device=here).exp()
         on_the_way = places[:, None, None, :2] + per_metre[:, :, None] * reach[:, None]
         turned = aside[None, :, None].expand(b, w, 1)
         ray = torch.cat([F.normalize(per_metre, dim=-1), turned, turned.square()], -1)
@@ -124,7 +125,8 @@ class Drawing:
         config, (fy, cy) = self.config, (image_from_camera[1, 1], image_from_camera[1, 2])
         above = painted.float().unflatten(-1, (3, config.strip)).cumsum(-1)
         above = F.pad(above, (1, 0))  # [b, w, 3, strip + 1]: all the colour above an edge
-        edges = (torch.arange(config.height + 1, device=depth_m.device) - cy) / fy  # metres down at a depth of one
+        rows = torch.arange(config.height + 1, dtype=torch.float32, device=depth_m.device)
+        edges = (rows - cy) / fy  # metres down at a depth of one
         at = (edges * depth_m[..., None] + config.ceiling_m) * (config.strip / (config.ceiling_m + config.floor_m))
         inside = at.clamp(0.0, config.strip)
         below = inside.floor().clamp_max(config.strip - 1)
@@ -139,8 +141,8 @@ class Drawing:
         grain is seen."""
         config, (fy, cy) = self.config, (image_from_camera[1, 1], image_from_camera[1, 2])
         # Where K is: if that is the CPU, an accelerator need not be waited for to count the rows.
-        rows = (torch.arange(config.height, device=cy.device) + 0.5 - cy) / fy
-        depth_m = torch.where(rows > 0, config.floor_m, -config.ceiling_m) / rows
+        rows = (torch.arange(config.height, dtype=torch.float32, device=cy.device) + 0.5 - cy) / fy
+        depth_m = torch.where(rows > 0, rows.new_tensor(config.floor_m), rows.new_tensor(-config.ceiling_m)) / rows
         near = (depth_m.abs() < GRAIN_M).nonzero()[:, 0]  # a row level with the eye has none
         near, is_floor, depth_m = (each.to(places.device) for each in (near, rows[near] > 0, depth_m[near]))
         points = places[:, None, None, :2] + per_metre[:, :, None] * depth_m[:, None]  # [b, w, k, 2]

@@ -41,8 +41,9 @@ ODD = 0.2
 @cache
 def _offsets(tries: int, metres: float, radians: float, device: torch.device) -> Tensor:
     """`[tries, 3]`, the same ones always."""
-    spread = torch.tensor([metres, metres, radians])
-    return (torch.randn(tries, 3, generator=torch.Generator().manual_seed(0)) * spread).to(device)
+    spread = torch.tensor([metres, metres, radians], dtype=torch.float32, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(0)
+    return (torch.randn(tries, 3, generator=generator, dtype=torch.float32, device="cpu") * spread).to(device)
 
 
 def _variance(frames: Tensor) -> Tensor:
@@ -76,13 +77,13 @@ class Finding:
         """The likeliest places `[b, count, 3]` of frames in [-1, 1], best first: cells, each with the best heading."""
         cell, offset, heading, turn = self(frames)
         best = cell.topk(count, dim=1).indices  # [b, count]
-        centre = torch.stack([best % self.config.cells, best // self.config.cells], -1) + 0.5
+        centre = torch.stack([best % self.config.cells, best // self.config.cells], -1).float() + 0.5
         shift = offset.gather(1, best[..., None].expand(-1, -1, 2))
         cell_m = self.config.side_m / self.config.cells
         xz = (centre + shift) * cell_m + frames.new_tensor(self.config.corner_m)
         bin_index = heading.argmax(1, keepdim=True)
         bin_rad = 2.0 * math.pi / self.config.headings
-        yaw = (bin_index + 0.5 + turn.gather(1, bin_index)) * bin_rad
+        yaw = (bin_index.float() + 0.5 + turn.gather(1, bin_index)) * bin_rad
         return torch.cat([xz, yaw[:, None].expand(-1, count, 1)], -1)
 
     @torch.no_grad()
@@ -184,7 +185,8 @@ class Finding:
 
         shown = frames[..., searched]
         variance = _variance(shown)
-        some = torch.linspace(0, len(frames) - 1, min(len(frames), SETTLE_FRAMES), device=frames.device).round().long()
+        count = min(len(frames), SETTLE_FRAMES)
+        some = torch.linspace(0, len(frames) - 1, count, dtype=torch.float32, device=frames.device).round().long()
         best, every = likest(guesses), slice(None)
         if float(misfit(best[None], every, searched).square().mean()) > SETTLED * float(variance.mean()):
             for index in range(SETTLE_ROUNDS):

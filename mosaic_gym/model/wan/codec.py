@@ -37,8 +37,14 @@ class WanCodec(nn.Module):
         super().__init__()
         self.vae = vae
         self.restarts = restarts
-        self.register_buffer("mean", torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(vae.config.latents_mean, dtype=torch.float32).view(1, -1, 1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "deviation",
+            torch.tensor(vae.config.latents_std, dtype=torch.float32).view(1, -1, 1, 1, 1),
+            persistent=False,
+        )
 
     def channels_last(self) -> WanCodec:
         """Stores the weights with channels last, in place: GPUs' half-precision convolutions use this layout."""

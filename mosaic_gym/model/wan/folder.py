@@ -210,7 +210,7 @@ def _read_json(path: Path, owner: str) -> dict[str, Any]:
         ValueError: it is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{owner} lacks {path}; download it again") from error
     except (OSError, ValueError) as error:
