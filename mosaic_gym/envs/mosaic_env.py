@@ -274,7 +274,7 @@ def make_learned_env(
     """The learned world as an environment. Every argument is JSON-able (a task may also be an object).
 
     Args:
-        checkpoint: the name of a shipped checkpoint, a folder, or the folder or hub id of a Wan pipeline.
+        checkpoint: the name of a shipped checkpoint, or the folder or hub id of a world or of a Wan pipeline.
         device: where the networks run.
         resolution: None for what the checkpoint was trained at; that (height, width), or one side
             of its square, is accepted too. Of a Wan pipeline any multiple of its tokens; None for 352 x 640.

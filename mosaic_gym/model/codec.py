@@ -102,11 +102,11 @@ class LinearCodec(ModelMixin, ConfigMixin):
         """The frames of the next latent of every clip. Latents are independent, so states stay as they are."""
         return self.decode(latents), list(streams)
 
-    def begin(self, latents: Float[Tensor, "b c h w"]) -> list[tuple[Any, ...]]:
+    def start_clips(self, latents: Float[Tensor, "b c h w"]) -> list[tuple[Any, ...]]:
         """States of clips after their first latent: empty."""
         return [()] * len(latents)
 
-    def present(self, latent: Float[Tensor, "c h w"], stream: tuple[Any, ...]) -> Float[Tensor, "3 H W"]:
+    def last_frame(self, latent: Float[Tensor, "c h w"], stream: tuple[Any, ...]) -> Float[Tensor, "3 H W"]:
         """The last frame `[3, H, W]` of the last latent."""
         return self.keyframe_image(latent[None])[0]
 

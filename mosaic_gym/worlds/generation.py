@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_poses
-from mosaic_gym.memory.mosaic import Retrieved
+from mosaic_gym.memory.retrieval import Retrieved
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.device import out_of_memory_guard
 from mosaic_gym.model.sampler import denoise, step_noise
@@ -140,7 +140,7 @@ def condition_next_step(
     """
     if model.codec.restarts:
         images = model.codec.encode(frames[:, -1])
-        latents, streams = images[:, None], model.codec.begin(images)
+        latents, streams = images[:, None], model.codec.start_clips(images)
         cameras = cameras[:, -1:, -1:].expand(-1, -1, FRAMES_PER_STEP, -1, -1)
     rows = zip(states, poses, latents, cameras, streams, strict=True)
     return [advance_state(*row, model.settings.history) for row in rows]

@@ -13,7 +13,8 @@ from torch import Tensor
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_poses, is_level, pose_at
 from mosaic_gym.memory import whereabouts
 from mosaic_gym.memory.keyframe import Keyframe
-from mosaic_gym.memory.mosaic import MosaicMemory, retrieve
+from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.memory.retrieval import retrieve
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
@@ -119,8 +120,8 @@ def generate_first_image(
     text = model.text_encoder.encode([prompt])
     clocks, inputs = [(seed, FIRST_FRAME_STEP)], (history, cameras[:, :0], retrieved, cameras, text)
     latents = sample_latents(model, layout, *inputs, clocks, denoising_steps, negative_text)
-    (stream,) = model.codec.begin(latents[:, 0])
-    return frames_to_uint8(model.codec.present(latents[0, 0], stream)).cpu().numpy()
+    (stream,) = model.codec.start_clips(latents[:, 0])
+    return frames_to_uint8(model.codec.last_frame(latents[0, 0], stream)).cpu().numpy()
 
 
 def frames_tensor(frames: np.ndarray, device: torch.device) -> Tensor:
@@ -156,7 +157,7 @@ def state_at_rest(
         text=model.text_encoder.encode([prompt])[0],
         seed=int(seed),
         step_index=0,
-        stream=model.codec.begin(latents)[0],
+        stream=model.codec.start_clips(latents)[0],
     )
 
 

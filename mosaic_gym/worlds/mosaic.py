@@ -306,7 +306,7 @@ class MosaicWorld:
         """
         frames = initialization.check_frames(frames, poses, self.layout.frame_size)
         model, cameras = self.model, generation.camera_tensor([poses], self.device)
-        previous = model.codec.present(state.history[-1], state.stream)[None]
+        previous = model.codec.last_frame(state.history[-1], state.stream)[None]
         pixels = initialization.frames_tensor(frames, self.device)
         latents = model.codec.encode(pixels, previous)[None]  # [1, 1, c, h, w]
         streams = [state.stream]
@@ -399,7 +399,7 @@ class MosaicWorld:
     @torch.no_grad()
     def current_frame(self, state: WorldState) -> np.ndarray:
         """The latest frame of a state, uint8 `[H, W, 3]`."""
-        return frames_to_uint8(self.model.codec.present(state.history[-1], state.stream)).cpu().numpy()
+        return frames_to_uint8(self.model.codec.last_frame(state.history[-1], state.stream)).cpu().numpy()
 
     def pack(self, state: WorldState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A state as contiguous tensors by name, and as metadata that JSON can hold."""

@@ -105,13 +105,13 @@ def test_a_clip_decoded_piece_by_piece_equals_the_clip_decoded_at_once():
         shown.append(frames)
     assert [frames.shape[1] for frames in shown] == [1, 4, 4, 4, 4]
     assert (torch.cat(shown, dim=1) - whole).abs().max() <= 1e-6  # frames are told in float32
-    assert torch.equal(codec.present(latents[0, -1], streams[0]), shown[-1][0, -1])
+    assert torch.equal(codec.last_frame(latents[0, -1], streams[0]), shown[-1][0, -1])
 
 
 def test_clips_that_stand_differently_share_a_batch_and_forks_stay_apart():
     codec = WanCodec(tiny_vae().eval())
     latents = torch.randn(3, 2, CHANNELS, *GRID, generator=torch.Generator().manual_seed(2))
-    begun = codec.begin(latents[0])
+    begun = codec.start_clips(latents[0])
     on, after = codec.decode_next(latents[1], begun)
     mixed, _ = codec.decode_next(latents[2], [begun[0], after[1]])
     alone, _ = codec.decode_next(latents[2, :1], begun[:1])

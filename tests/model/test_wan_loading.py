@@ -59,7 +59,7 @@ def test_weights_with_channels_last_decode_the_same():
     shown = []
     for codec in (WanCodec(tiny_vae().eval()), WanCodec(tiny_vae().eval()).channels_last()):
         with torch.no_grad():
-            streams = codec.begin(latents[:, 0])
+            streams = codec.start_clips(latents[:, 0])
             for latent in latents[:, 1:].unbind(1):
                 frames, streams = codec.decode_next(latent, streams)
         shown.append(frames)

@@ -111,8 +111,8 @@ class WanCodec(nn.Module):
 
         Args:
             latents: `[b, c, h, w]`.
-            streams: for each clip, what `begin` or the last call returned for it; () for a new clip, whose first latent
-                is one frame. Either all clips are new, or none is.
+            streams: for each clip, what `start_clips` or the last call returned for it; () for a new clip, whose first
+                latent is one frame. Either all clips are new, or none is.
 
         Returns:
             The frames, one of a new clip and else four, and the new streams.
@@ -125,7 +125,7 @@ class WanCodec(nn.Module):
                 frames[i], next_streams[i] = decoded[row], (decoded[row, -1].clone(), *_cache_row(cache, row))
         return torch.stack(frames), next_streams
 
-    def begin(self, latents: Float[Tensor, "b c h w"]) -> list[Stream]:
+    def start_clips(self, latents: Float[Tensor, "b c h w"]) -> list[Stream]:
         """Streams of clips whose first latent, an image's `[b, c, h, w]`, is decoded.
 
         A stream holds a copy of that latent only. The caches of the convolutions are about a thousand times as large
@@ -135,7 +135,7 @@ class WanCodec(nn.Module):
         return [(latent.clone(),) for latent in latents]
 
     @out_of_memory_guard("decoding frames")
-    def present(self, latent: Tensor, stream: Stream) -> Float[Tensor, "3 H W"]:
+    def last_frame(self, latent: Tensor, stream: Stream) -> Float[Tensor, "3 H W"]:
         """The last decoded frame `[3, H, W]`; after the first latent of a clip, it is decoded here."""
         if len(stream) == 1:
             return self._decode(stream[0][None], None)[0][0, -1]
