@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mosaic_gym.cli import COMMANDS, main
@@ -29,7 +29,7 @@ from mosaic_gym.model.wan.options import WanOptions
 from mosaic_gym.training import atlas, codec, depth, distill, finetune, reward_heads, world
 from mosaic_gym.training.batches import BUFFER, Batch, BatchDataset, batches, draw_batch
 from mosaic_gym.training.budget import budget_of, recipe_of
-from mosaic_gym.training.checkpoint import check_resumable, checkpoint_in
+from mosaic_gym.training.checkpoint import OPTIONS, check_resumable, checkpoint_in
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.samples import lift_episodes
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -144,7 +144,7 @@ def test_samples_are_met_again_among_others_and_the_same_after_a_resume(monkeypa
 @pytest.mark.parametrize(("wrong", "told"), [({"reuse": 0}, "--reuse"), ({"reuse": 2, "rollout": 0.1}, "--rollout 0")])
 def test_what_cannot_be_met_again_is_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
-        batches(None, [], replace(world.Config(), **wrong), SimpleNamespace(step_index=0))
+        replace(world.Config(), **wrong)
 
 
 def test_what_is_drawn_is_placed_exactly_however_coarsely_a_run_multiplies(monkeypatch):
@@ -343,6 +343,60 @@ def test_a_kept_run_is_held_against_what_is_known_of_the_next(tmp_path):
     assert Run(tmp_path, nn.Linear(1, 1), 1e-3, None, 10, Accelerator(), **given).step_index == 0
     assert checkpoint_in(tmp_path) == tmp_path / "checkpoint"
     assert json.loads((tmp_path / "checkpoint" / "run.json").read_text())["parts"] == "a"
+
+
+def test_a_run_of_before_the_options_and_networks_were_renamed_resumes(data, parts, tmp_path, monkeypatch):
+    config = tiny_world_config(data, parts, tmp_path / "run", 2)
+    world.train(replace(config, out=tmp_path / "whole"))
+    update = Run.update
+
+    def cut_off(run, *arguments):
+        update(run, *arguments)
+        run.checkpoint()
+        raise _CutOff
+
+    monkeypatch.setattr(Run, "update", cut_off)
+    with pytest.raises(_CutOff):
+        world.train(config)
+    monkeypatch.undo()
+    written = tmp_path / "run" / "checkpoint"
+    metadata = json.loads((written / "run.json").read_text())
+    old_names = {new: old for old, new in OPTIONS.items()}
+    assert old_names.keys() <= metadata["recipe"].keys(), "every renamed option is one of the recipe's"
+    metadata["recipe"] = {old_names.get(name, name): value for name, value in metadata["recipe"].items()}
+    assert metadata["recipe"]["dream"] == "0.5" and metadata["recipe"]["mix.forget"] == "0.15"
+    (written / "run.json").write_text(json.dumps(metadata))
+    for name in ("model", "average"):
+        tensors = load_file(written / f"{name}.safetensors")
+        old = {key.replace("refiner.", "detail.", 1): value.clone() for key, value in tensors.items()}
+        assert old.keys() != tensors.keys()
+        save_file(old, written / f"{name}.safetensors")
+    with pytest.raises(ValueError, match="with augmentation.no_place=0.5, not 0.25; ask for the same"):
+        world.train(replace(config, augmentation=replace(config.augmentation, no_place=0.25)))
+    world.train(config)
+    for name in ("model", "average", "optimizer"):
+        one, two = (load_file(tmp_path / run / "checkpoint" / f"{name}.safetensors") for run in ("whole", "run"))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_recipes_train_the_same_whatever_the_default_dtype(data, parts, tmp_path):
+    def train_all(folder: Path) -> None:
+        codec.train(codec.Config(data=data, out=folder / "codec", channels=24, steps=40))
+        depth.train(depth.Config(data=data, out=folder / "depth", steps=1, batch=2, widths=(8, 8)))
+        reward_heads.train(reward_heads.Config(data=data, out=folder / "heads", steps=1, batch=8, widths=(8, 8)))
+        world.train(tiny_world_config(data, parts, folder / "world", 1))
+
+    train_all(tmp_path / "float32")
+    torch.set_default_dtype(torch.float64)
+    try:
+        train_all(tmp_path / "float64")
+        assert torch.get_default_dtype() == torch.float64, "the process's own setting is restored"
+    finally:
+        torch.set_default_dtype(torch.float32)
+    files = sorted(path.relative_to(tmp_path / "float32") for path in (tmp_path / "float32").rglob("*.safetensors"))
+    assert len(files) > 10
+    for file in files:
+        assert (tmp_path / "float32" / file).read_bytes() == (tmp_path / "float64" / file).read_bytes(), file
 
 
 def test_compiling_is_no_other_recipe():
