@@ -61,7 +61,7 @@ from mosaic_gym.training.pretrained import (
 )
 from mosaic_gym.training.run import Run, check_processes
 from mosaic_gym.training.samples import LiftedEpisode, MemoryAugmentation
-from mosaic_gym.validation import Number, OneOf, Text, Whole, option, validate
+from mosaic_gym.validation import Folder, Number, OneOf, PathOrId, Whole, option, validate
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 STAGES = ("causal", "match")
@@ -75,11 +75,11 @@ Budget = tuple[float | None, int | None]
 class Config:
     """What `mosaic-gym train student` takes."""
 
-    from_: Annotated[str, tyro.conf.arg(name="from"), Text()]
+    from_: Annotated[str, tyro.conf.arg(name="from"), PathOrId()]
     """The teacher: a Wan pipeline in diffusers' format, folder or hub id."""
-    data: Path = Path("data/my_way_home")
+    data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Path = Path("runs/student")
+    out: Annotated[Path, Folder()] = Path("runs/student")
     """The run's folder; `weights/transformer` is the student, and `lifted/` holds the encoded recordings."""
     height: Annotated[int, Whole(1)] = 352
     """Height of the frames, pixels; recorded ones are resized."""

@@ -50,7 +50,7 @@ from mosaic_gym.training.pretrained import (
 )
 from mosaic_gym.training.run import Run, check_processes
 from mosaic_gym.training.samples import MemoryAugmentation
-from mosaic_gym.validation import Flag, Number, OneOf, Text, Whole, option, validate
+from mosaic_gym.validation import Flag, Folder, Number, OneOf, PathOrId, Whole, option, validate
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of Wan's blocks that get adapters."""
@@ -62,11 +62,11 @@ ADAPTER = "default"
 class Config:
     """What `mosaic-gym train world --from FOLDER` takes."""
 
-    from_: Annotated[str, tyro.conf.arg(name="from"), Text()]
+    from_: Annotated[str, tyro.conf.arg(name="from"), PathOrId()]
     """A Wan pipeline in diffusers' format, folder or hub id."""
-    data: Path = Path("data/my_way_home")
+    data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
-    out: Path = Path("runs/wan")
+    out: Annotated[Path, Folder()] = Path("runs/wan")
     """The run's folder: checkpoints, log, the encoded recordings in `lifted/`, and the adapter and the camera
     projections in `weights/`."""
     height: Annotated[int, Whole(1)] = 352

@@ -88,8 +88,8 @@ def open_pretrained(config: PretrainedConfig, device: str, *runs: Path) -> tuple
     """
     if not is_wan(config.from_):
         raise ValueError(
-            f"--from takes a Wan pipeline in diffusers' format, a folder or a hub id, and {config.from_!r} is none; to "
-            "train a world of this package further, use `train world --begin`"
+            f"--from takes a Wan pipeline in diffusers' format, a folder or a hub id, and {str(config.from_)!r} is "
+            "none; to train a world of this package further, use `train world --begin`"
         )
     store = EpisodeStore(config.data, "train")
     long_enough(store, config)
@@ -150,7 +150,7 @@ def usage(config: PretrainedConfig, store: EpisodeStore, **trained: Any) -> str:
     )
     loading |= {"field_of_view_deg": horizontal_deg, "vertical_field_of_view_deg": vertical_deg, **trained}
     size = [config.height, config.width]
-    return f"step them with gym.make('MosaicWorld-v0', checkpoint={config.from_!r}, resolution={size}, {loading=})"
+    return f"step them with gym.make('MosaicWorld-v0', checkpoint={str(config.from_)!r}, resolution={size}, {loading=})"
 
 
 def usage_of_transformer(config: Any, store: EpisodeStore, transformer: Path) -> str:

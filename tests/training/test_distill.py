@@ -18,8 +18,8 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import even_sigmas
 from mosaic_gym.model.transformer import TIMESTEPS
 from mosaic_gym.model.wan.codec import WanPrompts
-from mosaic_gym.model.wan.pipeline import WanOptions
-from mosaic_gym.training import distill, finetune, lifted
+from mosaic_gym.model.wan.options import WanOptions
+from mosaic_gym.training import distill, distill_losses, finetune, keyframe_cache, pretrained
 from mosaic_gym.training.run import Run
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
@@ -44,13 +44,12 @@ def config(given: tuple[Path, Path, Path], out: Path, **changes) -> distill.Conf
 def scene(given, tmp_path_factory):
     """A teacher, student and critic, and a sample whose prompt is one."""
     asked = config(given, tmp_path_factory.mktemp("scene"), shift=5.0, guidance=1.0)
-    world, store = finetune.open_teacher(asked, "cpu")
-    episodes = finetune.build_long_enough_memories(world, store, asked, Accelerator())
+    world, store = pretrained.open_pretrained(asked, "cpu")
     teacher = world.model.transformer
-    pair = SimpleNamespace(student=distill.student_of(teacher, asked), critic=distill.begun(teacher))
-    sample = distill._sample(world, store, episodes, asked, seed=4)
-    sample = replace(sample, unwanted=world.model.text_encoder.encode([""]))
-    assert not torch.equal(sample.text, sample.unwanted)
+    pair = SimpleNamespace(student=distill.make_student(teacher, asked), critic=distill.trainable_copy(teacher))
+    sample = distill.Source(world, store, asked, Accelerator()).sample(seed=4)
+    sample = replace(sample, negative_text=world.model.text_encoder.encode([""]))
+    assert not torch.equal(sample.text, sample.negative_text)
     return asked, teacher, pair, sample
 
 
@@ -62,23 +61,23 @@ def test_levels_run_from_noise_to_nothing():
 def test_the_student_learns_through_one_step_of_every_frame_and_the_critic_from_what_it_makes(scene):
     asked, teacher, pair, sample = scene
     generator = torch.Generator().manual_seed(1)
-    clip = distill.roll_out(pair.student, sample, asked, generator, 1, learns=True)
+    clip = distill_losses.roll_out(pair.student, sample, asked, generator, 1, learns=True)
     assert clip.shape == sample.latents.shape and clip.requires_grad
     each = [torch.autograd.grad(clip[:, i].sum(), pair.student.proj_out.weight, retain_graph=True)[0] for i in (0, 1)]
     assert all(gradient.abs().max() > 0 for gradient in each)
     with torch.no_grad():
         pair.critic.proj_out.weight.mul_(1.5)  # a critic that says what the teacher says pulls nowhere
-    matching, critic = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=True)
+    matching, critic = distill_losses.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=True)
     matching.backward()
     assert pair.critic.proj_out.weight.grad is None and pair.student.proj_out.weight.grad.abs().max() > 0
     pair.student.zero_grad()
     critic.backward()
     assert pair.critic.proj_out.weight.grad.abs().max() > 0
     assert pair.student.proj_out.weight.grad is None
-    clip = distill.roll_out(pair.student, sample, asked, generator, 1, learns=False)
+    clip = distill_losses.roll_out(pair.student, sample, asked, generator, 1, learns=False)
     assert not clip.requires_grad
     hook = teacher.register_forward_pre_hook(lambda *_: pytest.fail("who does not learn asks no teacher"))
-    matching, critic = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=False)
+    matching, critic = distill_losses.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=False)
     hook.remove()
     assert matching is None and critic.requires_grad
 
@@ -87,14 +86,14 @@ def test_a_student_that_makes_what_the_teacher_would_is_not_pulled(scene):
     asked, teacher, pair, sample = scene
     generator = torch.Generator().manual_seed(1)
     clip = sample.latents.clone().requires_grad_()
-    same, _ = distill.score_losses(teacher, teacher, clip, sample, asked, generator, learns=True)
+    same, _ = distill_losses.score_losses(teacher, teacher, clip, sample, asked, generator, learns=True)
     assert same.item() == 0.0
     with torch.no_grad():
         pair.critic.proj_out.weight.add_(0.1)
     said = []
     for network in (pair.critic, teacher):  # the order in which they are asked
         network.register_forward_hook(lambda *call: said.append(call[-1].detach().float()))
-    other, _ = distill.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=True)
+    other, _ = distill_losses.score_losses(teacher, pair.critic, clip, sample, asked, generator, learns=True)
     assert other.item() > 0.0
     other.backward()
     fake, real = said
@@ -114,7 +113,9 @@ def test_the_teacher_is_guided_and_the_critic_is_not(scene):
         for each in calls.values():
             each.clear()
         told, generator = replace(asked, guidance=guidance), torch.Generator().manual_seed(1)
-        matching, critic = distill.score_losses(teacher, pair.critic, sample.latents, sample, told, generator, True)
+        matching, critic = distill_losses.score_losses(
+            teacher, pair.critic, sample.latents, sample, told, generator, True
+        )
         return float(matching), float(critic.detach())
 
     def expected(wished: torch.Tensor) -> float:
@@ -143,7 +144,7 @@ def test_clips_are_scored_neither_as_noise_nor_as_nothing_but_themselves(scene):
     for shift, level in ((1e9, 980.0), (1e-9, 20.0)):
         said.clear()
         told, generator = replace(asked, shift=shift), torch.Generator().manual_seed(1)
-        distill.score_losses(teacher, pair.critic, sample.latents, sample, told, generator, learns=True)
+        distill_losses.score_losses(teacher, pair.critic, sample.latents, sample, told, generator, learns=True)
         assert said == pytest.approx([level, level])
     for hook in hooks:
         hook.remove()
@@ -159,7 +160,7 @@ def test_blocks_run_again_for_their_gradients_which_are_the_same(scene):
         ran = []
         hook = pair.student.blocks[0].register_forward_pre_hook(lambda *call, ran=ran: ran.append(1))
         generator = torch.Generator().manual_seed(1)
-        loss = distill.causal_loss(pair.student, sample, asked, generator, 1)
+        loss = distill_losses.causal_loss(pair.student, sample, asked, generator, 1)
         forward = len(ran)
         loss.backward()
         hook.remove()
@@ -300,7 +301,7 @@ def test_no_stage_is_begun_before_a_run_that_neither_can_go_on_from(given, tmp_p
     distill.train(asked)
     place = tmp_path / "match" / "checkpoint" / "run.json"
     told = json.loads(place.read_text())
-    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(keyframe_cache, "lift_episode", lambda *_: pytest.fail("encoded"))
     distill.train(asked)  # both are finished
     place.write_text(json.dumps({**told, "parts": "another's"}))
     shutil.rmtree(tmp_path / "causal")
@@ -309,13 +310,13 @@ def test_no_stage_is_begun_before_a_run_that_neither_can_go_on_from(given, tmp_p
 
 
 def test_what_cannot_be_distilled_is_named(given, tmp_path):
-    with pytest.raises(ValueError, match="causal_share is a share, 0 to 1; got 1.5"):
-        distill.train(config(given, tmp_path, causal_share=1.5))
+    with pytest.raises(ValueError, match="--causal-share is a finite number from 0 to 1; got 1.5"):
+        config(given, tmp_path, causal_share=1.5)
     for steps, share in ((1, 0.5), (3, 0.9), (2, 0.1)):
         with pytest.raises(ValueError, match=f"of --steps {steps} a share of {share} leaves a stage without any"):
-            distill.train(config(given, tmp_path, steps=steps, causal_share=share))
-    with pytest.raises(ValueError, match="guidance is 1 .none. or more; got 0.5"):
-        distill.train(config(given, tmp_path, guidance=0.5))
+            config(given, tmp_path, steps=steps, causal_share=share)
+    with pytest.raises(ValueError, match="--guidance is a finite number from 1; got 0.5"):
+        config(given, tmp_path, guidance=0.5)
 
 
 def test_a_fine_tuned_teacher_makes_a_whole_student(given, tmp_path):
@@ -351,8 +352,8 @@ def test_a_fine_tuned_teacher_makes_a_whole_student(given, tmp_path):
 
 
 def test_episodes_are_encoded_once_and_checkpoints_are_as_frequent_as_asked(given, tmp_path, monkeypatch):
-    encoded, remember, written, checkpoint = [], lifted.remember, [], Run.checkpoint
-    monkeypatch.setattr(lifted, "remember", lambda *told: (encoded.append(told[2]), remember(*told))[1])
+    encoded, remember, written, checkpoint = [], keyframe_cache.lift_episode, [], Run.checkpoint
+    monkeypatch.setattr(keyframe_cache, "lift_episode", lambda *told: (encoded.append(told[2]), remember(*told))[1])
     monkeypatch.setattr(Run, "checkpoint", lambda run: (written.append(run.folder.name), checkpoint(run))[1])
     distill.train(config(given, tmp_path, steps=4, checkpoint_minutes=1e-9))
     assert encoded == [0, 1, 2]

@@ -27,13 +27,13 @@ from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.model.checkpoints import WorldModel
-from mosaic_gym.model.wan.pipeline import WanOptions
-from mosaic_gym.training import distill, finetune, lifted
+from mosaic_gym.model.wan.options import WanOptions
+from mosaic_gym.training import clips, distill, finetune, keyframe_cache, pretrained
 from mosaic_gym.training.run import Run
-from mosaic_gym.training.samples import Remembered
+from mosaic_gym.training.samples import LiftedEpisode
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from tests.tiny import record_few, save_depth
-from tests.tiny_wan import SIZE, save_adapter, save_pipeline
+from tests.tiny_wan import SIZE, save_adapter, save_pipeline, without
 
 
 @pytest.fixture(scope="module")
@@ -188,46 +188,49 @@ def test_memory_is_told_by_both_warps_or_one(given):
     loading = {"dtype": "float32", "depth": str(depth), "guidance": 1.0}
     world = MosaicWorld(WorldModel.from_pretrained(pipeline, SIZE, loading))
     store = EpisodeStore(data, "train")
-    episodes = {0: Remembered(list(lifted.remember(world, store, 0).keyframes), store.captions(0))}
+    episodes = {0: LiftedEpisode(list(keyframe_cache.lift_episode(world, store, 0).keyframes), store.captions(0))}
     seen = set()
     for seed in range(60):
-        _, retrieved, latents, cameras = finetune.draw_sample(world, store, episodes, config(given, Path("x")), seed, 2)
+        _, retrieved, latents, cameras = clips.draw_sample(world, store, episodes, config(given, Path("x")), seed, 2)
         assert latents.shape[:2] == (1, 2) and cameras.shape == (1, 2, 4, 4, 4)
-        seen.add((bool(retrieved.patch_exists.any()), bool(retrieved.covered[:, :-1].any())))
+        seen.add((bool(retrieved.patch_exists.any()), bool(retrieved.coverage_mask[:, :-1].any())))
     assert seen >= {(True, True), (True, False), (False, True), (False, False)}
 
 
 def test_what_cannot_be_trained_is_named(given, tmp_path):
     with pytest.raises(ValueError, match="longer than a clip of 9 steps"):
         finetune.train(config(given, tmp_path, clip=9))
-    mix = replace(finetune.MIX, worn=0.3, unplaced=0.5)
-    with pytest.raises(ValueError, match="no mix.worn, mix.unplaced: leave that at 0"):
-        finetune.train(config(given, tmp_path, mix=mix))
+    mix = replace(pretrained.AUGMENTATION, degraded=0.3, no_place=0.5)
+    with pytest.raises(ValueError, match="no augmentation.degraded, augmentation.no_place: leave that at 0"):
+        finetune.train(config(given, tmp_path, augmentation=mix))
 
 
 @pytest.mark.parametrize("recipe", [finetune, distill])
-def test_what_no_recipe_trains_is_refused_before_anything_is_loaded(recipe, given, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
+def test_what_no_recipe_trains_is_refused_when_the_config_is_made(recipe, given, tmp_path):
     usual = recipe.Config(str(given[1]), data=given[0], out=tmp_path, steps=2, loading=WanOptions(dtype="float32"))
     usual = replace(usual, **({"full": True} if recipe is finetune else {}), precision="no")
     own = {"rank": 0, "batch": 0} if recipe is finetune else {"every": 0, "denoising_steps": 0}
-    for name, value in {"clip": 0, "episodes": -1, **own}.items():
-        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is at least 1; got {value}"):
-            recipe.train(replace(usual, **{name: value}))
-    for name, value in (("shift", 0.0), ("learning_rate", float("nan")), ("checkpoint_minutes", 0.0)):
-        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is a finite number above 0; got {value}"):
-            recipe.train(replace(usual, **{name: value}))
+    for name, value in {"clip": 0, "episodes": -1, "height": 0, "width": 1.5, "steps": 0, **own}.items():
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is a whole number from 1.*; got {value}"):
+            replace(usual, **{name: value})
+    for name, value in (("shift", 0.0), ("learning_rate", float("nan")), ("checkpoint_minutes", 0.0), ("minutes", -1)):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is a finite number above 0.*; got {value}"):
+            replace(usual, **{name: value})
     for wrong, said in (
         ({"inverse_depth": True}, "scale of its own.*--loading.depth"),
         ({"offload": "model"}, "--loading.offload .* leave it out"),
         ({"quantisation": "4bit"}, "--loading.quantisation .* leave it out, or train adapters"),
     ):
         with pytest.raises(ValueError, match=said):
-            recipe.train(replace(usual, loading=replace(usual.loading, **wrong)))
-    with pytest.raises(ValueError, match="--precision is bf16 or no; got 'fp16'"):
-        recipe.train(replace(usual, precision="fp16"))
-    with pytest.raises(ValueError, match="--empty-prompt is a share"):
-        recipe.train(replace(usual, empty_prompt=1.5))
+            replace(usual, loading=replace(usual.loading, **wrong))
+    for wrong, said in (
+        ({"precision": "fp16"}, "--precision is one of bf16, no; got 'fp16'"),
+        ({"empty_prompt": 1.5}, "--empty-prompt is a finite number from 0 to 1; got 1.5"),
+        ({"from_": 3}, "--from is the path of a folder or file, or an id; got 3"),
+        ({"minutes": 1.0}, "exactly one budget: --minutes or --steps"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            replace(usual, **wrong)
 
 
 @pytest.mark.parametrize("recipe", [finetune, distill])
@@ -236,7 +239,7 @@ def test_what_shows_without_weights_is_told_before_any_are_loaded(recipe, given,
     usual = replace(usual, out=tmp_path / "run", precision="no")
     monkeypatch.setattr(recipe.Run, "__init__", lambda *_, **__: pytest.fail("a run is opened"))
     monkeypatch.setattr(finetune.WorldModel, "from_pretrained", lambda *_: pytest.fail("loaded"))
-    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(keyframe_cache, "lift_episode", lambda *_: pytest.fail("encoded"))
     (tmp_path / "none").mkdir()
     for other in ("doom-tiny", str(tmp_path / "none")):
         with pytest.raises(ValueError, match=f"--from takes a Wan pipeline .*{other}' is none.*`train world --begin`"):
@@ -246,8 +249,10 @@ def test_what_shows_without_weights_is_told_before_any_are_loaded(recipe, given,
     with pytest.raises(ValueError, match="longer than a clip of 9 steps"):
         recipe.train(replace(usual, clip=9))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="no run can be kept in .*file.*--out"):
-        recipe.train(replace(usual, out=tmp_path / "file"))
+    with pytest.raises(ValueError, match="--out is the path of a folder; got .*file"):
+        replace(usual, out=tmp_path / "file")
+    with pytest.raises(ValueError, match="no run can be stored in .*inside.*--out"):
+        recipe.train(replace(usual, out=tmp_path / "file" / "inside"))
     for stage in ("",) if recipe is finetune else distill.STAGES:
         kept = {**finetune.recipe_of(usual, EpisodeStore(given[0], "train")), "shift": "3.0", "clip": "4"}
         place = tmp_path / "run" / stage / "checkpoint"
@@ -267,7 +272,7 @@ def test_what_a_run_cannot_go_on_from_is_told_before_anything_is_encoded(given, 
     path = tmp_path / "run" / "checkpoint" / "run.json"
     told = json.loads(path.read_text())
     assert told["recipe"]["shift"] == "5.0", "the pipeline's own"
-    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(keyframe_cache, "lift_episode", lambda *_: pytest.fail("encoded"))
     shutil.rmtree(tmp_path / "run" / "weights")
     asked = config(given, tmp_path / "run", steps=1)
     compiled = replace(asked, loading=replace(asked.loading, compile=True))
@@ -279,7 +284,7 @@ def test_what_a_run_cannot_go_on_from_is_told_before_anything_is_encoded(given, 
 
 
 def test_what_is_encoded_before_training_takes_none_of_its_minutes(given, tmp_path, monkeypatch):
-    begun, remember, update = [], finetune.build_long_enough_memories, Run.update
+    begun, remember, update = [], finetune.lift_long_episodes, Run.update
 
     def slow(*arguments):
         remembered = remember(*arguments)
@@ -290,7 +295,7 @@ def test_what_is_encoded_before_training_takes_none_of_its_minutes(given, tmp_pa
         assert run.started >= begun[0]
         update(run, *arguments)
 
-    monkeypatch.setattr(finetune, "build_long_enough_memories", slow)
+    monkeypatch.setattr(finetune, "lift_long_episodes", slow)
     monkeypatch.setattr(Run, "update", listen)
     finetune.train(config(given, tmp_path, steps=None, minutes=0.01, episodes=1))
     assert len(begun) == 1
@@ -302,7 +307,7 @@ def test_clips_are_of_every_length_from_the_one_that_a_step_makes(given, tmp_pat
     def listen(*arguments, **told):
         sample = draw(*arguments, **told)
         state, retrieved, latents, cameras = sample
-        assert latents.shape[1] == cameras.shape[1] == len(retrieved.warped) and len(state.history) == 1
+        assert latents.shape[1] == cameras.shape[1] == len(retrieved.warped_latent) and len(state.history) == 1
         lengths.append(latents.shape[1])
         return sample
 
@@ -316,8 +321,8 @@ def test_noise_leans_as_the_pipeline_says_or_as_it_is_told(given, tmp_path, monk
     other = save_pipeline(tmp_path / "wan")
     scheduler = UniPCMultistepScheduler.from_pretrained(other / "scheduler", flow_shift=3.0)
     scheduler.save_pretrained(other / "scheduler")
-    shifts, leaning = [], finetune.leaning
-    monkeypatch.setattr(finetune, "leaning", lambda *told: (shifts.append(told[1]), leaning(*told))[1])
+    shifts, draw = [], finetune.draw_noise_level
+    monkeypatch.setattr(finetune, "draw_noise_level", lambda *call: (shifts.append(call[1]), draw(*call))[1])
     asked = config((data, other, depth), tmp_path / "own", steps=1, batch=1, episodes=1)
     finetune.train(asked)
     finetune.train(replace(asked, shift=7.0, out=tmp_path / "told"))
@@ -327,10 +332,10 @@ def test_noise_leans_as_the_pipeline_says_or_as_it_is_told(given, tmp_path, monk
 def test_what_is_encoded_is_kept_for_when_the_run_goes_on(given, tmp_path, monkeypatch):
     asked = config(given, tmp_path / "whole")
     finetune.train(asked)
-    files = sorted((tmp_path / "whole" / lifted.FOLDER).iterdir())
+    files = sorted((tmp_path / "whole" / keyframe_cache.FOLDER).iterdir())
     assert len(files) == 3 and all(path.suffix == ".safetensors" for path in files)
-    shutil.copytree(tmp_path / "whole" / lifted.FOLDER, tmp_path / "pieces" / lifted.FOLDER)
-    monkeypatch.setattr(lifted, "remember", lambda *_: pytest.fail("encoded again"))
+    shutil.copytree(tmp_path / "whole" / keyframe_cache.FOLDER, tmp_path / "pieces" / keyframe_cache.FOLDER)
+    monkeypatch.setattr(keyframe_cache, "lift_episode", lambda *_: pytest.fail("encoded again"))
     finetune.train(config(given, tmp_path / "pieces", checkpoint_minutes=0.5))
     for name in ("model", "optimizer"):
         one, two = kept(tmp_path / "whole", name), kept(tmp_path / "pieces", name)
@@ -347,15 +352,15 @@ def full_disk(memory: MosaicMemory, path: Path) -> None:
 
 def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, tmp_path, monkeypatch):
     asked = config(given, tmp_path, episodes=2)
-    world, store = finetune.open_teacher(asked, "cpu")
+    world, store = pretrained.open_pretrained(asked, "cpu")
     alone = Accelerator()
 
     def files() -> set[Path]:
-        return set((tmp_path / lifted.FOLDER).iterdir())
+        return set((tmp_path / keyframe_cache.FOLDER).iterdir())
 
-    first = finetune.build_long_enough_memories(world, store, asked, alone)
+    first = clips.lift_long_episodes(world, store, asked, alone)
     true = files()
-    again = finetune.build_long_enough_memories(world, store, asked, alone)
+    again = clips.lift_long_episodes(world, store, asked, alone)
     assert list(first) == list(again) == [0, 1] and files() == true and len(true) == 2
     for index in first:
         assert first[index].captions == again[index].captions == store.captions(index)
@@ -373,7 +378,7 @@ def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, t
         store.load = loaded
 
     for what, change, more in (
-        ("captions", lambda: store.told(0).update(captions=["another"] * 6), 1),
+        ("captions", lambda: store.metadata(0).update(captions=["another"] * 6), 1),
         ("depth that is read otherwise", lambda: setattr(model.depth, "inverse", True), 2),
         ("a scale", lambda: setattr(model.depth, "median_depth_m", 7.0), 2),
         ("a depth model", lambda: next(model.depth.model.parameters()).data.add_(0.1), 2),
@@ -387,20 +392,20 @@ def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, t
     ):
         change()
         before = files()
-        finetune.build_long_enough_memories(world, store, asked, alone)
+        clips.lift_long_episodes(world, store, asked, alone)
         assert len(files()) == len(before) + more, f"another of {what}"
-    (tmp_path / lifted.FOLDER / f"cut-off.1{lifted.PARTIAL}").touch()
+    (tmp_path / keyframe_cache.FOLDER / f"cut-off.1{keyframe_cache.PARTIAL}").touch()
     before = files()
     monkeypatch.setattr(MosaicMemory, "save", full_disk)
-    store.told(0).update(captions=["more"] * 6)
+    store.metadata(0).update(captions=["more"] * 6)
     with pytest.raises(OSError, match="No space left"):
-        finetune.build_long_enough_memories(world, store, asked, alone)
+        clips.lift_long_episodes(world, store, asked, alone)
     assert {path.suffix for path in files()} == {".safetensors"} and len(files()) == len(before) - 1, "nothing partial"
     monkeypatch.undo()
     for path in files():
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="delete it, and the episode is encoded anew"):
-        finetune.build_long_enough_memories(world, store, asked, alone)
+    with pytest.raises(ValueError, match="delete it, and the episode is encoded again"):
+        clips.lift_long_episodes(world, store, asked, alone)
 
 
 def test_steps_are_encoded_together_as_they_would_be_alone(given, monkeypatch):
@@ -418,8 +423,8 @@ def test_steps_are_encoded_together_as_they_would_be_alone(given, monkeypatch):
     torch.set_float32_matmul_precision("high")  # as a run on an accelerator does, which is opened before
     try:
         for together in (1, 4, 100):
-            monkeypatch.setattr(lifted, "ENCODED_PX", together * SIZE[0] * SIZE[1])
-            found.append(lifted.remember(world, store, 0))
+            monkeypatch.setattr(keyframe_cache, "CHUNK_PX", together * SIZE[0] * SIZE[1])
+            found.append(keyframe_cache.lift_episode(world, store, 0))
     finally:
         torch.set_float32_matmul_precision("highest")
     assert calls == [*[1] * 6, *(1, 3), 2, *(1, 5)]
@@ -468,12 +473,11 @@ def test_adapters_are_trained_on_quantised_weights(given, tmp_path, monkeypatch)
         finetune.train(config(given, tmp_path, loading=WanOptions(dtype="float32", quantisation="4bit")))
 
 
-def test_adapters_in_float32_are_not_put_on_frozen_weights_of_another_precision(given, tmp_path, monkeypatch):
+def test_adapters_in_float32_are_not_put_on_frozen_weights_of_another_precision(given, tmp_path):
     halved = WanOptions(depth=str(given[2]))
     finetune.train(config(given, tmp_path / "full", steps=1, full=True, loading=halved))  # nothing is frozen
-    monkeypatch.setattr(finetune, "open_teacher", None)  # it is said before anything is loaded
     with pytest.raises(ValueError, match="--loading.dtype float32.*--precision bf16"):
-        finetune.train(config(given, tmp_path / "adapters", loading=halved))
+        config(given, tmp_path / "adapters", loading=halved)
 
 
 @pytest.mark.usefixtures("a_precision_of_its_own")
@@ -496,8 +500,15 @@ def test_small_steps_on_bf16_weights_are_not_rounded_away(given, tmp_path, monke
     assert after[name].dtype == torch.float32 and (moved > 0).float().mean() > 0.9 and moved.max() < 1e-4
 
 
+def test_adapters_without_peft_are_refused_before_anything_is_opened(given, tmp_path, monkeypatch):
+    without(monkeypatch, "peft")
+    monkeypatch.setattr(finetune, "open_pretrained", lambda *_: pytest.fail("opened"))
+    with pytest.raises(ModuleNotFoundError, match=r"training adapters needs peft: pip install 'mosaic-gym\[wan\]'"):
+        finetune.train(config(given, tmp_path))
+
+
 def test_processes_that_do_not_know_of_one_another_are_refused(given, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "open_teacher", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(finetune, "open_pretrained", lambda *_: pytest.fail("loaded"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
     with pytest.raises(ValueError, match="2 processes were started.*accelerate sees 1.*ACCELERATE_USE_CPU=true"):
@@ -521,7 +532,7 @@ def test_processes_that_cannot_train_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fsdp.yaml"):
         Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, alone, averaged=False, shared=True)
     for kind in ({"shared": True}, {"averaged": False}):
-        with pytest.raises(ValueError, match="does not share weights out"):
+        with pytest.raises(ValueError, match="does not shard its weights"):
             Run(tmp_path, torch.nn.Linear(1, 1), 1e-3, None, 5, alone, **kind)
 
 
@@ -554,7 +565,7 @@ from accelerate import DistributedType
 from accelerate.state import PartialState
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from mosaic_gym.training import finetune, lifted
+from mosaic_gym.training import finetune, keyframe_cache
 from mosaic_gym.training.run import Run
 from tests.training.test_finetune import config
 torch.set_num_threads(1)
@@ -564,10 +575,10 @@ if os.environ.get("ACCELERATE_USE_FSDP"):  # accelerate shares weights out among
 given, out, full = [Path(name) for name in sys.argv[1:4]], Path(sys.argv[4]), sys.argv[5] == "full"
 written, checkpoint = [], Run.checkpoint
 Run.checkpoint = lambda run: (written.append(run.step_index), checkpoint(run))
-ordered, shared_out = [], finetune.build_long_enough_memories
-finetune.build_long_enough_memories = lambda *told: (ordered.append(shared_out(*told)), ordered[-1])[1]
-encoded, remember = [], lifted.remember
-lifted.remember = lambda world, store, index: (encoded.append(index), remember(world, store, index))[1]
+ordered, shared_out = [], finetune.lift_long_episodes
+finetune.lift_long_episodes = lambda *told: (ordered.append(shared_out(*told)), ordered[-1])[1]
+encoded, remember = [], keyframe_cache.lift_episode
+keyframe_cache.lift_episode = lambda world, store, index: (encoded.append(index), remember(world, store, index))[1]
 alone, no_sync = [], DistributedDataParallel.no_sync
 DistributedDataParallel.no_sync = lambda model: (alone.append(model), no_sync(model))[1]
 asked = {"full": full, "precision": sys.argv[6], "batch": int(sys.argv[7]), "checkpoint_minutes": 1e-9}
@@ -614,7 +625,7 @@ def begun(given: tuple[Path, Path, Path], out: Path, weights: str, **changes) ->
     """A run's first step, of one process, which others may go on from."""
     finetune.train(config(given, out, steps=1, **changes))
     (out / "weights" / weights).unlink()
-    shutil.rmtree(out / lifted.FOLDER)
+    shutil.rmtree(out / keyframe_cache.FOLDER)
     return kept(out)
 
 

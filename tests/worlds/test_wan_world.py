@@ -54,7 +54,7 @@ def test_it_is_an_environment_like_any_other(kwargs):
 
 def test_a_vector_of_them_goes_through_one_call(kwargs):
     envs = gym.make_vec("MosaicWorld-v0", num_envs=2, **kwargs, resolution=list(SIZE))
-    with pytest.raises(ResetNeeded, match="have not begun"):
+    with pytest.raises(ResetNeeded, match=r"members .0, 1. have not started: reset them first"):
         envs.unwrapped.prompt_now("a red hall")
     envs.reset(seed=1)
     prompts = ["a red hall", "a garden"]
@@ -111,7 +111,7 @@ def test_frames_that_are_no_numbers_are_told_and_move_nobody(kwargs):
     env.reset(seed=1)
     before = env.state
     env.world.model.transformer.proj_out.weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="drew what is no number, and nothing has moved.*'dtype': 'bfloat16'"):
+    with pytest.raises(ValueError, match="returned NaN or infinity, and no state has moved.*'dtype': 'bfloat16'"):
         env.step(1)
     assert env.state is before
 
@@ -282,8 +282,8 @@ def full(*_, **__):
         ("encoder", "encoding the first frame"),
         ("decoder", "decoding frames"),
         ("depth", "the depth estimator"),
-        ("lift", "what memory keeps"),
-        ("recall", "what memory recalls"),
+        ("lift", "keyframes"),
+        ("recall", "the views that memory retrieves"),
     ],
 )
 def test_whatever_finds_no_room_is_named(world, monkeypatch, part, component):
@@ -326,7 +326,7 @@ def test_whatever_finds_no_room_is_named(world, monkeypatch, part, component):
     for name in set(acts) - needs - ({"memory", "step", "observe"} if part == "encoder" else set()):
         acts[name]()
     if part == "encoder":
-        for name, said in (("step", "encoding the last frame"), ("observe", "encoding what is seen")):
+        for name, said in (("step", "encoding the last frame"), ("observe", "encoding observed frames")):
             with pytest.raises(MemoryError, match=f"no room for {said}"):
                 acts[name]()
 
@@ -403,3 +403,25 @@ def test_networks_in_half_precision_leave_states_in_float32(kwargs, causal):
         latents = [state.history, *(keyframe.latent for keyframe in state.memory.keyframes)]
         assert all(latent.dtype == torch.float32 for latent in latents)
     assert all(np.isfinite(view.depth_m).all() for view in views)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_default_dtype_of_the_process_changes_no_frame(kwargs, causal):
+    loading = {**kwargs["loading"], "causal": causal}
+
+    def walk(load_in, step_in):
+        try:
+            torch.set_default_dtype(load_in)
+            world = MosaicWorld.from_pretrained(**{**kwargs, "loading": loading}, size=SIZE)
+            torch.set_default_dtype(step_in)
+            state, first = world.start(Start(1, prompt="red"))
+            (state,), (second,) = world.step([state], FORWARD)
+            (state,), (third,) = world.step([state], TURN)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert state.history.dtype == torch.float32
+        return np.concatenate([first.frames.reshape(-1, *SIZE, 3), second.frames, third.frames])
+
+    expected = walk(torch.float32, torch.float32)
+    for load_in, step_in in ((torch.float64, torch.float64), (torch.float32, torch.float64), (torch.float16,) * 2):
+        assert np.array_equal(walk(load_in, step_in), expected), (load_in, step_in)
