@@ -11,7 +11,8 @@ from mosaic_gym.geometry.control import ACTIONS
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
-from tests.tiny import tiny_model
+from tests.tiny import save_depth, tiny_model
+from tests.tiny_wan import SIZE, save_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,16 @@ def test_an_episode_goes_on_under_another_default_and_back(folder, usual):
         with around:
             (state,), (view,) = world.step([state], np.array([ACTIONS[name]]))
     assert np.array_equal(view.frames, usual[8]) and np.array_equal(view.depth_m, usual[9])
+
+
+def test_a_pretrained_world_is_the_same_whatever_dtype_is_the_default(tmp_path):
+    pipeline, depth = save_pipeline(tmp_path / "pipeline"), save_depth(tmp_path / "depth")
+    loading = {"dtype": "float32", "depth": str(depth), "guidance": 2.0}
+    shown = []
+    for dtype in (torch.float32, torch.float64):
+        with default_dtype(dtype):
+            world = MosaicWorld.from_pretrained(str(pipeline), denoising_steps=2, size=SIZE, loading=loading)
+            state, _ = world.start(Start(seed=3))
+            _, (view,) = world.step([state], np.array([ACTIONS["forward"]]))
+        shown.append((view.frames, view.depth_m))
+    assert_same(shown[1], shown[0])
