@@ -62,7 +62,8 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
                 terminated.append(bool(end > 0))
                 continue
             rng = np.random.default_rng([seed, step, 1])
-            weights = np.exp((sign - sign.max()) / temperature)
+            with np.errstate(under="ignore", over="ignore"):  # at a low temperature, improbable signs have weight 0
+                weights = np.exp((sign - sign.max()) / temperature)
             rewards.append(values[int(rng.choice(SIGNS, p=weights / weights.sum()))])
             terminated.append(bool(rng.random() < 1.0 / (1.0 + np.exp(-np.clip(end / temperature, -60, 60)))))
         return rewards, terminated

@@ -64,3 +64,10 @@ def test_rare_steps_are_drawn_more_often_and_weigh_less():
     # Drawn a quarter of the time among the rare, three quarters among all: weights restore the true shares.
     odds = 0.75 / 1000 + torch.where(rare, 0.25 / 6, 0.0)
     torch.testing.assert_close(weights * odds, torch.full((1000,), 1 / 1000))
+
+
+def test_a_low_temperature_raises_no_error_of_numpy():
+    heads = believing((0.1, 0.0, 0.2), 0.01)
+    with np.errstate(all="raise"):
+        rewards, ends = heads.draw(torch.zeros(3, 3, 16, 16), range(3), [0] * 3, 1e-5)
+    assert rewards == [1.0] * 3 and ends == [True] * 3
