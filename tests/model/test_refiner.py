@@ -1,4 +1,4 @@
-"""The detail network: exact where there is no doubt, trained where there is, and told of bad sizes."""
+"""The refiner: exact where warps are certain, trained where they are not; sizes that do not fit are named."""
 
 import pytest
 import torch

@@ -356,7 +356,7 @@ def test_pickled_weights_are_refused_unread(world, part, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA")
 def test_cuda_asked_for_and_absent_is_an_error():
-    with pytest.raises(ValueError, match="sees no CUDA device; use device='cpu'"):
+    with pytest.raises(ValueError, match="has no CUDA device; use device='cpu'"):
         MosaicWorld(tiny_model(), device="cuda")
 
 
