@@ -206,13 +206,12 @@ class Source:
 def train_causal(student: MosaicTransformer3DModel, source: Source, budget: Budget) -> None:
     """Stage 1, in place."""
     config, length = source.config, source.world.model.settings.history
-    run = source.open_run(config.out / STAGES[0], nn.ModuleDict({"student": student}), budget)
-    while not run.finished:
-        sample = source.sample(run.seed)
-        with source.accelerator.autocast():
-            loss = causal_loss(student, sample, config, run.generator(), length)
-        run.update(loss, {"causal": loss.detach()})
-    run.close()
+    with source.open_run(config.out / STAGES[0], nn.ModuleDict({"student": student}), budget) as run:
+        while not run.finished:
+            sample = source.sample(run.seed)
+            with source.accelerator.autocast():
+                loss = causal_loss(student, sample, config, run.generator(), length)
+            run.update(loss, {"causal": loss.detach()})
 
 
 def match_teacher(student: MosaicTransformer3DModel, source: Source, budget: Budget) -> None:
@@ -220,25 +219,25 @@ def match_teacher(student: MosaicTransformer3DModel, source: Source, budget: Bud
     config, model = source.config, source.world.model
     critic = trainable_copy(model.transformer)
     networks = nn.ModuleDict({"student": student, "critic": critic})
-    run = source.open_run(config.out / STAGES[1], networks, budget)
     length = model.settings.history
     negative_text = None
     if config.guidance != 1.0:
         negative_text = model.text_encoder.encode([config.loading.negative_prompt])
     losses: dict[str, Tensor] = {}
-    while not run.finished:
-        generator = run.generator()
-        sample = replace(source.sample(run.seed + 7919), negative_text=negative_text)  # not those of the first stage
-        learns = run.step_index % config.every == 0
-        with source.accelerator.autocast():
-            clip = roll_out(student, sample, config, generator, length, learns)
-            matching, loss = score_losses(model.transformer, critic, clip, sample, config, generator, learns)
-        losses["critic"] = loss.detach()
-        if learns:
-            losses["matching"] = matching.detach()  # logged until the next step that computes it
-            loss = loss + matching
-        run.update(loss, losses)
-    run.close()
+    with source.open_run(config.out / STAGES[1], networks, budget) as run:
+        while not run.finished:
+            generator = run.generator()
+            sample = source.sample(run.seed + 7919)  # other samples than in the first stage
+            sample = replace(sample, negative_text=negative_text)
+            learns = run.step_index % config.every == 0
+            with source.accelerator.autocast():
+                clip = roll_out(student, sample, config, generator, length, learns)
+                matching, loss = score_losses(model.transformer, critic, clip, sample, config, generator, learns)
+            losses["critic"] = loss.detach()
+            if learns:
+                losses["matching"] = matching.detach()  # logged until the next step that computes it
+                loss = loss + matching
+            run.update(loss, losses)
 
 
 @float32_by_default()

@@ -166,36 +166,35 @@ def train(config: Config) -> WorldModel:
             "train copies (mosaic_gym/training/multi_gpu.yaml), or a model that is not causal (without loading.causal)"
         )
     prepare(config, model)
-    run = _open_run(config, budget, model, store, accelerator)
-    episodes = {} if run.finished else lift_long_episodes(world, store, config, accelerator)
-    run.start_clock()
-    k = world.layout.intrinsics[None]
-    copied = isinstance(run.model, DistributedDataParallel)
-    while not run.finished:
-        generator = run.generator()
-        losses = []
-        for index in range(samples):
-            # 1. A clip, the state before it, and what memory retrieves for it.
-            sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index, shortest=1)
-            state, retrieved, latents, cameras = sample
-            # 2. Noise.
-            sigma = draw_noise_level(generator, config.shift, latents)
-            noisy, velocity = add_noise(latents, sigma, generator)
-            # 3. The loss. Copies of the model average their gradients once a step, with the last sample's.
-            last = index + 1 == samples
-            with run.model.no_sync() if copied and not last else nullcontext():
-                with accelerator.autocast():
-                    context = model.transformer.read(
-                        state.history[None], state.history_cameras[None], retrieved, cameras, k,
-                        (world.height, world.width), state.text[None],
-                    )  # fmt: skip
-                    predicted = run.model(noisy, sigma * TIMESTEPS, context)
-                loss = F.mse_loss(predicted.float(), velocity) / samples
-                if not last:
-                    accelerator.backward(loss)
-            losses.append(loss)
-        run.update(losses[-1], {"loss": sum(loss.detach() for loss in losses)})
-    run.close()
+    with _open_run(config, budget, model, store, accelerator) as run:
+        episodes = {} if run.finished else lift_long_episodes(world, store, config, accelerator)
+        run.start_clock()
+        k = world.layout.intrinsics[None]
+        copied = isinstance(run.model, DistributedDataParallel)
+        while not run.finished:
+            generator = run.generator()
+            losses = []
+            for index in range(samples):
+                # 1. A clip, the state before it, and what memory retrieves for it.
+                sample = draw_sample(world, store, episodes, config, run.seed + 7919 * index, shortest=1)
+                state, retrieved, latents, cameras = sample
+                # 2. Noise.
+                sigma = draw_noise_level(generator, config.shift, latents)
+                noisy, velocity = add_noise(latents, sigma, generator)
+                # 3. The loss. Copies of the model average their gradients once a step, with the last sample's.
+                last = index + 1 == samples
+                with run.model.no_sync() if copied and not last else nullcontext():
+                    with accelerator.autocast():
+                        context = model.transformer.read(
+                            state.history[None], state.history_cameras[None], retrieved, cameras, k,
+                            (world.height, world.width), state.text[None],
+                        )  # fmt: skip
+                        predicted = run.model(noisy, sigma * TIMESTEPS, context)
+                    loss = F.mse_loss(predicted.float(), velocity) / samples
+                    if not last:
+                        accelerator.backward(loss)
+                losses.append(loss)
+            run.update(losses[-1], {"loss": sum(loss.detach() for loss in losses)})
     if accelerator.is_main_process:
         save_trained(config, store, accelerator.unwrap_model(run.model), run.trained())
     return model

@@ -142,7 +142,8 @@ def usage(config: PretrainedConfig, store: EpisodeStore, **trained: Any) -> str:
     defaults, loading = WanOptions(), {}
     for field in fields(WanOptions):
         if (value := getattr(config.loading, field.name)) != getattr(defaults, field.name):
-            loading[field.name] = [*map(str, value)] if isinstance(value, tuple) else value
+            paths = [*map(str, value)] if isinstance(value, tuple) else value
+            loading[field.name] = str(paths) if isinstance(paths, Path) else paths
     k = resized_intrinsics(store, (config.height, config.width))
     sides = (config.width, config.height)
     horizontal_deg, vertical_deg = (
