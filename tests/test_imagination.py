@@ -207,3 +207,29 @@ def test_the_engine_says_that_it_cannot_imagine():
     with pytest.raises(RuntimeError, match="one true present"):
         imagine(world, state, AHEAD)
     world.close()
+
+
+class Watchable(CountingWorld):
+    """A counting world that a policy can look at."""
+
+    def current_frame(self, state):
+        return np.zeros((self.height, self.width, 3), np.uint8)
+
+
+def test_actions_may_be_tensors_of_any_kind():
+    world = CountingWorld()
+    state, _ = world.start(Start(seed=0))
+    expected = imagine(world, state, AHEAD)["pose"]
+    for act in (torch.tensor(AHEAD, dtype=torch.bfloat16, requires_grad=True), AHEAD.astype(np.int8), AHEAD.tolist()):
+        assert imagine(world, state, act)["pose"].equal(expected)
+    ahead = torch.ones(1, 1, requires_grad=True) * torch.tensor([1.0, 0.0, 0.0])
+    assert imagine(Watchable(), state, lambda frames: ahead, horizon=3)["pose"].equal(expected[:1])
+
+
+def test_the_old_spelling_of_a_task_state_warns():
+    world, task = CountingWorld(), GoalTask()
+    state, view = world.start(Start(seed=0))
+    task_state = {"goal_m": [0.5, 3.5], "left_m": 3.0}
+    with pytest.warns(DeprecationWarning, match="progress is deprecated: use task_state"):
+        old = imagine(world, state, AHEAD, task=task, progress=task_state)
+    assert old["reward"].equal(imagine(world, state, AHEAD, task=task, task_state=task_state)["reward"])

@@ -120,3 +120,18 @@ def test_a_world_that_takes_in_nothing_cannot_see_for_a_planner():
 def test_who_has_seen_nothing_has_no_plan():
     with pytest.raises(RuntimeError, match="reset"):
         Planner(CountingWorld()).act()
+
+
+def test_old_spellings_of_planners_and_searches_warn():
+    world = MosaicWorld(tiny_model())
+    _, view = world.start(Start(seed=1))
+    with pytest.warns(DeprecationWarning) as recorded:
+        search = Search(futures=4, horizon=2, recognise_db=7.0, image_price=2.0)
+        planner = Planner(dream=world, search=search)
+        planner.begin([view], view.frames[0])
+        planner.see(view)
+        assert (planner.recognised() == planner.goal_place()).all()
+    assert (search.match_db, search.image_cost_m) == (7.0, 2.0) and len(planner.places) == 2
+    messages = " ".join(str(warning.message) for warning in recorded)
+    for old in ("recognise_db", "image_price", "dream", "Planner.begin", "Planner.see", "Planner.recognised"):
+        assert f"{old} is deprecated" in messages

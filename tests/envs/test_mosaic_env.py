@@ -355,7 +355,7 @@ def test_the_window_opens_at_the_first_picture_and_closes_twice():
         ({"task": "win"}, "unknown task.*explore"),
         ({"resolution": [64]}, "height, width"),
         ({"resolution": -3}, "got -3"),
-        ({"resolution": 64.0}, "whole pixels; got 64.0"),
+        ({"resolution": 64.0}, "whole pixels, or None; got 64.0"),
     ],
 )
 def test_wrong_arguments_name_the_known_ones(make, kwargs, named):
@@ -391,8 +391,8 @@ def test_wrong_arguments_of_the_dream_name_the_fix_before_weights_are_read(monke
         ({"temperature": np.nan}, "temperature is a finite number from 0; got nan"),
         ({"device": "banana"}, "device is a name such as 'cpu'.*; got 'banana'"),
         ({"device": None}, "device is a name such as 'cpu'.*; got None"),
-        ({"device": "cuda"}, "sees no CUDA device; use device='cpu'"),
-        ({"device": "mps"}, "sees no MPS device; use device='cpu'"),
+        ({"device": "cuda"}, "has no CUDA device; use device='cpu'"),
+        ({"device": "mps"}, "has no MPS device; use device='cpu'"),
         ({"loading": 3}, "loading is a dict of options for a Wan pipeline, or None; got 3"),
     ):
         with pytest.raises(ValueError, match=named):
