@@ -17,6 +17,12 @@ import vizdoom
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_level, check_pose, yaw_of
 from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, GameReader, Surfaces, choose_crop, open_game, pose_of
+from mosaic_gym.worlds.maps.layout import Layout, standing_heights
+from mosaic_gym.worlds.maps.level import LEVEL
+from mosaic_gym.worlds.maps.levels import SCENARIO as ROOMS
+from mosaic_gym.worlds.maps.levels import GeneratedLevels
+from mosaic_gym.worlds.maps.plan import Plan
+from mosaic_gym.worlds.maps.rooms import MapOptions
 from mosaic_gym.worlds.protocol import StaleStateError, Start, View
 
 _UNRESPONSIVE_TICS = 16  # ViZDoom ignores input in the first 14 tics of some scenarios
@@ -63,17 +69,20 @@ class DoomWorld:
     """A Doom map as a world (the `World` protocol), one state at a time.
 
     Args:
-        scenario: `my_way_home`, `health_gathering_supreme`, `take_cover`, or a Freedoom map such as
-            `freedoom1:E1M1` or `freedoom2:MAP01` (without a map: the first).
+        scenario: `my_way_home`, `health_gathering_supreme`, `take_cover`; a Freedoom map such as `freedoom1:E1M1` or
+            `freedoom2:MAP01` (without a map: the first); or `rooms`, where every episode plays a map generated from its
+            seed, or `rooms:SEED` for one such map.
         height: of the frames, pixels.
         width: of the frames, pixels. The rest of the simulator's 4:3 screen is cropped.
         control: the kinematics of actions.
         timeout_tics: video frames after which the game ends an episode by itself (`terminated`);
             None uses the scenario's own limit, 0 sets none.
+        split: of generated maps: `train`, `heldout` or `heldout-themes`. None for `train`.
+        maps: which things generated maps have. None for the defaults of `MapOptions`.
 
     Raises:
-        ValueError: an unknown scenario, a size that no screen can be averaged down to, or a timeout that is not a whole
-            number from 0.
+        ValueError: an unknown scenario or split; split or maps for another scenario than `rooms`; a size that no screen
+            can be averaged down to; or a timeout that is not a whole number from 0.
     """
 
     forkable = False
@@ -85,9 +94,14 @@ class DoomWorld:
         width: int = 64,
         control: Control = Control(),
         timeout_tics: int | None = None,
+        split: str | None = None,
+        maps: MapOptions | None = None,
     ):
         if not isinstance(scenario, str):
-            raise ValueError(f"scenario is a name, one of {', '.join(SCENARIOS)}; got {scenario!r}")
+            raise ValueError(f"scenario is a name, one of {', '.join((*SCENARIOS, ROOMS))}; got {scenario!r}")
+        generated = scenario.partition(":")[0] == ROOMS
+        if not generated and (split is not None or maps is not None):
+            raise ValueError(f"split and maps are for the scenario {ROOMS!r}; {scenario!r} has one map: leave them out")
         timeout_tics = check("timeout_tics", timeout_tics, Whole(0), optional=True)
         crop = choose_crop(height, width)
         self.scenario = scenario
@@ -97,7 +111,8 @@ class DoomWorld:
         self.image_from_camera = crop.image_from_camera
         self._reader = GameReader(crop)
         self._game: vizdoom.DoomGame | None
-        self._game, self._guard = open_game(scenario, crop, timeout_tics)
+        self._levels = GeneratedLevels(scenario, split or "train", maps or MapOptions()) if generated else None
+        self._game, self._guard = open_game(scenario, crop, timeout_tics, self._levels and self._levels.path)
         self._surfaces: Surfaces | None = None
         self._observation: _TicObservation | None = None
         self._moment = 0
@@ -108,7 +123,8 @@ class DoomWorld:
 
         Raises:
             ValueError: an image, prompt or memory is given; the seed is not a whole number from 0; the camera is not
-                level, not at eye height, or where no body can stand. The running episode continues after any of these.
+                level, not at eye height, or where no body can stand; or there is a map seed, and no generated maps. The
+                running episode continues after any of these.
                 Or ViZDoom moves the body away from the requested place: then the episode is over, and another start may
                 follow.
             RuntimeError: the world is closed, or the episode ended before the body could move.
@@ -120,11 +136,14 @@ class DoomWorld:
         requested = None
         if start.world_from_camera is not None:
             requested = check_level(check_pose(start.world_from_camera), "the simulator's camera")
-        game = self._open_game()
-        if requested is not None and self._surfaces is not None:
-            self._check_place(requested)  # before anything moves, because the simulator cannot go back
+        game, plan = self._open_game(), self._choose_map(start, seed)
+        if requested is not None and (plan is not None or self._surfaces is not None):
+            self._check_place(requested, plan)  # before anything moves, because the simulator cannot go back
         self._moment += 1
         game.set_seed(_game_seed(seed))
+        if plan is not None:
+            self._levels.load(plan)
+            game.set_doom_map(LEVEL)
         game.new_episode()
         game.make_action([0, 0, 0], _UNRESPONSIVE_TICS)
         if game.is_episode_finished():
@@ -185,7 +204,19 @@ class DoomWorld:
 
     @property
     def fingerprint(self) -> str:
-        return f"doom:{self.scenario}:{self.height}x{self.width}"
+        maps = "" if self._levels is None else f":{self._levels.description}"
+        return f"doom:{self.scenario}{maps}:{self.height}x{self.width}"
+
+    def layout(self) -> Layout:
+        """The present truth of a generated map: rooms, doors and things, see `Layout`.
+
+        Raises:
+            RuntimeError: a scenario without generated maps, or no running episode.
+        """
+        if self._levels is None or self._ended:
+            reason = "no episode is running" if self._levels is not None else f"{self.scenario} has no generated map"
+            raise RuntimeError(f"there is no layout: {reason}")
+        return self._levels.layout(self._open_game().get_state())
 
     def pack(self, state: DoomState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Raises RuntimeError: a game loaded from ViZDoom's save files does not continue like the saved one."""
@@ -201,6 +232,8 @@ class DoomWorld:
             self._game.close()
             self._game = None
             self._guard.release()
+        if self._levels is not None:
+            self._levels.close()
 
     def _too_short(self) -> str:
         return f"{self.scenario} ended before the body could move; give a longer timeout_tics"
@@ -210,11 +243,24 @@ class DoomWorld:
             raise RuntimeError("this DoomWorld is closed; make a new one")
         return self._game
 
-    def _check_place(self, pose: Pose) -> None:
-        """Raises ValueError unless the map has a floor for a body whose eyes are at this pose."""
+    def _choose_map(self, start: Start, seed: int) -> Plan | None:
+        """The generated map of an episode; None for other scenarios."""
+        if self._levels is not None:
+            return self._levels.plan_for(seed, start.map_seed)
+        if start.map_seed is not None:
+            raise ValueError(f"map_seed is for the scenario {ROOMS!r}, whose maps are generated; got {self.scenario!r}")
+        return None
+
+    def _check_place(self, pose: Pose, plan: Plan | None = None) -> None:
+        """Raises ValueError unless the map has a floor for a body whose eyes are at this pose.
+
+        Args:
+            plan: the map, if it is a generated one that is not loaded yet.
+        """
         x, height_m, y = pose.world_from_camera[:3, 3] * (UNITS_PER_M, 1.0, UNITS_PER_M)
         place = f"x {x / UNITS_PER_M:.2f}, z {y / UNITS_PER_M:.2f} m of {self.scenario}"
-        heights_m = sorted(-height / UNITS_PER_M for height in self._surfaces.eye_heights(x, y))
+        heights = self._surfaces.eye_heights(x, y) if plan is None else standing_heights(plan, x, y)
+        heights_m = sorted(-height / UNITS_PER_M for height in heights)
         if not heights_m:
             raise ValueError(f"no body can stand at {place}: it is off the map, or in a wall")
         if min(abs(height_m - possible_m) for possible_m in heights_m) > _PLACEMENT_TOLERANCE_M:
@@ -266,6 +312,7 @@ class DoomWorld:
                 reward += game.make_action(_buttons(before, targets, tic))
             if not game.is_episode_finished():
                 self._observation = self._observe(game.get_state())
+                reward += 0.0 if self._levels is None else self._levels.gather(game.get_state())
             if self._observation is None:
                 raise RuntimeError(self._too_short())
             observations.append(self._observation)
@@ -288,8 +335,8 @@ class DoomWorld:
         return DoomState(self._observation.pose, step_index, seed, self._moment), view
 
     def _observe(self, state: vizdoom.GameState) -> _TicObservation:
-        reader = self._reader
-        depth_m = reader.depth_m(state, self._surfaces)
+        reader, levels = self._reader, self._levels
+        depth_m = reader.depth_m(state, self._surfaces) if levels is None else reader.level_depth_m(state, levels)
         return _TicObservation(pose_of(state), reader.frame(state), depth_m, reader.labels(state))
 
 

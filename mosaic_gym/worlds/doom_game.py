@@ -18,6 +18,7 @@ import vizdoom
 
 from mosaic_gym.geometry.control import Pose, pose_at, yaw_of
 from mosaic_gym.processes import Guard, child_ids
+from mosaic_gym.worlds.maps.levels import GeneratedLevels
 
 UNITS_PER_M = 32.0
 """Doom's map units in a metre."""
@@ -34,6 +35,7 @@ _VARIABLES = (
     "VELOCITY_X",
     "VELOCITY_Y",
     "POSITION_Z",
+    "ITEMCOUNT",
 )
 _SCREEN_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
 _PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, at every resolution
@@ -128,30 +130,39 @@ def check_scenario(scenario: str) -> tuple[str, str]:
     return name, map_name
 
 
-def open_game(scenario: str, crop: Crop, timeout_tics: int | None) -> tuple[vizdoom.DoomGame, Guard]:
+def open_game(
+    scenario: str, crop: Crop, timeout_tics: int | None, level: Path | None = None
+) -> tuple[vizdoom.DoomGame, Guard]:
     """Starts ViZDoom without a window, its view bob removed; the buttons are velocity changes and a turn.
 
     Args:
         scenario: one of `SCENARIOS`, for Freedoom with an optional map after a colon.
         crop: decides the size of the screen.
         timeout_tics: tics after which the game ends an episode; None uses the scenario's own limit.
+        level: WAD file of a generated level, which then takes the scenario's place.
 
     Returns:
         The running game, and the guard of its process. ViZDoom's process does not notice when its parent is killed;
         the guard ends it then. Release the guard after closing the game.
     """
-    name, map_name = check_scenario(scenario)
     game = vizdoom.DoomGame()
-    game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
-    if name.startswith("freedoom"):
-        game.set_doom_map((map_name or ("E1M1" if name == "freedoom1" else "MAP01")).lower())
+    if level is not None:
+        game.set_doom_game_path(str(Path(vizdoom.__file__).parent / "freedoom2.wad"))  # which has the textures
+        game.set_doom_scenario_path(str(level))
+        game.set_doom_map("MAP01")
+    else:
+        name, map_name = check_scenario(scenario)
+        game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
+        if name.startswith("freedoom"):
+            game.set_doom_map((map_name or ("E1M1" if name == "freedoom1" else "MAP01")).lower())
     # Without this, ViZDoom writes its settings into the current folder.
     game.set_doom_config_path(str(Path(tempfile.gettempdir()) / "mosaic_gym_vizdoom.ini"))
     game.set_window_visible(False)
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{crop.screen_width}X{crop.screen_height}"))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-    game.set_depth_buffer_enabled(True)
+    game.set_depth_buffer_enabled(level is None)  # a generated level's depth is computed
+    game.set_objects_info_enabled(level is not None)
     game.set_labels_buffer_enabled(True)
     game.set_sectors_info_enabled(True)
     for unused in (game.set_automap_buffer_enabled, game.set_audio_buffer_enabled):
@@ -264,6 +275,7 @@ def _is_inside(outline: np.ndarray, x: float, y: float) -> bool:
 # six units.
 _UNITS_PER_LEVEL, _NEAREST_WALL, _NEAREST_FLOOR = 7.136, 8.64, 14.64
 _SNAP = 6.0
+_OWN_LABELS = {"DoomPlayer", "Self"}
 
 
 class GameReader:
@@ -276,6 +288,9 @@ class GameReader:
         self._slopes = (np.arange(columns.start, columns.stop) + 0.5 - crop.screen_width / 2) / focal_px
         below = np.arange(rows.start, rows.stop) + 0.5 - crop.screen_height / 2
         self._falls = below / (focal_px * _PIXEL_ASPECT)  # downward over forward along each row's rays
+        k = crop.image_from_camera
+        self._pixel_slopes = (np.arange(crop.width) + 0.5 - k[0, 2]) / k[0, 0]  # the same at the frame's pixel centres
+        self._pixel_falls = (np.arange(crop.height) + 0.5 - k[1, 2]) / k[1, 1]
 
     def frame(self, state: vizdoom.GameState) -> np.ndarray:
         """uint8 `[H, W, 3]`."""
@@ -283,7 +298,7 @@ class GameReader:
 
     def depth_m(self, state: vizdoom.GameState, surfaces: Surfaces) -> np.ndarray:
         """float32 `[H, W]`, perpendicular depth, metres, snapped to the map's surfaces."""
-        x, y, camera_height, _, _, _, foot_height = state.game_variables
+        x, y, camera_height, _, _, _, foot_height, _ = state.game_variables
         levels = state.depth_buffer[self.crop.window].astype(np.float32) * _UNITS_PER_LEVEL
         depth = levels + _NEAREST_WALL
         yaw_rad = yaw_of(pose_of(state).world_from_camera)
@@ -298,15 +313,32 @@ class GameReader:
         depth = np.where(is_flat, plane, depth)
         return self.crop.shrink_depth(depth) / np.float32(UNITS_PER_M)
 
+    def level_depth_m(self, state: vizdoom.GameState, levels: GeneratedLevels) -> np.ndarray:
+        """float32 `[H, W]`, perpendicular depth at pixel centres on a generated level, metres; exact.
+
+        Spaces are ray-cast. A thing is a flat picture that faces the camera, as far away as its place.
+        """
+        x, y, *_ = state.game_variables
+        yaw_rad, factor = yaw_of(pose_of(state).world_from_camera), self.crop.factor
+        middle = slice(factor // 2, None, factor)
+        depth = levels.depth(state, yaw_rad, self._pixel_slopes, self._pixel_falls)
+        values = state.labels_buffer[self.crop.window][middle, middle]
+        for label in state.labels:
+            if label.object_name not in _OWN_LABELS:
+                offset_x, offset_y = label.object_position_x - x, label.object_position_y - y
+                distance = offset_x * np.sin(yaw_rad) + offset_y * np.cos(yaw_rad)
+                depth[values == label.value] = max(distance, 1.0)
+        return (depth / UNITS_PER_M).astype(np.float32)
+
     def labels(self, state: vizdoom.GameState) -> tuple[str, ...]:
         """Names of the things in the frame, sorted, without the player."""
         values = set(np.unique(state.labels_buffer[self.crop.window]).tolist())
         names = {label.object_name for label in state.labels if label.value in values}
-        return tuple(sorted(names - {"DoomPlayer", "Self"}))
+        return tuple(sorted(names - _OWN_LABELS))
 
 
 def pose_of(state: vizdoom.GameState) -> Pose:
     """The camera's pose and the body's velocity, metres and metres per tic."""
-    x, y, z, angle_deg, velocity_x, velocity_y, _ = state.game_variables
+    x, y, z, angle_deg, velocity_x, velocity_y, *_ = state.game_variables
     place = pose_at(x / UNITS_PER_M, -z / UNITS_PER_M, y / UNITS_PER_M, np.deg2rad(90.0 - angle_deg))
     return Pose(place.world_from_camera, np.array([velocity_x, 0.0, velocity_y]) / UNITS_PER_M)

@@ -63,6 +63,7 @@ class Start:
         world_from_camera: `[4, 4]`, the first camera, metres.
         prompt: text that conditions a learned world.
         memory: a saved memory to start with (learned worlds).
+        map_seed: the generated map to play (the simulator's scenario `rooms`).
     """
 
     seed: int
@@ -70,6 +71,7 @@ class Start:
     world_from_camera: np.ndarray | None = None
     prompt: str | None = None
     memory: Any = field(default=None, repr=False)
+    map_seed: int | None = None
 
 
 @runtime_checkable

@@ -152,7 +152,7 @@ def test_an_episode_that_cannot_go_on_there_is_stale(world, monkeypatch):
     state, view = world.start(Start(seed=OPEN_SEED))
     camera = view.world_from_camera[-1].copy()
     monkeypatch.setattr("mosaic_gym.worlds.doom._PLACEMENT_TOLERANCE_M", -1.0)  # no simulator is as exact
-    monkeypatch.setattr(world, "_check_place", lambda pose: None)
+    monkeypatch.setattr(world, "_check_place", lambda *arguments: None)
     with pytest.raises(ValueError, match=r"placed at x .* came to stand 0.0.. m away, at x .*, y -1.281, z .*; start"):
         world.start(Start(seed=0, world_from_camera=camera))
     with pytest.raises(StaleStateError, match="moved past"):
