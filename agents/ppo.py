@@ -1,8 +1,8 @@
-"""PPO through Stable-Baselines3, in the dream: many members, one network call a step.
+"""PPO of Stable-Baselines3 in the learned world: all sub-environments share one network call per step.
 
-    python agents/ppo.py [--steps 4096] [--task explore] [--members 8] [--episodes 8] [--scenes 64]
+    python agents/ppo.py [--steps 4096] [--task explore] [--members 8] [--episodes 8] [--goals 64]
 
-Prints the mean return before and after, in the dream and in the engine. Needs the extra `rl`.
+Prints the mean return before and after training, in the learned world and in the simulator. Needs the extra `rl`.
 """
 
 import argparse
@@ -15,34 +15,34 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 import mosaic_gym
 
-LIMIT = 48
+EPISODE_STEPS = 48
 
 
-def returns(model: PPO, env, episodes: int) -> str:
-    """Mean return, and its standard error."""
-    each, _ = evaluate_policy(model, env, n_eval_episodes=episodes, deterministic=False, return_episode_rewards=True)
-    return f"{np.mean(each):.2f} +- {np.std(each) / np.sqrt(len(each)):.2f}"
+def mean_return(model: PPO, env, episodes: int) -> str:
+    """Mean return and its standard error."""
+    returns, _ = evaluate_policy(model, env, n_eval_episodes=episodes, deterministic=False, return_episode_rewards=True)
+    return f"{np.mean(returns):.2f} +- {np.std(returns) / np.sqrt(len(returns)):.2f}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4096)
     parser.add_argument("--task", choices=("explore", "goal", "return"), default="explore")
-    parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--episodes", type=int, default=8, help="that each figure is a mean of")
-    parser.add_argument("--scenes", type=int, default=64, help="that episodes with a goal are drawn from in the dream")
-    asked = parser.parse_args()
-    face = {"max_episode_steps": LIMIT, "observation": "image" if asked.task == "explore" else "dict"}
-    # With a goal, a script walks before every episode, and all members would wait for it.
-    task = asked.task if asked.task == "explore" else mosaic_gym.FixedStarts(asked.task, asked.scenes)
-    dream = VecMonitor(mosaic_gym.make_sb3(asked.members, task=task, **face))
-    engine = gym.make("MosaicWorldReal-v0", task=asked.task, **face)
-    policy = "CnnPolicy" if asked.task == "explore" else "MultiInputPolicy"
-    model = PPO(policy, dream, n_steps=64, batch_size=128, n_epochs=4, learning_rate=5e-4, seed=0, device="cpu")
-    for learnt in (0, asked.steps):
-        if learnt:
-            model.learn(learnt)
-        there, here = (returns(model, env, asked.episodes) for env in (dream, engine))
-        print(f"after {learnt} steps of dream: return {there} in the dream, {here} in the engine")
-    dream.close()
-    engine.close()
+    parser.add_argument("--members", type=int, default=8, help="sub-environments")
+    parser.add_argument("--episodes", type=int, default=8, help="per mean return")
+    parser.add_argument("--goals", type=int, default=64, help="starts and goals that training episodes are drawn from")
+    options = parser.parse_args()
+    spaces = {"max_episode_steps": EPISODE_STEPS, "observation": "image" if options.task == "explore" else "dict"}
+    # A script walks to every new goal, and all sub-environments would wait for it: sample the goals once.
+    task = options.task if options.task == "explore" else mosaic_gym.FixedStarts(options.task, options.goals)
+    learned = VecMonitor(mosaic_gym.make_sb3(options.members, task=task, **spaces))
+    simulator = gym.make("MosaicWorldReal-v0", task=options.task, **spaces)
+    policy = "CnnPolicy" if options.task == "explore" else "MultiInputPolicy"
+    model = PPO(policy, learned, n_steps=64, batch_size=128, n_epochs=4, learning_rate=5e-4, seed=0, device="cpu")
+    for steps in (0, options.steps):
+        if steps:
+            model.learn(steps)
+        in_learned, in_simulator = (mean_return(model, env, options.episodes) for env in (learned, simulator))
+        print(f"after {steps} steps: return {in_learned} in the learned world, {in_simulator} in the simulator")
+    learned.close()
+    simulator.close()

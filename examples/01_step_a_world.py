@@ -1,4 +1,4 @@
-"""Step the dream with random actions and look at what a step tells.
+"""Step the learned world with random actions, and print what a step returns.
 
 python examples/01_step_a_world.py
 """
@@ -20,6 +20,6 @@ for _ in range(16):
     x_m, _, z_m = (row[3] for row in info["pose"][:3])
     print(
         f"{names[action]:>18}: at ({x_m:+.2f}, {z_m:+.2f}) m, reward {reward:.0f}, "
-        f"{info['coverage']:4.0%} of the view recalled from {info['memory_keyframes']} keyframes"
+        f"{info['coverage']:4.0%} of the view retrieved from {info['memory_keyframes']} keyframes"
     )
 env.close()

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Record your own data and make a world of it: a small one, in about a quarter of an hour on two cores.
-# For the real thing leave out the numbers: `make record train`.
+# Record your own data and train a world on it: a small one, in about a quarter of an hour on two cores.
+# For a full one, leave out the numbers: `make record train`.
 set -e
 out=${1:-out/my_world}
 mosaic-gym record --out "$out/data" --scenario health_gathering_supreme --episodes 20 --steps-per-episode 40

@@ -6,10 +6,11 @@ when their command runs, so that the list of commands appears at once.
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
@@ -232,8 +233,26 @@ def parse(name: str, options: Sequence[str]) -> tuple[Callable[[Any], Any], Any]
     module = import_module(command.module)
     if {"-h", "--help"} & set(options):
         options = ["--help"]  # also after an option whose value is missing
-    config = tyro.cli(getattr(module, command.config), prog=f"{PROGRAM} {name}", args=list(options))
+    output = io.StringIO()
+    try:
+        with redirect_stderr(output):
+            config = tyro.cli(getattr(module, command.config), prog=f"{PROGRAM} {name}", args=list(options))
+    except SystemExit as exit_of_tyro:
+        if (refusal := _refusal(exit_of_tyro.__context__)) is not None:
+            raise refusal from exit_of_tyro
+        sys.stderr.write(output.getvalue())
+        raise
+    sys.stderr.write(output.getvalue())
     return getattr(module, command.function), config
+
+
+def _refusal(error: BaseException | None) -> ValueError | None:
+    """The ValueError of a config's own checks, for which tyro prints a box and exits; None for any other error."""
+    if isinstance(error, ValueError):
+        return error
+    if isinstance(getattr(error, "arg", None), str):  # tyro's error for a nested config, which it names by its prefix
+        return ValueError(getattr(error, "message", error))
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
-"""The window: walk through the dream with the keyboard, next to the engine if you like.
+"""The window: walk through the learned world with the keyboard, with the simulator beside it if you like.
 
-Keys: W and S (or up and down) walk, A and D step sideways, left and right turn, R begins anew,
-Escape leaves.
+Keys: W and S (or up and down) walk, A and D step sideways, left and right turn, R starts a new episode, Escape quits.
 """
 
 from __future__ import annotations
@@ -16,40 +15,40 @@ import numpy as np
 
 import mosaic_gym  # noqa: F401  (registers the environments)
 from mosaic_gym.envs.mosaic_env import FRAMES_PER_SECOND, WorldEnv
-from mosaic_gym.envs.window import Window
+from mosaic_gym.envs.window import Window, check_display
 
 GAP_PX = 2
-"""Between the dream and the engine, pixels before enlargement."""
+"""Between the learned world and the simulator, pixels before enlargement."""
 
 
 @dataclass(frozen=True)
 class PlayConfig:
-    """Play in the dream with the keyboard."""
+    """Walk through the learned world with the keyboard."""
 
     checkpoint: str = "doom-tiny"
     """Shipped checkpoint by name, or a folder."""
     device: str = "cpu"
-    """Where the networks run."""
+    """Device that the networks run on."""
     denoising_steps: int | None = None
-    """1 to 100; None for what the checkpoint ships with."""
+    """1 to 100; None uses the checkpoint's own number."""
     memory: bool = True
-    """Recall what the episode has seen."""
+    """Retrieve earlier views from memory."""
     prompt: str | None = None
-    """Text that conditions the dream."""
+    """Text that conditions the learned world."""
     compare: bool = False
-    """Show the engine to the right, begun at the same place and given the same actions."""
+    """Show the simulator to the right, with the same start and the same actions."""
     scenario: str | None = None
-    """What the engine plays, when it is shown; None for what the checkpoint was trained on."""
+    """The simulator's scenario with --compare; None for the one that the checkpoint was trained on."""
     seed: int = 0
-    """Of the first episode; each new one adds one."""
+    """Of the first episode; the seed grows by one with every new episode."""
     max_steps: int | None = None
-    """Close after so many steps; None plays until the window is closed."""
+    """Close after so many steps; None runs until the window is closed."""
     screenshot: Path | None = None
-    """Write the last picture of the window here (PNG)."""
+    """Save the last image of the window here (PNG)."""
 
 
 class Keyboard:
-    """The keys held down, kept from the events that pygame delivers.
+    """The keys that are down, tracked from pygame's events.
 
     Attributes:
         quit: whether the window was closed or Escape pressed.
@@ -59,110 +58,110 @@ class Keyboard:
     def __init__(self) -> None:
         self.quit = False
         self.restart = False
-        self._held: set[int] = set()
+        self._down: set[int] = set()
 
     def read(self) -> np.ndarray:
-        """Takes in what happened; returns the action `[3]` float32 of the keys held now, or tapped since last time."""
+        """Processes new events; returns the action `[3]` float32 of the keys that are down or were tapped."""
         import pygame
 
         self.restart = False
-        pressed: set[int] = set()  # a tap is shorter than a step: it may be over by now
+        pressed: set[int] = set()  # a tap can be shorter than a step, and over by now
         for event in pygame.event.get():
             if event.type == pygame.KEYDOWN:
-                self._held.add(event.key)
+                self._down.add(event.key)
                 pressed.add(event.key)
                 self.restart |= event.key == pygame.K_r
                 self.quit |= event.key == pygame.K_ESCAPE
             elif event.type == pygame.KEYUP:
-                self._held.discard(event.key)
+                self._down.discard(event.key)
             elif event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
                 self.quit = True
-        down = self._held | pressed
-        forward = _axis(down, {pygame.K_w, pygame.K_UP}, {pygame.K_s, pygame.K_DOWN})
-        strafe = _axis(down, {pygame.K_d}, {pygame.K_a})
-        turn = _axis(down, {pygame.K_RIGHT}, {pygame.K_LEFT})
+        active = self._down | pressed
+        forward = _axis(active, {pygame.K_w, pygame.K_UP}, {pygame.K_s, pygame.K_DOWN})
+        strafe = _axis(active, {pygame.K_d}, {pygame.K_a})
+        turn = _axis(active, {pygame.K_RIGHT}, {pygame.K_LEFT})
         return np.array([forward, strafe, turn], np.float32)
 
 
-def _axis(down: set[int], positive: set[int], negative: set[int]) -> float:
-    return float(not down.isdisjoint(positive)) - float(not down.isdisjoint(negative))
+def _axis(active: set[int], positive: set[int], negative: set[int]) -> float:
+    return float(not active.isdisjoint(positive)) - float(not active.isdisjoint(negative))
 
 
 class Stage:
-    """The dream and, when there is one, the engine beside it.
+    """The learned environment and, optionally, the simulator beside it.
 
     Args:
-        dream: actions are continuous.
-        engine: the same; None to show the dream alone.
+        learned: with continuous actions.
+        simulator: with continuous actions; None shows the learned environment alone.
     """
 
-    def __init__(self, dream: gym.Env, engine: gym.Env | None = None) -> None:
-        self.dream, self.engine = dream, engine
+    def __init__(self, learned: gym.Env, simulator: gym.Env | None = None) -> None:
+        self.learned, self.simulator = learned, simulator
         self.steps = 0
         self._info: dict = {}
         self._step_s = 0.0
 
-    def begin(self, seed: int) -> None:
-        """Resets both. The dream begins with what the engine shows, where the engine stands."""
+    def reset(self, seed: int) -> None:
+        """Resets both. The learned world starts with the image and the pose of the simulator."""
         options = None
-        if self.engine is not None:
-            image, info = self.engine.reset(seed=seed)
+        if self.simulator is not None:
+            image, info = self.simulator.reset(seed=seed)
             options = {"image": image, "pose": info["pose"]}
-        _, self._info = self.dream.reset(seed=seed, options=options)
+        _, self._info = self.learned.reset(seed=seed, options=options)
 
     def step(self, action: np.ndarray) -> bool:
-        """Steps both by the action `[3]`; returns whether one of them has ended."""
-        started_s = time.perf_counter()
-        _, _, over, _, self._info = self.dream.step(action)
-        took_s = time.perf_counter() - started_s
-        self._step_s = took_s if self.steps == 0 else 0.9 * self._step_s + 0.1 * took_s
+        """Steps both with the action `[3]`; returns whether one of them has ended."""
+        start_s = time.perf_counter()
+        _, _, ended, _, self._info = self.learned.step(action)
+        step_s = time.perf_counter() - start_s
+        self._step_s = step_s if self.steps == 0 else 0.9 * self._step_s + 0.1 * step_s
         self.steps += 1
-        if self.engine is not None:
-            over |= self.engine.step(action)[2]
-        return over
+        if self.simulator is not None:
+            ended |= self.simulator.step(action)[2]
+        return ended
 
-    def pictures(self) -> np.ndarray:
+    def frames(self) -> np.ndarray:
         """uint8 `[4, H, W, 3]`: the frames of the last step, side by side."""
-        frames = self.dream.unwrapped.view.frames
-        if self.engine is None:
+        frames = self.learned.unwrapped.view.frames
+        if self.simulator is None:
             return frames
         gap = np.zeros((*frames.shape[:2], GAP_PX, 3), np.uint8)
-        return np.concatenate([frames, gap, self.engine.unwrapped.view.frames], axis=2)
+        return np.concatenate([frames, gap, self.simulator.unwrapped.view.frames], axis=2)
 
     def line(self) -> str:
-        """What the strip under the picture says."""
+        """The text in the strip under the image."""
         speed = f"{1 / self._step_s:.0f} steps/s" if self.steps else "ready"
-        drawn = "   the rest by heart" if self.dream.unwrapped.view.on_map else ""
+        atlas = "   the rest from the atlas" if self.learned.unwrapped.view.on_map else ""
         return (
-            f"step {self._info['step_index']}   recalled {self._info['coverage']:.0%}{drawn}   "
+            f"step {self._info['step_index']}   retrieved {self._info['coverage']:.0%}{atlas}   "
             f"keyframes {self._info['memory_keyframes']}   {speed}"
         )
 
     def close(self) -> None:
         """Closes both environments."""
-        self.dream.close()
-        if self.engine is not None:
-            self.engine.close()
+        self.learned.close()
+        if self.simulator is not None:
+            self.simulator.close()
 
 
 def walk(stage: Stage, config: PlayConfig) -> int:
-    """Plays on a stage until the window is closed or `config.max_steps` are made; returns the steps made."""
+    """Plays until the window is closed or after `config.max_steps` steps; returns the number of steps."""
     seed = config.seed
-    stage.begin(seed)
+    stage.reset(seed)
     keyboard = Keyboard()
-    window = Window(*stage.pictures().shape[1:3], "Mosaic Gym", strip=True)
+    window = Window(*stage.frames().shape[1:3], "Mosaic Gym", strip=True)
     try:
-        window.show(stage.pictures()[-1], FRAMES_PER_SECOND, stage.line())
+        window.show(stage.frames()[-1], FRAMES_PER_SECOND, stage.line())
         while stage.steps != config.max_steps:
             action = keyboard.read()
             if keyboard.quit:
                 break
-            over = stage.step(action)
-            for picture in stage.pictures():
-                window.show(picture, FRAMES_PER_SECOND, stage.line())
-            if over or keyboard.restart:
+            ended = stage.step(action)
+            for frame in stage.frames():
+                window.show(frame, FRAMES_PER_SECOND, stage.line())
+            if ended or keyboard.restart:
                 seed += 1
-                stage.begin(seed)
+                stage.reset(seed)
         if config.screenshot is not None:
             iio.imwrite(config.screenshot, window.pixels())
     finally:
@@ -171,8 +170,16 @@ def walk(stage: Stage, config: PlayConfig) -> int:
 
 
 def play(config: PlayConfig) -> int:
-    """Opens the window on the dream, plays until it is closed, and returns the steps made."""
-    dream = gym.make(
+    """Opens the window on the learned world, plays until it is closed, and returns the number of steps.
+
+    Raises:
+        OSError: no window can open here. It is raised before anything is loaded.
+    """
+    try:
+        check_display()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    learned = gym.make(
         "MosaicWorld-v0",
         max_episode_steps=-1,
         checkpoint=config.checkpoint,
@@ -182,18 +189,18 @@ def play(config: PlayConfig) -> int:
         memory=config.memory,
         prompt=config.prompt,
     )
-    engine = _simulator_beside(dream, config.scenario) if config.compare else None
-    stage = Stage(dream, engine)
+    simulator = _simulator_beside(learned, config.scenario) if config.compare else None
+    stage = Stage(learned, simulator)
     try:
         return walk(stage, config)
     finally:
         stage.close()
 
 
-def _simulator_beside(dream: gym.Env, scenario: str | None) -> gym.Env:
-    """The engine, whose body moves as the dream's does."""
+def _simulator_beside(learned: gym.Env, scenario: str | None) -> gym.Env:
+    """The simulator, with the kinematics of the learned world."""
     from mosaic_gym.evaluation.suites.paths import simulator_of
 
-    settings = dream.unwrapped.world.model.settings
-    engine = simulator_of(settings if scenario is None else replace(settings, scenario=scenario))
-    return WorldEnv(engine, action_space="continuous", options=("goal", "pose"))
+    settings = learned.unwrapped.world.model.settings
+    simulator = simulator_of(settings if scenario is None else replace(settings, scenario=scenario))
+    return WorldEnv(simulator, action_space="continuous", options=("goal", "pose"))

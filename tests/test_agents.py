@@ -16,7 +16,7 @@ from tests.programs import ROOT, run
         (["agents/scripted.py", "--real", "--steps", "4"], "explorer:"),
         (["agents/planner.py", "--memory=place", "--episodes", "1", "--steps", "1"], "memory place: home"),
         (["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"], "memory off: home"),
-        (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the engine"),
+        (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the simulator"),
         (["examples/01_step_a_world.py"], "an image (64, 64, 3) uint8; 9 actions: noop, forward"),
         (["examples/04_plan_with_forks.py"], "step 1: "),
     ],

@@ -135,6 +135,20 @@ def test_what_the_user_can_put_right_is_one_line(own_commands, tmp_path, capsys)
     assert error.startswith("mosaic-gym: error: ") and "nowhere.txt" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["record", "--episodes", "0"], "--episodes is a whole number from 1; got 0"),
+        (["record", "--scenario", "nope"], "unknown scenario 'nope'; known: my_way_home, "),
+        (["record", "--height", "65"], "no screen of the simulator can be averaged down to 65x64; "),
+    ],
+)
+def test_options_that_a_config_refuses_are_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"mosaic-gym: error: {message}") and error.count("\n") == 1
+
+
 def test_an_interruption_is_one_line(own_commands, monkeypatch, capsys):
     monkeypatch.setattr(f"{__name__}.Path.read_text", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["read", "--file", "x"]) == 130
@@ -153,19 +167,22 @@ def test_sigterm_is_one_line(own_commands, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_old_commands_and_options_are_accepted_with_one_line_of_warning(own_commands, monkeypatch, tmp_path, capsys):
+def test_old_commands_and_options_are_accepted_with_a_warning(own_commands, monkeypatch, tmp_path):
     (tmp_path / "there.txt").write_text("")
     monkeypatch.setitem(RENAMED_COMMANDS, "fetch", "read")
     monkeypatch.setitem(RENAMED_OPTIONS, "read", {"--old-file": "--file"})
     path = str(tmp_path / "there.txt")
     for options in (["--old-file", path], [f"--old-file={path}"], [f"--old_file={path}"]):
-        assert main(["read", *options]) == 0
-        option = options[0].split("=")[0]
-        assert capsys.readouterr().err == f"mosaic-gym: warning: {option} is deprecated: use --file\n"
-    assert main(["fetch", "--file", path]) == 0
-    assert capsys.readouterr().err == "mosaic-gym: warning: mosaic-gym fetch is deprecated: use mosaic-gym read\n"
-    with pytest.warns(DeprecationWarning, match="use --file"):
-        main(["read", "--old-file", path])
+        with pytest.warns(DeprecationWarning, match=f"{options[0].split('=')[0]} is deprecated: use --file"):
+            assert main(["read", *options]) == 0
+    with pytest.warns(DeprecationWarning, match="mosaic-gym fetch is deprecated: use mosaic-gym read"):
+        assert main(["fetch", "--file", path]) == 0
+
+
+def test_the_warning_is_one_line_that_the_user_sees():
+    done = run("train", "outcome", "--help")
+    expected = "mosaic-gym: warning: mosaic-gym train outcome is deprecated: use mosaic-gym train reward-heads"
+    assert done.returncode == 0 and done.stderr.splitlines()[0] == expected
 
 
 @pytest.mark.parametrize("name", sorted(RENAMED_OPTIONS))

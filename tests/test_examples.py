@@ -20,13 +20,15 @@ def test_the_walk_comes_home_and_only_memory_knows_it(tmp_path):
 
 
 def test_training_takes_any_number_of_steps(tmp_path):
-    assert "square metres of the engine" in run(tmp_path, "examples/03_train_in_the_dream.py", "1", "watched.mp4")
+    assert "square metres of the simulator" in run(
+        tmp_path, "examples/03_train_in_the_learned_world.py", "1", "watched.mp4"
+    )
     assert (tmp_path / "watched.mp4").stat().st_size > 1000
 
 
 def test_chance_walks(tmp_path):
     said = run(tmp_path, "agents/random_walk.py", "--real", "--steps", "4")
-    assert re.match(r"chance: \d+ square metres in 4 steps", said)
+    assert re.match(r"random: \d+ square metres in 4 steps", said)
 
 
 def test_the_explorer_turns_on_the_way_it_began_to():

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import imageio.v3 as iio
@@ -67,8 +70,8 @@ def test_a_walk_moves_the_body_and_stops_in_time():
     stage = make_stage()
     press(pygame.K_UP)
     assert walk(stage, PlayConfig(max_steps=3)) == 3
-    assert stage.dream.state.step_index == 3
-    assert stage.dream.state.pose.world_from_camera[2, 3] > 0.5
+    assert stage.learned.state.step_index == 3
+    assert stage.learned.state.pose.world_from_camera[2, 3] > 0.5
 
 
 @pytest.mark.parametrize("event", [pygame.event.Event(pygame.QUIT), pygame.event.Event(pygame.KEYDOWN, key=27)])
@@ -82,21 +85,21 @@ def test_a_restart_begins_the_next_seed():
     stage = make_stage()
     press(pygame.K_r)
     walk(stage, PlayConfig(max_steps=2, seed=4))
-    assert stage.dream.state.start.seed == 5 and stage.dream.state.step_index == 1
+    assert stage.learned.state.start.seed == 5 and stage.learned.state.step_index == 1
 
 
 def test_the_end_of_one_world_restarts_both():
     stage = make_stage(compare=True, last_step=2)
     walk(stage, PlayConfig(max_steps=3))
-    assert stage.dream.state.step_index == stage.engine.state.step_index == 1
+    assert stage.learned.state.step_index == stage.simulator.state.step_index == 1
 
 
 def test_the_dream_begins_with_what_the_engine_shows():
     stage = make_stage(compare=True)
-    stage.begin(seed=6)
-    start = stage.dream.state.start
-    np.testing.assert_array_equal(start.image, stage.engine.view.frames[-1])
-    np.testing.assert_allclose(start.world_from_camera, stage.engine.state.pose.world_from_camera)
+    stage.reset(seed=6)
+    start = stage.learned.state.start
+    np.testing.assert_array_equal(start.image, stage.simulator.view.frames[-1])
+    np.testing.assert_allclose(start.world_from_camera, stage.simulator.state.pose.world_from_camera)
 
 
 def test_the_engine_is_the_one_that_the_checkpoint_was_trained_on(monkeypatch):
@@ -127,10 +130,24 @@ def test_the_window_shows_both_worlds_and_a_line(tmp_path):
     assert (picture[:, 64 : 64 + GAP_PX] == 0).all()
     strip = shown[40 * scale :]
     assert strip.max() > 150, "the line of text is missing"
-    assert stage.line().startswith("step 2   recalled 75%   keyframes 2   ")
+    assert stage.line().startswith("step 2   retrieved 75%   keyframes 2   ")
 
 
 def test_a_closed_stage_has_closed_its_worlds():
     stage = make_stage(compare=True)
     stage.close()
-    assert stage.dream.world.closed == stage.engine.world.closed == 1
+    assert stage.learned.world.closed == stage.simulator.world.closed == 1
+
+
+def test_without_a_display_play_ends_at_once_with_one_line(tmp_path):
+    program = (
+        "import sys, mosaic_gym.cli\n"
+        "code = mosaic_gym.cli.main(['play', '--checkpoint', 'no/such/folder'])\n"
+        "assert 'mosaic_gym.worlds.mosaic' not in sys.modules\n"
+        "sys.exit(code)\n"
+    )
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("mosaic-gym: error: no display") and done.stderr.count("\n") == 1
