@@ -9,13 +9,17 @@ CORE := .venv/core-installed
 DEV := .venv/dev-installed
 DOCS := .venv/docs-installed
 
-.PHONY: demo test docs lint record train evaluate clean
+.PHONY: demo test test-slow docs lint record train evaluate clean
 
 demo: $(CORE)
 	$(BIN)/mosaic-gym demo --out out/demo
 
 test: $(DEV)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# What takes long: whole commands, several processes, training until a loss falls.
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 # The site, in site/. Every warning is an error: a broken link, or a name in the API pages that does not exist.
 # (The variable turns off the theme's advice about the next version of MkDocs.)
@@ -24,6 +28,7 @@ docs: $(DOCS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 record: $(CORE)
 	$(BIN)/mosaic-gym record

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mosaic_gym.data.episodes import EpisodeStore
     from mosaic_gym.memory.mosaic import MosaicMemory
     from mosaic_gym.model.wan.adapters import fuse_adapters
+    from mosaic_gym.model.wan.options import WanOptions
 
 __all__ = [
     "ACTIONS",
@@ -48,6 +49,7 @@ __all__ = [
     "TaskStep",
     "View",
     "WORLDS",
+    "WanOptions",
     "World",
     "check_world",
     "fuse_adapters",
@@ -65,6 +67,7 @@ __all__ = [
 _LAZY = {
     "EpisodeStore": "mosaic_gym.data.episodes",
     "MosaicMemory": "mosaic_gym.memory.mosaic",
+    "WanOptions": "mosaic_gym.model.wan.options",
     "fuse_adapters": "mosaic_gym.model.wan.adapters",
 }
 """Names whose modules import torch, which takes seconds: each is imported when it is first used."""

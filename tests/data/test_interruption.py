@@ -39,11 +39,11 @@ def command(out: Path, episodes: int, workers: int) -> list[str]:
     ("number", "workers", "code"),
     [
         (signal.SIGTERM, 2, 143),
-        (signal.SIGTERM, 1, 143),
-        (signal.SIGHUP, 2, 129),
-        (signal.SIGINT, 2, 130),
+        pytest.param(signal.SIGTERM, 1, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 2, 129, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.slow),
         (signal.SIGKILL, 2, -9),
-        (signal.SIGKILL, 1, -9),
+        pytest.param(signal.SIGKILL, 1, -9, marks=pytest.mark.slow),
     ],
 )
 def test_all_processes_end_and_the_same_command_resumes(number, workers, code, tmp_path):

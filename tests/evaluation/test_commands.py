@@ -56,6 +56,7 @@ def test_depth_command(checkpoint, capsys):
     assert "depth_median_relative_error" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_atlas_command(checkpoint, capsys):
     figures = atlas.evaluate(atlas.Config("doom-tiny", paths=2))
     said = capsys.readouterr().out
@@ -74,6 +75,7 @@ def test_a_checkpoint_without_an_atlas_is_refused_before_any_walk(tmp_path):
         atlas.evaluate(atlas.Config(str(tmp_path / "mapless"), paths=2))
 
 
+@pytest.mark.slow
 def test_collision_command(capsys):
     figures = collision.evaluate(collision.Config(paths=2))
     said = capsys.readouterr().out
@@ -109,6 +111,7 @@ def test_a_timing_that_fails_takes_no_finished_suite_with_it(checkpoint, tmp_pat
         demo.demo(demo.Config(tmp_path / "out", checkpoint, paths=2))
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_a_video_a_sheet_and_both_tables(checkpoint, tmp_path, capsys):
     card = {name: {**bootstrap_interval([1.0, 2.0]), "goal": goal} for name, (goal, _) in GOALS.items()}
     (tmp_path / "card").symlink_to(checkpoint)

@@ -159,6 +159,7 @@ def test_arms_differ_in_what_they_may_know():
     assert measure_ahead(path, wrong, half)["uncovered"] < 20 < 70 < measure_ahead(path, wrong, ~half)["uncovered"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_named_figure(tmp_path):
     tiny_model(size=(64, 64)).save_pretrained(tmp_path / "tiny")
     evaluate(Config(str(tmp_path / "tiny"), paths=2, json=tmp_path / "f.json", out=tmp_path / "sheets"))

@@ -141,6 +141,7 @@ def give_earlier_names(folder):
     (folder / "checkpoint.json").write_text(json.dumps(recipe))
 
 
+@pytest.mark.slow
 def test_the_whole_way_and_on_again(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(environments, "EPISODE_STEPS", 3)

@@ -17,6 +17,8 @@ from mosaic_gym.model.codec import LinearCodec
 from tests import room
 from tests.tiny import lifted
 
+pytestmark = pytest.mark.slow  # an atlas is trained first
+
 K = torch.tensor([[32.0, 0.0, 16.0], [0.0, 32.0, 16.0], [0.0, 0.0, 1.0]])
 ORIGIN, ON_MAP = torch.tensor([1.0, -2.0, 0.4]), torch.tensor([7.0, 5.0, 2.1])
 """A place of the episode, and where on the map it is."""

@@ -11,6 +11,8 @@ from mosaic_gym.model.atlas.drawing import GAIN, GRAIN_M, WALL_RAYS
 from mosaic_gym.training.atlas import Sights, report
 from tests.room import HALF_M, SIZE, K, draw_places, learnt_atlas, rendered
 
+pytestmark = pytest.mark.slow  # an atlas is trained first
+
 
 @pytest.fixture(scope="module")
 def learnt() -> Atlas:

@@ -173,6 +173,7 @@ def test_blocks_run_again_for_their_gradients_which_are_the_same(scene):
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 def test_the_causal_loss_falls(given, tmp_path, monkeypatch):
     told = []
     update = Run.update

@@ -58,6 +58,7 @@ def kept(out: Path, name: str = "model") -> dict[str, torch.Tensor]:
     return load_file(out / "checkpoint" / f"{name}.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_the_loss_falls(given, tmp_path, monkeypatch, full):
     told = []
@@ -645,6 +646,7 @@ def reached(out: Path) -> int:
     return json.loads((out / "checkpoint" / "run.json").read_text())["step"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("a_precision_of_its_own")
 def test_processes_train_one_model_as_copies_or_sharing_it_out(given, tmp_path):
     copies, shares, weights = tmp_path / "copies", tmp_path / "shares", "cameras.safetensors"
@@ -659,6 +661,7 @@ def test_processes_train_one_model_as_copies_or_sharing_it_out(given, tmp_path):
     assert max(shared) < 0.6 * min(held) and abs(sum(shared) - held[0]) < 0.05 * held[0]
 
 
+@pytest.mark.slow
 def test_all_weights_shared_out_are_kept_whole_and_one_process_goes_on_with_them(given, tmp_path):
     weights = "transformer/diffusion_pytorch_model.safetensors"
     before = begun(given, tmp_path, weights, full=True)

@@ -184,6 +184,7 @@ def test_held_out_recordings_too_short_to_validate_on_are_named(tmp_path):
     world.check_lengths(world.Config(data=tmp_path), told[:1], told[2:])
 
 
+@pytest.mark.slow
 def test_a_world_goes_on_from_a_finished_one(data, parts, tmp_path):
     first = world.train(tiny_world_config(data, parts, tmp_path / "first", 2))
     begun = replace(tiny_world_config(data, parts, tmp_path / "second", 2), begin=tmp_path / "first" / "weights")

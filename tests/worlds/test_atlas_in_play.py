@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import carried, place_of
-from mosaic_gym.memory.keyframe import SUPPOSED
+from mosaic_gym.memory.keyframe import ASSUMED as SUPPOSED
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
@@ -53,13 +53,13 @@ def test_holes_are_filled_from_the_place_and_what_memory_covers_stays(world):
     cameras = asked(world, state, turns=2)
     plain = world.retrieve([state], cameras)
     beside = world.retrieve([state], cameras, world.map_views([state], cameras))
-    covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
+    covered = plain.pixels_covered[:, :, None].expand_as(plain.warped_frames)
     assert 0.2 < covered.float().mean() < 1.0
     pictures = by_heart(world, state, cameras)[None]
     assert torch.allclose(beside.pictures, pictures, atol=1e-5)
-    assert torch.equal(beside.stills, torch.where(covered, plain.stills, beside.pictures))
-    assert torch.equal(beside.warped, world.model.codec.from_keyframe_images(beside.stills))
-    for name in ("covered", "doubt", "reliance", "coverage", "depth_m", "patches"):
+    assert torch.equal(beside.warped_frames, torch.where(covered, plain.warped_frames, beside.pictures))
+    assert torch.equal(beside.warped_latent, world.model.codec.from_keyframe_images(beside.warped_frames))
+    for name in ("coverage_mask", "warp_uncertainty", "memory_weight", "coverage", "depth_m", "patches"):
         assert torch.equal(getattr(beside, name), getattr(plain, name))
 
 
@@ -71,11 +71,11 @@ def test_what_is_expected_lies_between_memory_and_map_by_what_memory_costs_there
     aside[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])
     for cameras, least, most in ((turned, 0.8, 1.0), (aside, 0.01, 0.3)):
         beside = world.retrieve([state], cameras, world.map_views([state], cameras))
-        covered, reliance = beside.pixels_covered, beside.reliance
+        covered, reliance = beside.pixels_covered, beside.memory_weight
         assert not reliance[~covered].any()
         assert least < float(reliance[covered].mean()) <= most
         expected = world.model.codec.decode(beside.conditioning_latent)
-        between = beside.pictures + reliance[:, :, None] * (beside.stills - beside.pictures)
+        between = beside.pictures + reliance[:, :, None] * (beside.warped_frames - beside.pictures)
         assert torch.allclose(expected, between, atol=1e-3)
 
 
@@ -91,8 +91,8 @@ def test_a_place_that_is_not_recognised_is_not_filled(world):
     cameras = asked(world, state, turns=2)
     assert world.map_views([state], cameras) == [None]
     plain = world.retrieve([state], cameras, [None])
-    assert torch.equal(plain.pictures, plain.stills)
-    assert plain.conditioning_latent is plain.warped
+    assert torch.equal(plain.pictures, plain.warped_frames)
+    assert plain.conditioning_latent is plain.warped_latent
     without = MosaicWorld(world.model, atlas=False)
     assert without.map_views([recognised_state(world, 2)], cameras) == [None]
 
@@ -104,12 +104,12 @@ def test_from_a_place_that_is_only_supposed_holes_are_filled_and_nothing_else(wo
     cameras[..., :3, 3] += torch.tensor([0.3, 0.0, 0.0])  # from aside, where memory is not to be relied on much
     pictures = world.map_views([supposed], cameras)
     plain, beside = world.retrieve([supposed], cameras), world.retrieve([supposed], cameras, pictures)
-    covered = plain.pixels_covered[:, :, None].expand_as(plain.stills)
+    covered = plain.pixels_covered[:, :, None].expand_as(plain.warped_frames)
     drawn = by_heart(world, supposed, cameras)[None]
-    assert torch.allclose(beside.pictures, torch.where(covered, plain.stills, drawn), atol=1e-5)
-    assert torch.equal(beside.stills, beside.pictures)
+    assert torch.allclose(beside.pictures, torch.where(covered, plain.warped_frames, drawn), atol=1e-5)
+    assert torch.equal(beside.warped_frames, beside.pictures)
     expected = world.model.codec.decode(beside.conditioning_latent)
-    assert torch.allclose(expected[covered], plain.stills[covered], atol=1e-3)
+    assert torch.allclose(expected[covered], plain.warped_frames[covered], atol=1e-3)
     both = world.retrieve([known, supposed], cameras.expand(2, -1, -1, -1, -1), pictures * 2)
     assert torch.equal(both.pictures[0], world.retrieve([known], cameras, pictures).pictures[0])
     assert torch.equal(both.pictures[1], beside.pictures[0])
@@ -149,10 +149,10 @@ def test_one_whose_place_is_known_does_not_change_another(world):
     pictures = world.map_views(states, cameras)
     assert pictures[0] is not None and pictures[1] is None
     together, plain = world.retrieve(states, cameras, pictures), world.retrieve(states, cameras)
-    assert not torch.equal(together.stills[0], plain.stills[0])
-    for name in ("stills", "pictures"):
+    assert not torch.equal(together.warped_frames[0], plain.warped_frames[0])
+    for name in ("warped_frames", "pictures"):
         assert torch.equal(getattr(together, name)[1], getattr(plain, name)[1])
-    assert torch.allclose(together.conditioning_latent[1], plain.warped[1], atol=1e-5)
+    assert torch.allclose(together.conditioning_latent[1], plain.warped_latent[1], atol=1e-5)
 
 
 def test_the_atlas_changes_what_is_dreamt_and_each_member_has_its_own_place(world):
@@ -174,7 +174,7 @@ def test_a_clip_and_a_kept_state_know_their_place(world):
         for k in range(2):
             one = cameras[i : i + 1, k : k + 1]
             alone = world.retrieve([state], one, world.map_views([state], one))
-            for name in ("stills", "pictures"):
+            for name in ("warped_frames", "pictures"):
                 assert torch.allclose(getattr(together, name)[2 * i + k], getattr(alone, name)[0], atol=1e-5)
     again = world.unpack(*world.pack(states[0]))
     (_,), (first,) = world.step([states[0]], RIGHT[None])
@@ -207,14 +207,14 @@ def recalled_from(world: MosaicWorld, state: WorldState, *indices: int) -> torch
     """The stills that some of a state's keyframes give, without any regard to what they are."""
     chosen = tuple(state.memory.keyframes[index] for index in indices)
     some = dataclasses.replace(state, memory=dataclasses.replace(state.memory, keyframes=chosen))
-    return MosaicWorld(world.model, atlas=False).recall([some], asked(world, some)).stills[0]
+    return MosaicWorld(world.model, atlas=False).retrieve([some], asked(world, some)).warped_frames[0]
 
 
 def test_what_was_dreamt_by_heart_is_drawn_anew_and_nothing_else_is_lost(world):
     known, lost = recognised_state(world, 1), recognised_state(world, 2, torch.zeros(4))
     states, _ = world.step([known, lost], np.stack([RIGHT, -RIGHT]))
     cameras = torch.cat([asked(world, state) for state in states])
-    stills = world.retrieve(states, cameras).stills
+    stills = world.retrieve(states, cameras).warped_frames
     assert torch.equal(stills[0], recalled_from(world, states[0], 0))
     assert torch.equal(stills[1], recalled_from(world, states[1], 0, 1))
     assert not torch.equal(stills[0], recalled_from(world, states[0], 0, 1))
@@ -223,9 +223,9 @@ def test_what_was_dreamt_by_heart_is_drawn_anew_and_nothing_else_is_lost(world):
     first, dreamt = states[1].memory.keyframes
     memory = dataclasses.replace(states[1].memory, keyframes=(dataclasses.replace(first, place=ON_MAP), dreamt))
     found = dataclasses.replace(states[1], memory=memory)
-    assert torch.equal(world.retrieve([found], cameras[1:]).stills[0], stills[1])
-    edited = dataclasses.replace(states[0], memory=states[0].memory.edited({}, None))
-    assert torch.equal(world.retrieve([edited], cameras[:1]).stills[0], recalled_from(world, states[0], 0, 1))
+    assert torch.equal(world.retrieve([found], cameras[1:]).warped_frames[0], stills[1])
+    edited = dataclasses.replace(states[0], memory=states[0].memory.edit({}, None))
+    assert torch.equal(world.retrieve([edited], cameras[:1]).warped_frames[0], recalled_from(world, states[0], 0, 1))
 
 
 def test_the_last_frame_alone_is_recalled_though_it_was_drawn_by_heart(world):
@@ -246,7 +246,7 @@ def test_a_full_memory_lets_go_of_what_can_be_drawn_again(world):
     memory = dataclasses.replace(state.memory, capacity=3)
     (first,) = memory.keyframes
     heart = dataclasses.replace(first, place=torch.tensor([0.0, 0.0, 0.0, -1.0]), step=1)
-    far = first.moved(torch.eye(4).index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(50.0)))
-    for keyframe in (first.moved(torch.eye(4)), heart, far):
+    far = first.transformed(torch.eye(4).index_put((torch.tensor(0), torch.tensor(3)), torch.tensor(50.0)))
+    for keyframe in (first.transformed(torch.eye(4)), heart, far):
         memory = memory.update(keyframe)
     assert [keyframe.step for keyframe in memory.keyframes] == [0, 0, 0]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from mosaic_gym import ACTIONS, Start, make_world
 from mosaic_gym.evaluation.suites.collision import PositionErrors, walk
@@ -28,6 +29,7 @@ def test_the_dreams_body_stops_where_the_engines_does():
     assert_stops_with_the_engine_and_nowhere_else(walks(dream, range(2_000_009, 2_000_060, 10), "forward", True))
 
 
+@pytest.mark.slow
 def test_walls_that_were_never_seen_stop_it_where_its_place_on_the_map_is_known():
     dream = make_world("mosaic")
     seeds = (2_000_029, 2_000_039, 2_000_059, 2_000_069)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mosaic_gym.envs.members import Members
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.geometry.control import yaw_matrix
+from mosaic_gym.geometry.control import Pose, yaw_matrix
 from mosaic_gym.memory.retrieval import retrieve
 from mosaic_gym.model.checkpoints import WorldModel, resolve
 from mosaic_gym.model.codec import frames_to_uint8
@@ -173,7 +173,8 @@ def test_a_memory_of_another_checkpoint_is_refused(world):
     memory = world.start(Start(seed=0))[0].memory
     with pytest.raises(ValueError, match="another codec or atlas"):
         MosaicWorld(other).start(Start(seed=0, memory=memory))
-    with pytest.raises(ValueError, match="another's"):  # nobody said whose it is, and it does not fit
+    # A memory without a fingerprint is refused by the shape of its latents.
+    with pytest.raises(ValueError, match="load it in the checkpoint that made it"):
         MosaicWorld(other).start(Start(seed=0, memory=dataclasses.replace(memory, made_with="")))
     alike = tiny_model()
     alike.codec.mean.data += 0.1
@@ -201,7 +202,7 @@ def test_an_episode_can_begin_in_a_memory(world):
         assert shown.coverage > 0.5 and (shown.reward, shown.terminated) == (0.0, False), "nobody has made a step"
     again, same = world.start(Start(seed=9, memory=state.memory))
     np.testing.assert_array_equal(same.frames, view.frames)
-    with pytest.raises(ValueError, match="an image beside a memory needs the pose"):
+    with pytest.raises(ValueError, match="an image beside a memory needs options..pose.."):
         world.start(Start(seed=0, memory=state.memory, image=view.frames[-1]))
 
 
@@ -225,7 +226,7 @@ def test_a_world_that_remembers_nothing_covers_nothing_from_the_beginning_on(wor
     memory = world.start(Start(seed=0))[0].memory
     with pytest.raises(ValueError, match="keeps no memory"):
         forgetful.start(Start(seed=0, memory=memory))
-    with pytest.raises(ValueError, match="capacity is 0, for no memory, or more; got -1"):
+    with pytest.raises(ValueError, match="capacity is a whole number from 0, or None; got -1"):
         MosaicWorld(world.model, capacity=-1)
 
 
@@ -292,7 +293,7 @@ def without(path, key):
 
 def test_a_fingerprint_is_of_every_network_that_a_future_depends_on():
     mine = tiny_model()
-    for part in ("depth", "outcome", "atlas", "detail"):
+    for part in ("depth", "reward_heads", "atlas", "refiner"):
         other = tiny_model()
         next(getattr(other, part).parameters()).data += 0.5
         assert other.fingerprint != mine.fingerprint, part
@@ -327,7 +328,7 @@ def test_damaged_folders_name_what_is_wrong(world, tmp_path):
         WorldModel.from_pretrained(tmp_path / "copy")
     for number, (break_it, said) in enumerate([
         (lambda folder: cut(folder / "world.json"), "world.json is damaged or cut short"),
-        (lambda folder: without(folder / "world.json", "height"), r"lacks \['height'\]"),
+        (lambda folder: without(folder / "world.json", "height"), r"lacks the fields \['height'\]"),
         (lambda folder: cut(folder / "starts.safetensors"), "starts.safetensors is missing or damaged"),
         (lambda folder: save_file({"images": torch.zeros(1)}, folder / "starts.safetensors"), "missing or damaged"),
         (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "lacks its part 'scheduler'"),
@@ -374,9 +375,9 @@ def test_what_is_seen_is_checked(world):
     poses = world.control.advance(state.pose, FORWARD)
     world.observe(state, view.frames, poses)
     for frames, of, said in (
-        (view.frames / 255.0, poses, "what is seen is uint8 of shape"),
-        (view.frames[:, :8], poses, "what is seen is uint8 of shape"),
-        (view.frames, poses[:3], "4 frames are seen from as many poses; got 3"),
+        (view.frames / 255.0, poses, "an observation is uint8 of shape"),
+        (view.frames[:, :8], poses, "an observation is uint8 of shape"),
+        (view.frames, poses[:3], "4 frames need 4 poses; got 3"),
     ):
         with pytest.raises(ValueError, match=said):
             world.observe(state, frames, of)
@@ -403,3 +404,64 @@ def test_weights_that_float16_holds_are_saved_in_it_and_nothing_is_lost(tmp_path
     again = WorldModel.from_pretrained(tmp_path)
     assert again.fingerprint == model.fingerprint
     assert next(again.atlas.parameters()).dtype == torch.float32
+
+
+TILT = np.array([[1, 0, 0, 0], [0, np.cos(0.26), -np.sin(0.26), 0], [0, np.sin(0.26), np.cos(0.26), 0], [0, 0, 0, 1]])
+"""A camera pitched by 15 degrees."""
+
+
+def unusable(pose: Pose, value: float) -> Pose:
+    camera = pose.world_from_camera.copy()
+    camera[0, 3] = value
+    return Pose(camera)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_poses_of_lost_tracking_are_refused_by_index_and_change_nothing(world, value):
+    state, view = world.start(Start(seed=0))
+    poses = world.control.advance(state.pose, FORWARD)
+    poses[2] = unusable(poses[2], value)
+    keyframes = len(state.memory)
+    for call in (
+        lambda: world.observe(state, view.frames, poses),
+        lambda: world.start_from_frames(view.frames, poses, 0, ""),
+        lambda: world.generate([state], [poses]),
+        lambda: world.generate_clip([state], [[*poses, *poses]]),
+    ):
+        with pytest.raises(ValueError, match="pose 2.*finite"):
+            call()
+    assert len(state.memory) == keyframes
+
+
+def test_a_tilted_camera_stays_tilted(world):
+    state, view = world.start(Start(seed=0))
+    after = world.observe(state, view.frames, [Pose(TILT)] * 4)
+    assert np.allclose(after.memory.keyframes[-1].world_from_keyframe.numpy(), TILT, atol=1e-6)
+    (walked,), (shown,) = world.step([after], FORWARD[None])
+    assert np.allclose(shown.world_from_camera[-1][:3, :3], TILT[:3, :3], atol=1e-9), "the pitch of the observed camera"
+    assert walked.pose.world_from_camera[1, 3] == pytest.approx(0.0), "walking stays horizontal"
+
+
+def test_frames_of_any_strides_are_taken(world):
+    state, view = world.start(Start(seed=0))
+    poses = world.control.advance(state.pose, FORWARD)
+    bgr = np.ascontiguousarray(view.frames[..., ::-1])
+    for frames in (bgr[..., ::-1], np.asfortranarray(view.frames)):
+        assert frames.strides != view.frames.strides
+        one, other = world.observe(state, frames, poses), world.observe(state, view.frames, poses)
+        assert torch.equal(one.history, other.history)
+        one, other = (world.start_from_frames(given, poses, 0, "") for given in (frames, view.frames))
+        assert torch.equal(one.history, other.history)
+    image = view.frames[-1]
+    _, mirrored = world.start(Start(seed=0, image=image[:, ::-1]))
+    assert np.array_equal(mirrored.frames[-1], image[:, ::-1])
+
+
+def test_old_method_names_warn_and_work(world):
+    state, _ = world.start(Start(seed=0))
+    poses = world.control.advance(state.pose, FORWARD)
+    with pytest.warns(DeprecationWarning, match="MosaicWorld.see_chunk is deprecated: use generate_clip"):
+        _, views = world.see_chunk([state], [poses])
+    assert np.array_equal(views[0][0].frames, world.generate([state], [poses])[1][0].frames)
+    with pytest.warns(DeprecationWarning, match="MosaicWorld.begin is deprecated: use start_from_frames"):
+        world.begin(views[0][0].frames, poses, 0, "")

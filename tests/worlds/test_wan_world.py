@@ -219,6 +219,7 @@ def test_a_relative_depth_model_lets_the_body_move_and_keeps_the_scale_of_its_fi
     assert np.allclose(aligned[known], first.depth_m[known], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_two_minutes_do_not_outgrow_the_capacity(kwargs):
     world = MosaicWorld.from_pretrained(**{**kwargs, "denoising_steps": 1}, size=SIZE)
     world.capacity = 6
