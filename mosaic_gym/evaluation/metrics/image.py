@@ -21,6 +21,17 @@ def decibels(mean_squared_error: float) -> float:
     return float(10 * np.log10(255.0**2 / max(mean_squared_error, 1e-3)))
 
 
+def check_frames(name: str, frames: np.ndarray) -> np.ndarray:
+    """The frames.
+
+    Raises:
+        ValueError: they are not uint8 `[n, H, W, 3]`, or there is none. The message starts with `name`.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
+        raise ValueError(f"{name} must be uint8 of shape [n, H, W, 3] with n >= 1, got {frames.dtype} {frames.shape}")
+    return frames
+
+
 def realigned_error(frames: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Per-pixel squared error after every pixel took the shift that fits its 5 x 5 neighborhood best.
 
