@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from mosaic_gym.envs.arguments import Resolution, check_env_arguments
 from mosaic_gym.envs.episode import Rules
-from mosaic_gym.envs.options import OPTIONS
+from mosaic_gym.envs.options import LEARNED_OPTIONS
 from mosaic_gym.envs.tasks import Task, make_task
 from mosaic_gym.validation import Flag, Number, Text, Whole, validate
 from mosaic_gym.worlds.protocol import World
@@ -90,6 +90,6 @@ def open_learned_world(arguments: LearnedEnvArguments, max_steps: int | None = N
         "observation": arguments.observation,
         "task": arguments.task,
         "rules": rules,
-        "options": [key for key in OPTIONS if arguments.memory or key != "memory"],
+        "options": [key for key in LEARNED_OPTIONS if arguments.memory or key != "memory"],
         "prompt": arguments.prompt,
     }

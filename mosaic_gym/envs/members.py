@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 
 from mosaic_gym.envs.arguments import check_env_arguments, check_has_rewards, check_takes_prompt, supported_options
 from mosaic_gym.envs.episode import Episode, Rules, step_episodes
-from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
+from mosaic_gym.envs.options import LEARNED_OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.reset import Reset, start_episodes
 from mosaic_gym.envs.snapshot import (
     Snapshot,
@@ -53,7 +53,7 @@ class Members:
         observation: str = "image",
         task: str | Task = "explore",
         rules: Rules = Rules(),
-        options: Collection[str] = OPTIONS,
+        options: Collection[str] = LEARNED_OPTIONS,
         prompt: str | None = None,
     ) -> None:
         count = check("num_envs", count, Whole(1))

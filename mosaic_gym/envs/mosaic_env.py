@@ -26,7 +26,7 @@ from mosaic_gym.envs.arguments import (
 )
 from mosaic_gym.envs.episode import Episode, Rules, step_episodes
 from mosaic_gym.envs.learned_world import LearnedEnvArguments, open_learned_world
-from mosaic_gym.envs.options import OPTIONS, check_options, check_prompt
+from mosaic_gym.envs.options import LEARNED_OPTIONS, check_options, check_prompt
 from mosaic_gym.envs.reset import check_seed, start_episodes
 from mosaic_gym.envs.snapshot import (
     Snapshot,
@@ -48,6 +48,7 @@ from mosaic_gym.envs.tasks import Task, make_task
 from mosaic_gym.envs.window import Window
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.validation import check
+from mosaic_gym.worlds.maps.rooms import MapOptions
 from mosaic_gym.worlds.protocol import State, View, World
 from mosaic_gym.worlds.registry import make_world
 
@@ -92,7 +93,7 @@ class WorldEnv(gym.Env):
         observation: str = "image",
         task: str | Task = "explore",
         rules: Rules = Rules(),
-        options: Collection[str] = OPTIONS,
+        options: Collection[str] = LEARNED_OPTIONS,
         prompt: str | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -306,32 +307,45 @@ def make_simulator_env(
     action_space: str = "discrete",
     observation: str = "image",
     task: str | Task = "explore",
+    split: str | None = None,
+    pickups: int | None = None,
+    doors: bool | None = None,
+    monsters: int | None = None,
+    lights: bool | None = None,
     render_mode: str | None = None,
 ) -> WorldEnv:
     """The simulator as the same environment. Every argument is JSON-able (a task may also be an object).
 
     Args:
-        scenario: the name of a Doom scenario or map.
+        scenario: the name of a Doom scenario or map; `rooms` for a generated map in every episode, drawn from the
+            reset's seed; `rooms:SEED` for one of them.
         resolution: (height, width) or one side of a square, pixels; None for 64 x 64.
         action_space: `discrete` or `continuous`.
         observation: `image` or `dict`.
         task: `explore`, `goal`, `return`, `simulator` for the game's own reward, or an object.
+        split: of generated maps: `train`, `heldout` or `heldout-themes`. None for `train`.
+        pickups, doors, monsters, lights: which things generated maps have, see `MapOptions`; None for its defaults.
         render_mode: `human`, `rgb_array` or None.
 
     Raises:
-        ValueError: an argument of the wrong type or range, or an unknown scenario; the known ones are listed.
+        ValueError: an argument of the wrong type or range, an unknown scenario or split (the known ones are listed), or
+            arguments of generated maps for another scenario.
         TypeError: a task that is not one. RuntimeError: `render_mode="human"` without a display.
     """
     task = make_task(task)
     check_env_arguments(action_space, observation, render_mode, task)
     height, width = check("resolution", resolution, Resolution(), optional=True) or SIMULATOR_SIZE
+    things = {"pickups": pickups, "doors": doors, "monsters": monsters, "lights": lights}
+    things = {name: value for name, value in things.items() if value is not None}
+    # The scenario's own time limit would terminate episodes. Gymnasium's truncates them.
+    level = {"scenario": scenario, "split": split, "maps": MapOptions(**things) if things else None, "timeout_tics": 0}
+    world = make_world("doom", height=height, width=width, **level)
     return WorldEnv(
-        # The scenario's own time limit would terminate episodes. Gymnasium's truncates them.
-        make_world("doom", scenario=scenario, height=height, width=width, timeout_tics=0),
+        world,
         action_space=action_space,
         observation=observation,
         task=task,
-        options=("goal", "pose"),
+        options=("goal", "pose", "map_seed") if world.has_generated_maps else ("goal", "pose"),
         render_mode=render_mode,
     )
 

@@ -12,10 +12,13 @@ from mosaic_gym.envs.snapshot import Snapshot, check_snapshot, load_snapshots
 from mosaic_gym.envs.spaces import WORLD_LIMIT_M
 from mosaic_gym.envs.tasks import Task
 from mosaic_gym.geometry.control import check_pose
+from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.protocol import World
 
-OPTIONS = ("goal", "image", "memory", "pose", "prompt", "snapshot")
+OPTIONS = ("goal", "image", "map_seed", "memory", "pose", "prompt", "snapshot")
 """All keys. An environment lists those that its world supports."""
+LEARNED_OPTIONS = tuple(key for key in OPTIONS if key != "map_seed")
+"""The keys that a learned world with a memory supports."""
 
 
 def check_options(
@@ -26,7 +29,7 @@ def check_options(
     Args:
         options: as `reset` takes them; None for none. `image` and `goal` are uint8 `[H, W, 3]`, `pose` is a
             `world_from_camera` `[4, 4]` in metres, within `WORLD_LIMIT_M` of the origin, `prompt` text, `memory` a path
-            or a memory, `snapshot` a path or a `Snapshot`, without other options.
+            or a memory, `map_seed` a whole number from 0, `snapshot` a path or a `Snapshot`, without other options.
         supported: the keys that this environment supports.
         world: whose frames have the size that images must have, and whose snapshots are taken.
         task: of the environment.
@@ -50,6 +53,8 @@ def check_options(
         checked["pose"] = _check_place(check_pose(checked["pose"]).world_from_camera)
     if "prompt" in checked:
         check_prompt(checked["prompt"], "options['prompt']")
+    if "map_seed" in checked:
+        checked["map_seed"] = check("options['map_seed']", checked["map_seed"], Whole(0))
     if "memory" in checked and isinstance(checked["memory"], str | Path):
         checked["memory"] = _load_memory(Path(checked["memory"]))
     if "snapshot" in checked:

@@ -85,6 +85,7 @@ def _start_fresh(
             world_from_camera=row.get("pose"),
             prompt=row.get("prompt", prompt),
             memory=row.get("memory"),
+            map_seed=row.get("map_seed"),
         )
         for row, seed, generator in zip(options, seeds, generators, strict=True)
     ]

@@ -207,6 +207,11 @@ class DoomWorld:
         maps = "" if self._levels is None else f":{self._levels.description}"
         return f"doom:{self.scenario}{maps}:{self.height}x{self.width}"
 
+    @property
+    def has_generated_maps(self) -> bool:
+        """Whether episodes play maps generated from seeds."""
+        return self._levels is not None
+
     def layout(self) -> Layout:
         """The present truth of a generated map: rooms, doors and things, see `Layout`.
 
