@@ -54,8 +54,40 @@ def causal_parts(
         yield retrieved.views(slice(k, None, t)), cameras[:, k : k + 1], step_poses
 
 
-@out_of_memory_guard("the transformer")
 def sample_latents(
+    model: WorldModel,
+    layout: FrameLayout,
+    states: Sequence[WorldState],
+    retrieved: Retrieved,
+    cameras: Tensor,
+    denoising_steps: int,
+    negative_text: Tensor | None = None,
+) -> Tensor:
+    """The latents `[b, t, c, h, w]` of the states' next views; the noise of each is drawn from (seed, step).
+
+    Args:
+        model, layout, denoising_steps, negative_text: see `denoise_latents`.
+        states: `b` of them, with their history and encoded prompt.
+        retrieved: from memory, for these cameras.
+        cameras: `[b, t, 4, 4, 4]`, world_from_camera, metres.
+    """
+    t = cameras.shape[1]
+    return denoise_latents(
+        model,
+        layout,
+        torch.stack([state.history for state in states]),
+        torch.stack([state.history_cameras for state in states]),
+        retrieved,
+        cameras,
+        torch.stack([state.text for state in states]),
+        [(state.seed, state.step_index + k) for state in states for k in range(t)],
+        denoising_steps,
+        negative_text,
+    )
+
+
+@out_of_memory_guard("the transformer")
+def denoise_latents(
     model: WorldModel,
     layout: FrameLayout,
     history: Tensor,
@@ -63,7 +95,7 @@ def sample_latents(
     retrieved: Retrieved,
     cameras: Tensor,
     text: Tensor,
-    clocks: Sequence[tuple[int, int]],
+    noise_keys: Sequence[tuple[int, int]],
     denoising_steps: int,
     negative_text: Tensor | None = None,
 ) -> Tensor:
@@ -76,12 +108,12 @@ def sample_latents(
         retrieved: from memory, for these cameras.
         cameras: `[b, t, 4, 4, 4]`, world_from_camera, metres.
         text: `[b, n, d]`, encoded prompts.
-        clocks: (seed, step index) of each of the `b * t` frames; its noise is drawn from them.
+        noise_keys: (seed, step index) of each of the `b * t` frames; its noise is drawn from them.
         denoising_steps: of the sampler.
         negative_text: `[1, n, d]`, the encoded negative prompt; None without guidance.
     """
     b, t = cameras.shape[:2]
-    noise = step_noise(*zip(*clocks, strict=True), layout.latent_shape).to(cameras.device).unflatten(0, (b, t))
+    noise = step_noise(*zip(*noise_keys, strict=True), layout.latent_shape).to(cameras.device).unflatten(0, (b, t))
     return denoise(
         model.transformer,
         model.scheduler,

@@ -19,8 +19,9 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.device import out_of_memory_guard
-from mosaic_gym.worlds.generation import camera_tensor, sample_latents
-from mosaic_gym.worlds.spatial_memory import FrameLayout, lift_keyframes
+from mosaic_gym.worlds.generation import camera_tensor, denoise_latents
+from mosaic_gym.worlds.protocol import Start
+from mosaic_gym.worlds.spatial_memory import FrameLayout, lift_keyframes, retrieve_views
 from mosaic_gym.worlds.state import WorldState
 
 if TYPE_CHECKING:
@@ -104,6 +105,26 @@ def draw_start_view(images: Tensor, prompts: Sequence[str], seed: int) -> tuple[
     return images[index].numpy(), prompts[index]
 
 
+def first_image(
+    model: WorldModel, layout: FrameLayout, start: Start, denoising_steps: int, negative_text: Tensor | None
+) -> tuple[np.ndarray, str]:
+    """The first image of an episode, uint8 `[H, W, 3]`, and its prompt.
+
+    It is the start's own image, one of the checkpoint's, or one generated from the prompt by a model that ships none.
+
+    Raises:
+        ValueError: a start image of another shape or dtype.
+    """
+    prompt = start.prompt
+    if start.image is not None:
+        return check_pixels("a start image", start.image, (*layout.frame_size, 3)), prompt or ""
+    if len(model.start_images):
+        image, caption = draw_start_view(model.start_images, model.start_prompts, start.seed)
+        return image, caption if prompt is None else prompt
+    prompt = DEFAULT_PROMPT if prompt is None else prompt
+    return generate_first_image(model, layout, prompt, start.seed, denoising_steps, negative_text), prompt
+
+
 @torch.no_grad()
 def generate_first_image(
     model: WorldModel, layout: FrameLayout, prompt: str, seed: int, denoising_steps: int, negative_text: Tensor | None
@@ -118,8 +139,8 @@ def generate_first_image(
     retrieved = retrieve([()], cameras[0], layout.intrinsics, model.codec, shape, 0, 0, layout.patch)
     history = torch.zeros(1, 0, *shape, dtype=torch.float32, device=device)
     text = model.text_encoder.encode([prompt])
-    clocks, inputs = [(seed, FIRST_FRAME_STEP)], (history, cameras[:, :0], retrieved, cameras, text)
-    latents = sample_latents(model, layout, *inputs, clocks, denoising_steps, negative_text)
+    noise_keys, inputs = [(seed, FIRST_FRAME_STEP)], (history, cameras[:, :0], retrieved, cameras, text)
+    latents = denoise_latents(model, layout, *inputs, noise_keys, denoising_steps, negative_text)
     (stream,) = model.codec.start_clips(latents[:, 0])
     return frames_to_uint8(model.codec.last_frame(latents[0, 0], stream)).cpu().numpy()
 
@@ -166,7 +187,6 @@ def lift_true_frames(
     layout: FrameLayout,
     atlas: Atlas | None,
     memory: MosaicMemory,
-    known_depth_m: Tensor | None,
     frames: np.ndarray,
     latents: Tensor,
     cameras: Tensor,
@@ -178,9 +198,7 @@ def lift_true_frames(
         model: depth estimator and codec.
         layout: shapes of the world.
         atlas: that locates the frames on its map.
-        memory: of the episode so far.
-        known_depth_m: `[1, H, W]`, depth in memory from the last camera, on whose scale the estimate is put; inf where
-            memory holds nothing, None for an empty memory.
+        memory: of the episode so far, on whose scale the estimated depth is put.
         frames: uint8 `[4, H, W, 3]`.
         latents: `[1, c, h, w]`; cameras: `[1, 4, 4, 4]`, metres.
         step: index of the environment step.
@@ -189,8 +207,10 @@ def lift_true_frames(
     last = frames_tensor(frames[-1:], device)[:, 0]
     with out_of_memory_guard("the depth estimator"):
         depth_m = model.depth.estimate(last, layout.intrinsics[None])
-    if known_depth_m is not None:
-        depth_m = align_scale(depth_m, known_depth_m, model.depth.metric)
+    if len(memory):
+        limits = model.settings.max_sources, model.settings.max_patches
+        retrieved = retrieve_views([memory], cameras[None], layout, model.codec, *limits, has_atlas=atlas is not None)
+        depth_m = align_scale(depth_m, retrieved.depth_m, model.depth.metric)
     place = None
     # The atlas knows level cameras only, and locating is a use of memory.
     if atlas is not None and memory.capacity and is_level(cameras[0, -1].double().cpu().numpy()):

@@ -1,11 +1,22 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
-Open this file first. `MosaicWorld.step` moves the camera, and `MosaicWorld.generate_clip` is the method in one reading:
-retrieve from memory what the next views show, sample their latents, decode frames, estimate depth, update memory. Every
-call is a plain function: of `spatial_memory.py` (reading and writing memory), `generation.py` (latents and frames),
-`observation.py` (what a step returns), `initialization.py` (first states) or `serialization.py`.
+Open this file first. `MosaicWorld.step` moves the camera and generates the next view; `MosaicWorld.generate_clip` is
+the method in four parts: read memory, sample and decode, write memory, return views. Every call is a plain function
+of `spatial_memory.py`, `generation.py`, `observation.py`, `initialization.py` or `serialization.py`.
 
-Shapes: `b` states, `t` steps, 4 video frames a step, `c h w` a latent frame, `H W` pixels.
+Terms:
+- A *step* is one latent frame: four video frames, each with a camera. A *clip* is several steps.
+- A *state* (`WorldState`) is one episode at one step. It is never changed; stepping returns a new one.
+- A *view* (`View`) is what a step returns: four frames, the last one's depth, cameras, reward and termination.
+- *Memory* holds keyframes. A *keyframe* is one latent frame with its depth and four cameras; each of its cells is a
+  *patch* in 3D. *Coverage* is the share of a view's pixels that memory covers.
+- The *atlas* is a network with the map of the one recorded level. It draws what memory does not cover, and knows walls
+  that no frame has shown. Worlds without an atlas work too.
+- The *history* is the latest latent frames, which condition the transformer. The *stream* is the decoder's cache.
+- A codec that *restarts* (an image-to-video model) starts a clip of its own from the last frame at every step.
+- An action is `[forward, strafe right, turn right]`, each in [-1, 1].
+
+Shapes: `b` states, `t` steps, `c h w` a latent frame, `H W` pixels.
 """
 
 from __future__ import annotations
@@ -40,9 +51,12 @@ from mosaic_gym.worlds import generation, initialization, observation, serializa
 from mosaic_gym.worlds.protocol import Start, View
 from mosaic_gym.worlds.state import LatentObservation, WorldState, advance_state
 
+Poses = Sequence[Sequence[Pose]]
+"""For every state its poses, in order."""
+
 
 class MosaicWorld:
-    """The World protocol over a `WorldModel`. It steps many states with one network call.
+    """Implements `World` with the networks of a `WorldModel`; one network call steps many states.
 
     Args:
         model: the networks and their settings.
@@ -116,7 +130,7 @@ class MosaicWorld:
         """Moves every body by its action `[b, 3]`, and generates its next view: the World protocol's step.
 
         Raises:
-            ValueError: wrong number of actions, or one that is NaN or out of range; no state has moved then.
+            ValueError: wrong number of actions, or one that is NaN or out of range.
         """
         return self.generate(states, self.advance(states, actions))
 
@@ -127,23 +141,19 @@ class MosaicWorld:
             ValueError: as `step` does.
         """
         if len(actions) != len(states) or not len(states):
-            raise ValueError(f"{len(states)} states take {len(states)} actions, at least one; got {len(actions)}")
+            raise ValueError(f"expected one action for each of {len(states)} states, at least one; got {len(actions)}")
         actions = [check_action(action) for action in actions]
         obstacles = self.obstacles(states) if self.collision else [None] * len(states)
         rows = zip(states, actions, obstacles, strict=True)
-        return [self.control.advance(state.pose, action, around_m) for state, action, around_m in rows]
+        return [self.control.advance(state.pose, action, obstacles_m) for state, action, obstacles_m in rows]
 
-    def generate(
-        self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
-    ) -> tuple[list[WorldState], list[View]]:
+    def generate(self, states: Sequence[WorldState], poses: Poses) -> tuple[list[WorldState], list[View]]:
         """One step along known cameras: four poses for every state."""
         after, views = self.generate_clip(states, poses)
         return after, [clip[0] for clip in views]
 
     @torch.no_grad()
-    def generate_clip(
-        self, states: Sequence[WorldState], poses: Sequence[Sequence[Pose]]
-    ) -> tuple[list[WorldState], list[list[View]]]:
+    def generate_clip(self, states: Sequence[WorldState], poses: Poses) -> tuple[list[WorldState], list[list[View]]]:
         """`t` steps along known cameras as one clip, `4 * t` poses for every state.
 
         Memory is read before the clip and written after it (MosaicMem rolls out 80 frames, then updates). The latent
@@ -154,12 +164,12 @@ class MosaicWorld:
 
         Raises:
             ValueError: a number of poses that is no whole number of steps, the same for all states; a pose that is NaN,
-                infinite or no rigid transform; or a network that returns NaN. No state has moved then.
+                infinite or no rigid transform; or a network that returns NaN.
         """
         if len(poses) != len(states):
             raise ValueError(f"{len(states)} states take the poses of {len(states)} bodies; got those of {len(poses)}")
         model, memories = self.model, [state.memory for state in states]
-        # 1. Read memory: which patches the next views show.
+        # 1. Read memory: the patches that the next views show.
         cameras = generation.camera_tensor(poses, self.device)  # [b, t, 4, 4, 4]
         retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
         # 2. Sample latents and decode them.
@@ -174,14 +184,18 @@ class MosaicWorld:
         latents, frames = (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) for rows in zip(*clips, strict=True))
         # 3. Write memory: lift the new frames into keyframes.
         depth_m = spatial_memory.estimate_depth(model.depth, frames, retrieved, self.layout.intrinsics)
-        seeds, steps = [state.seed for state in states], [state.step_index for state in states]
-        contents = memories, latents, depth_m, cameras, retrieved
-        updated = spatial_memory.update_memories(*contents, steps, self.layout, locates=self.atlas is not None)
+        steps = [state.step_index for state in states]
+        updated = spatial_memory.update_memories(
+            memories, latents, depth_m, cameras, retrieved, steps, self.layout, locates=self.atlas is not None
+        )
         after = [replace(state, memory=rows[-1]) for state, rows in zip(after, updated, strict=True)]
-        # 4. What the step returns.
+        # 4. Return views, with predicted rewards and terminations.
+        seeds = [state.seed for state in states]
         outcomes = observation.sample_outcomes(model.reward_heads, frames, seeds, steps, self.temperature)
-        contents = updated, poses, frames, depth_m, retrieved.coverage, outcomes
-        return after, observation.make_views(*contents, self.image_from_camera, self.atlas)
+        views = observation.make_views(
+            updated, poses, frames, depth_m, retrieved.coverage, outcomes, self.image_from_camera, self.atlas
+        )
+        return after, views
 
     @torch.no_grad()
     def step_latents(
@@ -210,11 +224,12 @@ class MosaicWorld:
     def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
         """Points (x, z) `[n, 2]`, metres, that each state's body cannot pass."""
         memories, poses = [state.memory for state in states], [state.pose for state in states]
-        camera = self.image_from_camera, self.device
-        return spatial_memory.find_obstacles(memories, poses, self.control, self.atlas, *camera)
+        return spatial_memory.find_obstacles(
+            memories, poses, self.control, self.atlas, self.image_from_camera, self.device
+        )
 
     def map_views(
-        self, states: Sequence[WorldState], cameras: Tensor, poses: Sequence[Sequence[Pose]] | None = None
+        self, states: Sequence[WorldState], cameras: Tensor, poses: Poses | None = None
     ) -> list[Tensor | None]:
         """The `b * t` views of cameras `[b, t, 4, 4, 4]` as the atlas draws them, `[4, 3, H, W]` in [-1, 1], or None.
 
@@ -229,10 +244,16 @@ class MosaicWorld:
         self, states: Sequence[WorldState], cameras: Tensor, map_views: Sequence[Tensor | None] | None = None
     ) -> Retrieved:
         """What memory holds of the `b * t` views from cameras `[b, t, 4, 4, 4]`, metres."""
-        settings, memories = self.model.settings, [state.memory for state in states]
-        limits = settings.max_sources, settings.max_patches
-        inputs = memories, cameras, self.layout, self.model.codec
-        return spatial_memory.retrieve_views(*inputs, *limits, map_views, has_atlas=self.atlas is not None)
+        return spatial_memory.retrieve_views(
+            [state.memory for state in states],
+            cameras,
+            self.layout,
+            self.model.codec,
+            self.model.settings.max_sources,
+            self.model.settings.max_patches,
+            map_views,
+            has_atlas=self.atlas is not None,
+        )
 
     @torch.no_grad()
     def sample(self, states: Sequence[WorldState], retrieved: Retrieved, cameras: Tensor) -> Tensor:
@@ -240,12 +261,9 @@ class MosaicWorld:
         b, t = cameras.shape[:2]
         if not self.network:
             return retrieved.conditioning_latent.unflatten(0, (b, t))
-        history = torch.stack([state.history for state in states])
-        history_cameras = torch.stack([state.history_cameras for state in states])
-        text = torch.stack([state.text for state in states])
-        clocks = [(state.seed, state.step_index + k) for state in states for k in range(t)]
-        inputs = history, history_cameras, retrieved, cameras, text, clocks
-        return generation.sample_latents(self.model, self.layout, *inputs, self.denoising_steps, self._negative_text)
+        return generation.sample_latents(
+            self.model, self.layout, states, retrieved, cameras, self.denoising_steps, self._negative_text
+        )
 
     @cached_property
     def _negative_text(self) -> Tensor | None:
@@ -277,13 +295,15 @@ class MosaicWorld:
             return self._start_in_memory(memory, pose, start.prompt or "", start.seed)
         if len(memory) and pose is None:
             raise ValueError("an image beside a memory needs options['pose']: where in that memory it was taken")
-        image, prompt = self._first_image(start)
+        image, prompt = initialization.first_image(
+            self.model, self.layout, start, self.denoising_steps, self._negative_text
+        )
         poses = [pose or pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP
         frames = np.repeat(image[None], FRAMES_PER_STEP, axis=0)
         state, depth_m = self._start_from(frames, poses, start.seed, prompt, memory)
         depth_m, coverage = depth_m.float().cpu().numpy(), float(self.capacity > 0)  # the frame is in memory, if any
-        contents = state.memory, poses, frames, depth_m, coverage
-        return state, observation.make_view(*contents, self.image_from_camera, self.atlas)
+        view = observation.make_view(state.memory, poses, frames, depth_m, coverage, self.image_from_camera, self.atlas)
+        return state, view
 
     def start_from_frames(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
         """A state whose memory holds four true frames (uint8 `[4, H, W, 3]`) from four poses.
@@ -312,29 +332,16 @@ class MosaicWorld:
         streams = [state.stream]
         if not model.codec.restarts:  # otherwise `condition_next_step` starts a clip with the observed frame
             _, streams = model.codec.decode_next(latents[0], streams)
-        known_depth_m = self.retrieve([state], cameras).depth_m if len(state.memory) else None
-        context = model, self.layout, self.atlas, state.memory, known_depth_m
-        step = state.step_index + 1
-        keyframe, _ = initialization.lift_true_frames(*context, frames, latents[0], cameras[0], step)
+        keyframe, _ = initialization.lift_true_frames(
+            model, self.layout, self.atlas, state.memory, frames, latents[0], cameras[0],
+            state.step_index + 1,
+        )  # fmt: skip
         (after,) = generation.condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
         return replace(after, memory=state.memory.update(keyframe))
 
     def _check_memory(self, memory: MosaicMemory | None) -> MosaicMemory:
         fingerprint, shape = self.model.memory_fingerprint, self.layout.latent_shape
         return initialization.check_memory(memory, self.capacity, fingerprint, shape, self.layout.intrinsics.device)
-
-    def _first_image(self, start: Start) -> tuple[np.ndarray, str]:
-        """The first image, uint8 `[H, W, 3]`, and the prompt."""
-        model, prompt = self.model, start.prompt
-        if start.image is not None:
-            shape = (*self.layout.frame_size, 3)
-            return initialization.check_pixels("a start image", start.image, shape), prompt or ""
-        if len(model.start_images):
-            image, caption = initialization.draw_start_view(model.start_images, model.start_prompts, start.seed)
-            return image, caption if prompt is None else prompt
-        prompt = initialization.DEFAULT_PROMPT if prompt is None else prompt
-        options = prompt, start.seed, self.denoising_steps, self._negative_text
-        return initialization.generate_first_image(model, self.layout, *options), prompt
 
     @torch.no_grad()
     def _start_in_memory(
@@ -347,7 +354,7 @@ class MosaicWorld:
         if self.model.codec.restarts:  # a clip starts with a single image
             cameras = cameras[:, -1:].expand(-1, FRAMES_PER_STEP, -1, -1)
         state = initialization.state_at_rest(self.model, pose, latents, cameras, memory, prompt, seed)
-        state = replace(state, step_index=initialization.FIRST_FRAME_STEP)
+        state = replace(state, step_index=initialization.FIRST_FRAME_STEP)  # which keys the noise of the first view
         (state,), (view,) = self.generate([state], [[pose] * FRAMES_PER_STEP])
         *before, newest = state.memory.keyframes
         memory = replace(state.memory, keyframes=(*before, replace(newest, step=0)))
@@ -364,9 +371,9 @@ class MosaicWorld:
         latents = model.codec.encode(initialization.frames_tensor(frames, self.device))  # [1, c, h, w]
         cameras = generation.camera_tensor([poses], self.device)
         state = initialization.state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
-        known_depth_m = self.retrieve([state], cameras).depth_m if len(memory) else None
-        context = model, self.layout, self.atlas, memory, known_depth_m
-        keyframe, depth_m = initialization.lift_true_frames(*context, frames, latents, cameras[0], 0)
+        keyframe, depth_m = initialization.lift_true_frames(
+            model, self.layout, self.atlas, memory, frames, latents, cameras[0], step=0
+        )
         return replace(state, memory=memory.update(keyframe)), depth_m
 
     # States

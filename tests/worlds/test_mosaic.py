@@ -253,7 +253,7 @@ def test_an_accelerator_that_is_too_small_is_named_by_what_it_has_no_room_for(wo
 def test_bad_actions_move_nothing(world):
     state, _ = world.start(Start(seed=0))
     for actions, message in (
-        (np.zeros((2, 3)), "1 states take 1 actions"),
+        (np.zeros((2, 3)), "expected one action for each of 1 states"),
         (np.full((1, 3), np.nan), "finite and in"),
         (np.full((1, 3), 1.5), "finite and in"),
         (np.zeros((1, 2)), "shape \\(3,\\)"),
