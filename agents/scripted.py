@@ -11,27 +11,25 @@ import argparse
 import gymnasium as gym
 import numpy as np
 
-from mosaic_gym import ACTIONS, steer_towards_depth
+from mosaic_gym import ACTIONS, DepthWalker
 
 ACTION_VECTORS = np.array(list(ACTIONS.values()))
 
 
 class Explorer:
-    """Continues a turn in the direction it started in: in a corner the deeper side alternates between left and right.
+    """The discrete actions that are nearest to those of `DepthWalker`.
 
     Args:
         seed: of the noise in its heading.
     """
 
     def __init__(self, seed: int) -> None:
-        self.rng, self.last = np.random.default_rng(seed), ACTION_VECTORS[0]
+        self.walker = DepthWalker(np.random.default_rng(seed))
 
     def choose(self, observation: dict[str, np.ndarray]) -> int:
-        """The discrete action that is nearest to the action vector of `steer_towards_depth`."""
-        action = steer_towards_depth(observation["depth"], self.rng)
-        turning = action[0] == 0.0 and self.last[0] == 0.0 and self.last[2] != 0.0
-        self.last = self.last if turning else action
-        return int(np.square(ACTION_VECTORS - self.last).sum(-1).argmin())
+        """The discrete action for an observation with depth."""
+        action = self.walker.act(observation["depth"])
+        return int(np.square(ACTION_VECTORS - action).sum(-1).argmin())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mosaic_gym.geometry.conventions import (
     pose_from_opengl,
     pose_from_ros,
 )
-from mosaic_gym.geometry.steering import steer_towards_depth
+from mosaic_gym.geometry.steering import DepthWalker, steer_towards_depth
 from mosaic_gym.imagination import imagine
 from mosaic_gym.planning import Planner, Search
 from mosaic_gym.worlds.conformance import check_world
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIONS",
     "Control",
+    "DepthWalker",
     "EpisodeStore",
     "FRAMES_PER_STEP",
     "FixedStarts",

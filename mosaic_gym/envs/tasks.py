@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from mosaic_gym.deprecation import warn_renamed
-from mosaic_gym.geometry.steering import steer_towards_depth
+from mosaic_gym.geometry.steering import DepthWalker
 from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.protocol import Start, State, View, World
 
@@ -205,7 +205,8 @@ class Reach:
 
     def _walk_once(self, world: World, starts: Sequence[Start], attempt: int) -> tuple[list[State], list[list[View]]]:
         rngs = [np.random.default_rng([start.seed, 1, *([attempt] if attempt else [])]) for start in starts]
-        # In a corner the walker turns left and right; another attempt therefore turns away first.
+        walkers = [DepthWalker(rng) for rng in rngs]
+        # A walk that came back would come back again: another attempt turns away first.
         turns = [int(rng.integers(*TURNS)) if attempt else 0 for rng in rngs]
         sides = [float(rng.choice((-1, 1))) if attempt else 0.0 for rng in rngs]
         steps = [n + int(rng.integers(self.steps[0], self.steps[1] + 1)) for n, rng in zip(turns, rngs, strict=True)]
@@ -216,7 +217,7 @@ class Reach:
             if not active:
                 break
             action_vectors = np.stack([
-                (0.0, 0.0, sides[i]) if step < turns[i] else steer_towards_depth(walks[i][-1].depth_m, rngs[i])
+                (0.0, 0.0, sides[i]) if step < turns[i] else walkers[i].act(walks[i][-1].depth_m)
                 for i in active
             ])  # fmt: skip
             states, views = world.step([latest[i] for i in active], action_vectors)

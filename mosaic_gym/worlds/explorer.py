@@ -18,8 +18,8 @@ STOPPING_STEPS = 6
 """Steps without input after which a walking body is at rest. Only a walk that ends at rest can be retraced exactly."""
 
 
-class Explorer:
-    """Drives one episode of the simulator and collects its views and actions.
+class Drive:
+    """One episode of the simulator: what an explorer steps, with the views and actions that it collects.
 
     Args:
         world: the simulator.
@@ -38,6 +38,33 @@ class Explorer:
         """Whether the episode is complete, or the simulator has ended it."""
         return len(self.views) >= self.steps or self.views[-1].terminated
 
+    def act(self, forward: float, strafe: float, turn: float) -> None:
+        """One step of the simulator; none if the episode is complete."""
+        if self.done:
+            return
+        action = np.array([forward, strafe, turn], dtype=np.float64)
+        (self.state,), (view,) = self.world.step([self.state], action[None])
+        self.views.append(view)
+        self.actions.append(action)
+
+    def turn(self, angle_rad: float) -> None:
+        """Turns in place by an angle, rounded to whole steps; positive is to the right."""
+        per_step = FRAMES_PER_STEP * self.world.control.turn_rad
+        for _ in range(round(abs(angle_rad) / per_step)):
+            self.act(0.0, 0.0, float(np.sign(angle_rad)))
+
+    def try_actions(self) -> None:
+        """One to three actions, each repeated for one to three steps: a discrete one, or a random continuous one."""
+        for _ in range(int(self.rng.integers(1, 4))):
+            named = list(ACTIONS.values())[int(self.rng.integers(len(ACTIONS)))]
+            action = named if self.rng.random() < 0.6 else tuple(self.rng.uniform(-1, 1, 3))
+            for _ in range(int(self.rng.integers(1, 4))):
+                self.act(*action)
+
+
+class Explorer(Drive):
+    """Explores any map by depth alone: looks around and back, wanders, retraces its walks, and turns round."""
+
     def explore(self) -> None:
         """Steps until the episode is complete."""
         while not self.done:
@@ -54,35 +81,12 @@ class Explorer:
                 elif self.rng.random() < 0.4:
                     self.turn(np.pi)
 
-    def act(self, forward: float, strafe: float, turn: float) -> None:
-        """One step of the simulator; none if the episode is complete."""
-        if self.done:
-            return
-        action = np.array([forward, strafe, turn], dtype=np.float64)
-        (self.state,), (view,) = self.world.step([self.state], action[None])
-        self.views.append(view)
-        self.actions.append(action)
-
-    def turn(self, angle_rad: float) -> None:
-        """Turns in place by an angle, rounded to whole steps; positive is to the right."""
-        per_step = FRAMES_PER_STEP * self.world.control.turn_rad
-        for _ in range(round(abs(angle_rad) / per_step)):
-            self.act(0.0, 0.0, float(np.sign(angle_rad)))
-
     def look_around(self) -> None:
         """Turns one way and, in six cases of ten, back."""
         angle_rad = self.rng.choice([-1.0, 1.0]) * self.rng.uniform(0.5, 2.8)
         self.turn(angle_rad)
         if self.rng.random() < 0.6:
             self.turn(-angle_rad)
-
-    def try_actions(self) -> None:
-        """One to three actions, each repeated for one to three steps: a discrete one, or a random continuous one."""
-        for _ in range(int(self.rng.integers(1, 4))):
-            named = list(ACTIONS.values())[int(self.rng.integers(len(ACTIONS)))]
-            action = named if self.rng.random() < 0.6 else tuple(self.rng.uniform(-1, 1, 3))
-            for _ in range(int(self.rng.integers(1, 4))):
-                self.act(*action)
 
     def wander(self, steps: int, careful: bool = False) -> None:
         """Walks towards the deepest part of the view with a noisy heading; before a wall, turns until the view is open.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
 
-from mosaic_gym import steer_towards_depth
+from mosaic_gym import DepthWalker, steer_towards_depth
 from mosaic_gym.data.episodes import EpisodeStore, episode_folder, split_of
 from mosaic_gym.worlds.captions import MAX_BYTES
 from mosaic_gym.worlds.recording import RecordConfig, record
@@ -178,3 +178,16 @@ def test_a_walker_before_a_wall_turns_to_where_there_is_more_room(open_side, tur
     depth_m = np.full((32, 50), 0.9)
     depth_m[:, slice(0, 10) if open_side == "left" else slice(40, 50)] = 5.0
     np.testing.assert_array_equal(steer_towards_depth(depth_m, np.random.default_rng(0)), [0.0, 0.0, turn])
+
+
+def test_a_depth_walker_keeps_its_turn_until_the_way_is_open():
+    """In a corner the deeper side changes with every turn; the walker does not change its own."""
+    left, right, free, narrow = (np.full((32, 50), depth_m) for depth_m in (0.9, 0.9, 5.0, 1.5))
+    left[:, :10], right[:, 40:] = 5.0, 5.0
+    walker = DepthWalker(np.random.default_rng(0))
+    turns = [walker.act(view)[2] for view in (left, right, left, right, narrow)]
+    assert turns == [-1.0] * 5, "a way of 1.5 m is not open yet"
+    assert walker.act(free)[0] == 1.0 and walker.act(narrow)[0] == 1.0, "after that it walks on up to 1.2 m"
+    assert [walker.act(right)[2], walker.act(left)[2]] == [1.0, 1.0], "the next turn has a side of its own"
+    tight = DepthWalker(np.random.default_rng(0))
+    assert any(tight.act(view)[0] == 1.0 for view in [left, *[narrow] * 60]), "where nothing is open, 1.2 m is enough"

@@ -16,9 +16,9 @@ from mosaic_gym.worlds.maps.plan import Bounds, Plan, Point, Space, Thing, bound
 from mosaic_gym.worlds.maps.themes import HELDOUT_THEMES, THEMES
 
 SPLITS = ("train", "heldout", "heldout-themes")
-CELL = 640
+CELL = 352
 """Side of a grid cell, map units. Every occupied cell holds one room."""
-BAND = 96
+BAND = 80
 """Every room covers the middle of its cell by so much to each side, so that a straight corridor joins neighbours."""
 STEP = 16
 """Walls stand at multiples of this from the least place that they can have."""

@@ -1,4 +1,4 @@
-"""Room themes: the look of a room, recognizable in one 64x64 frame."""
+"""Room themes: the look of a room, legible in one 64x64 frame."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 
 from mosaic_gym.evaluation.suites.transfer.ppo import load_policy
 from mosaic_gym.geometry.control import ACTIONS
-from mosaic_gym.geometry.steering import steer_towards_depth
+from mosaic_gym.geometry.steering import DepthWalker
 
 Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Actions `[b]` for stacked observations."""
@@ -47,10 +47,13 @@ def constant_policy(action: str, seed: int) -> Policy:
 def scripted_policy(seed: int) -> Policy:
     """Walks toward the deepest part of the view, as the walks that set the goals do. It does not use the goal."""
     rng = np.random.default_rng(seed)
-    known = np.array(list(ACTIONS.values()))
+    known, walkers = np.array(list(ACTIONS.values())), []
 
     def act(observations: dict[str, np.ndarray]) -> np.ndarray:
-        action_vectors = np.stack([steer_towards_depth(depth_m, rng) for depth_m in observations["depth"]])
+        walkers.extend(DepthWalker(rng) for _ in range(len(observations["depth"]) - len(walkers)))
+        action_vectors = np.stack([
+            walker.act(depth_m) for walker, depth_m in zip(walkers, observations["depth"], strict=False)
+        ])  # fmt: skip
         return np.square(known - action_vectors[:, None]).sum(-1).argmin(-1)
 
     return act
