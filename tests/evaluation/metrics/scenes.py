@@ -118,9 +118,9 @@ def smoothed(frames: np.ndarray, share: float = 0.6, frequencies: int = 8) -> np
     basis = np.cos(np.pi * (k[None] + 0.5) * k[:, None] / 8) * np.where(k == 0, np.sqrt(1 / 8), 0.5)[:, None]
     n, height, width, _ = frames.shape
     blocks = frames.reshape(n, height // 8, 8, width // 8, 8, 3).astype(np.float64)
-    waves = np.einsum("ui,nyixjc,vj->nyuxvc", basis, blocks, basis)
+    waves = np.einsum("ui,nyixjc,vj->nyuxvc", basis, blocks, basis, optimize=True)
     waves = np.where(np.abs(waves) > frequencies, waves, 0) * share ** (np.add.outer(k, k) / 4)[:, None, :, None]
-    back = np.einsum("ui,nyuxvc,vj->nyixjc", basis, waves, basis).reshape(frames.shape)
+    back = np.einsum("ui,nyuxvc,vj->nyixjc", basis, waves, basis, optimize=True).reshape(frames.shape)
     return np.clip(np.round(back), 0, 255).astype(np.uint8)
 
 
