@@ -21,6 +21,8 @@ LEVEL = 0.866
 """A surface is floor or ceiling where it is larger: within 30 degrees of level."""
 LEAST_PIXELS = 32
 """A frame with fewer pixels of a kind says nothing about it."""
+LEAST_FLOOR_PIXELS = 128
+"""Of the lowest quarter. Fewer may be the edges of walls right ahead."""
 WITHIN_DEG = 10.0
 """How far a normal may be from a main direction, degrees."""
 
@@ -40,7 +42,15 @@ def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
 
     In one dimension it is the mean difference of the sets' quantiles, here at 200 levels.
     """
-    return float(np.abs(np.quantile(one, LEVELS, axis=0) - np.quantile(other, LEVELS, axis=0)).mean())
+    return float(np.abs(_quantiles(one) - _quantiles(other)).mean())
+
+
+def _quantiles(rows: np.ndarray) -> np.ndarray:
+    """Quantiles `[levels, d]` of each column, linear between rows."""
+    ordered, place = np.sort(rows, axis=0), LEVELS * (len(rows) - 1)
+    below = place.astype(np.int64)
+    share = (place - below)[:, None]
+    return ordered[below] * (1 - share) + ordered[np.minimum(below + 1, len(rows) - 1)] * share
 
 
 def depth_distance(
@@ -70,8 +80,8 @@ def floor_error(
 
     Points are lifted from the lowest quarter of the frame; the floor is the level plane `eye_height_m` below the
     camera. Walls that hide the floor from nearby are left out: pixels whose fitted plane is steeper than 60 degrees. A
-    frame counts if `LEAST_PIXELS` remain. A world whose walls are all too near has no such frame, so that `share` falls
-    below the true one, and the value is None.
+    frame counts if `LEAST_FLOOR_PIXELS` remain. A world whose walls are all too near has no such frame: then `share`
+    falls below the true one, and the value is None.
 
     Args:
         depth_m: `[n, H, W]`, metres.
@@ -94,7 +104,7 @@ def floor_error(
         off_m = np.abs(np.einsum("nhwk,nk->nhw", points, down) - eye_height_m)
         upright = np.abs(np.einsum("nhwk,nk->nhw", normals[:, start:], down))
         wall = (upright < WALL) & (residual[:, start:] < PLANAR)
-        enough = (~wall).sum((1, 2)) >= LEAST_PIXELS
+        enough = (~wall).sum((1, 2)) >= LEAST_FLOOR_PIXELS
         off_m[wall] = np.nan
         errors[part][enough] = np.nanmedian(off_m[enough], axis=(1, 2)) / eye_height_m
     found = np.isfinite(errors)
