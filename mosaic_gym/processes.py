@@ -18,6 +18,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
@@ -33,10 +34,16 @@ class Terminated(SystemExit):
 
     Attributes:
         code: the exit code, 128 plus the signal's number (143 for SIGTERM, 129 for SIGHUP).
+        number: of the signal.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.number = number
+
+    def __reduce__(self) -> tuple[type[Terminated], tuple[int]]:
+        """Exceptions are pickled as their class and `args`, which here are the exit code."""
+        return type(self), (self.number,)
 
 
 @contextmanager
@@ -56,7 +63,8 @@ def orderly_exit() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         for repeated in installed:
-            signal.signal(repeated, signal.SIG_IGN)
+            # Not SIG_IGN: programs that are started while `finally` blocks run would inherit that.
+            signal.signal(repeated, lambda *_: None)
         raise Terminated(number)
 
     for number in installed:
@@ -113,28 +121,50 @@ def end_workers(workers: Iterable[BaseProcess]) -> None:
             worker.join()
 
 
+_KILL_AT_END = """
+read released && exit
+while [ $# -gt 0 ]; do
+    process=$1 started=$2 now=
+    shift 2
+    if [ -n "$started" ]; then
+        read -r stat < "/proc/$process/stat" || continue
+        now=$(set -- ${stat##*) }; shift 19; echo "$1")  # the name in brackets is field 2; field 22 follows
+    fi
+    [ "$started" != "$now" ] || kill -KILL "$process"
+done
+"""
+"""A shell's program: waits for the end of its input, then kills processes, given as pairs of an id and a start time."""
+_GUARDS: weakref.WeakSet[Guard] = weakref.WeakSet()
+"""Those that hold a pipe."""
+
+
 class Guard:
     """Kills processes when this one ends in any way, unless it is released before.
 
     For programs that a library starts and that do not notice the end of their parent. A small shell process reads
-    from a pipe whose other end is held here alone: the operating system closes it when this process ends. On Windows,
-    which has no such shell, it does nothing.
+    from a pipe whose other end is held here alone (forked children close it): the operating system closes it when this
+    process ends. Where `/proc` has the time at which a process started, a later process with the same id is left alone.
+    On Windows, which has no such shell, it does nothing.
 
     Args:
         process_ids: what to kill.
     """
 
     def __init__(self, process_ids: Iterable[int]) -> None:
-        names = [str(process_id) for process_id in process_ids]
+        started = {process_id: _start_time(process_id) for process_id in process_ids}
+        if os.path.isdir("/proc/self"):
+            started = {process_id: ticks for process_id, ticks in started.items() if ticks}  # the others have ended
+        processes = [text for row in started.items() for text in map(str, row)]
         self._shell: subprocess.Popen[bytes] | None = None
-        if names and os.name == "posix":
+        if processes and os.name == "posix":
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", 'read released || kill -KILL "$@"', "sh", *names],
+                ["/bin/sh", "-c", _KILL_AT_END, "sh", *processes],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # signals to the process group must not end it
             )
+            _GUARDS.add(self)
         self._owner = os.getpid()
 
     def release(self) -> None:
@@ -142,6 +172,7 @@ class Guard:
         shell, self._shell = self._shell, None
         if shell is None or os.getpid() != self._owner:  # a forked copy leaves it to the original
             return
+        _GUARDS.discard(self)
         with suppress(OSError):
             shell.stdin.write(b"\n")
             shell.stdin.close()
@@ -149,6 +180,21 @@ class Guard:
 
     def __del__(self) -> None:
         self.release()
+
+    def _close_in_child(self) -> None:
+        """Closes this process's copy of the pipe, in a forked child: otherwise the pipe stays open while it lives."""
+        with suppress(OSError):
+            self._shell.stdin.close()
+
+
+def _close_guards() -> None:
+    for guard in list(_GUARDS):
+        guard._close_in_child()
+    _GUARDS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_guards)
 
 
 def child_ids(program: str = "") -> set[int]:
@@ -159,6 +205,13 @@ def child_ids(program: str = "") -> set[int]:
     """
     me = str(os.getpid())
     return {int(row[0]) for row in _processes() if row[1] == me and program in row[2]}
+
+
+def _start_time(process_id: int) -> str:
+    """When a process started, in ticks since the system did (field 22 of `/proc/PID/stat`); empty if unknown."""
+    with suppress(OSError, IndexError), open(f"/proc/{process_id}/stat") as file:
+        return file.read().rpartition(")")[2].split()[19]
+    return ""
 
 
 def _processes() -> Iterator[tuple[str, str, str]]:

@@ -46,7 +46,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `least` to `most`, both included. True and False are not numbers."""
+    """A whole number from `least` to `most`, both included: Python's, or as `as_whole` takes it."""
 
     least: int | None = None
     most: int | None = None
@@ -56,7 +56,8 @@ class Whole:
         return "a whole number" + _range(self.least, self.most)
 
     def accepts(self, value: Any) -> bool:
-        return is_whole(value) and _within(value, self.least, self.most)
+        number = as_whole(value)
+        return number is not None and _within(number, self.least, self.most)
 
     def normalized(self, value: Any) -> int:
         return int(value)
@@ -66,7 +67,7 @@ class Whole:
 class Number:
     """A finite number from `least` to `most`, both included, above `above` and below `below`.
 
-    True and False are not numbers.
+    NumPy's scalars, and arrays and tensors without dimensions, are accepted. True and False are not numbers.
     """
 
     least: float | None = None
@@ -82,11 +83,13 @@ class Number:
         return "a finite number" + " and".join(limits)
 
     def accepts(self, value: Any) -> bool:
+        value = _without_dimensions(value)
         if not is_finite(value) or not _within(value, self.least, self.most):
             return False
         return (self.above is None or value > self.above) and (self.below is None or value < self.below)
 
     def normalized(self, value: Any) -> float:
+        value = _without_dimensions(value)
         return int(value) if is_whole(value) else float(value)
 
 
@@ -142,14 +145,14 @@ class Flag:
 
 @dataclass(frozen=True)
 class PathOrId:
-    """Text or a `Path`: a folder, a file, or the id of something on the Hugging Face hub."""
+    """Text that is not empty, or a `Path`: a folder, a file, or the id of something on the Hugging Face hub."""
 
     @property
     def expected(self) -> str:
         return "the path of a folder or file, or an id"
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, str | Path)
+        return isinstance(value, str | Path) and value != ""
 
     def normalized(self, value: Any) -> str | Path:
         return value
@@ -164,7 +167,12 @@ class Folder:
         return "the path of a folder"
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, Path | str) and bool(str(value)) and not Path(value).is_file()
+        if not isinstance(value, Path | str) or value == "":
+            return False
+        try:
+            return not Path(value).is_file()
+        except (OSError, ValueError):  # a name that is too long, or that holds a null character
+            return False
 
     def normalized(self, value: Any) -> Path:
         return Path(value)
@@ -210,6 +218,11 @@ def as_whole(value: object) -> int | None:
         return None
 
 
+def _without_dimensions(value: Any) -> Any:
+    """The scalar in an array or tensor without dimensions; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def as_float64(value: Any) -> np.ndarray:
     """Numbers as a float64 array: from lists, NumPy arrays, and torch tensors of any device and dtype.
 
@@ -218,7 +231,10 @@ def as_float64(value: Any) -> np.ndarray:
     """
     if hasattr(value, "detach"):  # a tensor, perhaps with a gradient, on an accelerator or in bfloat16
         value = value.detach().cpu().double().numpy()
-    return np.asarray(value, dtype=np.float64)
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except RuntimeError as error:  # torch raises it for a list of tensors with gradients
+        raise ValueError(f"not an array of numbers: {error}") from error
 
 
 def check(name: str, value: Any, constraint: Constraint, optional: bool = False) -> Any:

@@ -1,6 +1,7 @@
 """Processes end together: signals, workers, and programs that would outlive their parent."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -112,3 +113,63 @@ def test_a_guard_of_nothing_starts_nothing():
     before = child_ids()
     Guard([]).release()
     assert child_ids() == before
+
+
+def guarded(body: str) -> int:
+    """The id of a sleeper that a program guards; the program then runs `body` and is killed."""
+    program = (
+        "import multiprocessing, os, subprocess, sys, time\n"
+        "from mosaic_gym import processes\n"
+        "from mosaic_gym.processes import Guard\n"
+        "other = subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL)\n"
+        f"{body}\n"
+        "print(other.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    read, write = os.pipe()
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=write)
+    parent.wait()
+    os.close(write)
+    found = os.read(read, 100)  # not to its end: a child of the program may hold the pipe open
+    os.close(read)
+    return int(found)
+
+
+def test_a_guard_works_while_a_forked_child_of_its_process_lives():
+    sleeper = guarded(
+        "guard = Guard([other.pid])\nmultiprocessing.get_context('fork').Process(target=time.sleep, args=(20,)).start()"
+    )
+    assert wait_for_end([sleeper]) == []
+
+
+def test_a_guard_does_not_kill_another_process_of_the_same_id():
+    sleeper = guarded("processes._start_time = lambda process_id: '1'\nguard = Guard([other.pid])")
+    alive = wait_for_end([sleeper], 0.5)
+    os.kill(sleeper, signal.SIGKILL)
+    assert alive == [sleeper]
+
+
+def test_a_forked_child_leaves_the_guard_to_its_parent():
+    sleeper = guarded(
+        "guard = Guard([other.pid])\n"
+        "child = multiprocessing.get_context('fork').Process(target=guard.release)\n"
+        "child.start(), child.join()\n"
+        "assert child.exitcode == 0 and other.poll() is None"
+    )
+    assert wait_for_end([sleeper]) == []
+
+
+def test_termination_is_pickled_with_its_code():
+    copy = pickle.loads(pickle.dumps(Terminated(signal.SIGTERM)))
+    assert type(copy) is Terminated and copy.code == 143 and copy.number == signal.SIGTERM
+
+
+def test_a_program_started_while_the_command_ends_can_be_ended():
+    with pytest.raises(Terminated), orderly_exit():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            child = subprocess.Popen(["sleep", "600"])
+    child.terminate()
+    assert child.wait(timeout=5) == -signal.SIGTERM

@@ -20,6 +20,7 @@ from mosaic_gym.validation import (
     PathOrId,
     Text,
     Whole,
+    as_float64,
     check,
     is_finite,
     is_whole,
@@ -35,6 +36,11 @@ from mosaic_gym.validation import (
         (Whole(1), 1, 1),
         (Whole(most=3), np.int64(3), 3),
         (Whole(0, 255), np.uint8(255), 255),
+        (Whole(0), torch.tensor(1), 1),
+        (Whole(0), np.array(2, np.uint8), 2),
+        (Number(), np.array(0.5), 0.5),
+        (Number(0.0), torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5),
+        (Number(), torch.tensor(2), 2),
         (Number(), -2.5, -2.5),
         (Number(), 10**400, 10**400),
         (Number(0.0, 1.0), 0, 0),
@@ -76,7 +82,13 @@ def test_an_allowed_value_becomes_plain_python(constraint, value, expected):
         (Whole(1), None, "a whole number from 1; got None"),
         (Whole(1, 100), np.int64(101), "a whole number from 1 to 100; got 101"),
         (Whole(most=2**31), 2**31 + 1, "a whole number up to 2147483648; got 2147483649"),
-        (Whole(0), torch.tensor(1), "a whole number from 0; got tensor(1)"),
+        (Whole(0), torch.tensor(1.0), "a whole number from 0; got tensor(1.)"),
+        (Whole(0), torch.tensor(True), "a whole number from 0; got tensor(True)"),
+        (Whole(0), torch.tensor([1]), "a whole number from 0; got tensor([1])"),
+        (Whole(2), torch.tensor(1), "a whole number from 2; got tensor(1)"),
+        (Number(), np.array(False), "a finite number; got array(False)"),
+        (Number(), torch.tensor([1.0]), "a finite number; got tensor([1.])"),
+        (Number(below=1.0), np.array(1.0), "a finite number below 1; got array(1.)"),
         (Number(), float("nan"), "a finite number; got nan"),
         (Number(), np.float64("inf"), "a finite number; got inf"),
         (Number(), "0.5", "a finite number; got '0.5'"),
@@ -105,6 +117,9 @@ def test_an_allowed_value_becomes_plain_python(constraint, value, expected):
         (Folder(), 3, "the path of a folder; got 3"),
         (Folder(), "", "the path of a folder; got ''"),
         (Folder(), __file__, f"the path of a folder; got {__file__!r}"),
+        (Folder(), "a" * 5000, f"the path of a folder; got {'a' * 5000!r}"),
+        (Folder(), "a\0b", "the path of a folder; got 'a\\x00b'"),
+        (PathOrId(), "", "the path of a folder or file, or an id; got ''"),
         (PathOrId(), ["a"], "the path of a folder or file, or an id; got ['a']"),
         (ListOf(Text()), "ab", "a list, each item text; got 'ab'"),
         (ListOf(Text()), {"a"}, "a list, each item text; got {'a'}"),
@@ -194,3 +209,16 @@ def test_every_constraint_is_one(constraint):
 )
 def test_what_counts_as_a_number(value, finite, whole):
     assert is_finite(value) is finite and is_whole(value) is whole
+
+
+def test_numbers_become_float64_from_lists_arrays_and_tensors():
+    tensor = torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
+    for value in ([1, 2], np.array([1.0, 2.0], np.float16), tensor):
+        found = as_float64(value)
+        assert found.dtype == np.float64 and found.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("value", ["one", {}, [torch.tensor([1.0, 2.0], requires_grad=True)], [[1.0], [1.0, 2.0]]])
+def test_what_is_no_array_of_numbers_is_refused(value):
+    with pytest.raises((TypeError, ValueError)):
+        as_float64(value)
