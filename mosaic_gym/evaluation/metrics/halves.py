@@ -78,9 +78,21 @@ def ratio_to_true_halves(
             "vary, so use data of more maps"
         )
         return {"value": None, "low": None, "high": None, **found, "reason": reason}
-    ratios = [top / bottom for top, bottom in (measure(SPLITS_OF_A_DRAW, True) for _ in range(draws)) if bottom > 0]
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return {"value": numerator / denominator, "low": float(low), "high": float(high), **found, "reason": None}
+    value = numerator / denominator
+    low, high = _interval(value, [measure(SPLITS_OF_A_DRAW, resample=True) for _ in range(draws)])
+    return {"value": value, "low": low, "high": high, **found, "reason": None}
+
+
+def _interval(value: float, drawn: list[tuple[float, float]]) -> tuple[float, float]:
+    """The spread of drawn (numerator, denominator) as ratios, centered on the value.
+
+    A draw with replacement has fewer different maps, which makes the distance of two halves larger. So the draws give
+    the spread of the logarithm alone, and not its middle.
+    """
+    logarithms = np.log([max(top, 1e-12) / bottom for top, bottom in drawn if bottom > 0] or [1.0])
+    spread = np.percentile(logarithms, [2.5, 97.5]) - np.median(logarithms)
+    low, high = value * np.exp(spread)
+    return float(low), float(high)
 
 
 def _rows_by_map(rows: np.ndarray, maps: np.ndarray) -> dict[object, np.ndarray]:

@@ -37,7 +37,7 @@ def test_ratio_is_about_one_for_other_true_maps_and_not_for_worse():
     assert 0.5 < same["value"] < 2 and same["low"] < 1.5 and same["reason"] is None
     for bad in (features(1, mean=6.0), features(1, scale=0.3), np.zeros((240, 8))):
         worse = frechet_ratio(bad, features(0), MAPS + 100, MAPS)
-        assert worse["low"] > 2 and worse["value"] > 3
+        assert worse["low"] > 2 and worse["value"] > 3 and worse["low"] < worse["value"] < worse["high"]
     assert same == frechet_ratio(features(1), features(0), MAPS + 100, MAPS), "deterministic"
 
 
