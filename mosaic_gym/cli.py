@@ -55,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(
         "mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, learned world beside simulator"
     ),
+    "maps": Command("mosaic_gym.evaluation.maps", "Config", "draw", "draw a generated map from above, or all themes"),
     "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the learned world with the keyboard"),
     "record": Command(
         "mosaic_gym.worlds.recording",
