@@ -1,8 +1,10 @@
 """Episodes on disk: one folder each, with memory-mapped arrays. A folder has its final name only when it is complete.
 
-ROOT/{train,heldout}/SEED/
+ROOT/{train,heldout,heldout-themes}/SEED/
   *.memmap, meta.json   a TensorDict of batch size [S] (steps): see `EpisodeStore.load`
   episode.json          metadata: scenario, seed, K, label names, captions
+
+Episodes of generated maps lie under the seed of their map, and their metadata has more: see `write_episode`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +21,9 @@ import torch
 from tensordict import TensorDict
 
 FORMAT = "mosaic-episode-1"
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "heldout", "heldout-themes")
+SAME_IN_A_RECORDING = ("scenario", "image_from_camera", "split", "maps")
+"""Metadata that all episodes of a recording have in common."""
 
 
 class RecordedView(Protocol):
@@ -55,13 +59,19 @@ def split_of(seed: int) -> str:
     return "heldout" if seed % 10 == 9 else "train"
 
 
-def episode_folder(root: Path, seed: int) -> Path:
-    """The folder of the episode of a seed."""
-    return Path(root) / split_of(seed) / f"{seed:06d}"
+def episode_folder(root: Path, seed: int, split: str | None = None) -> Path:
+    """The folder of the episode of a seed, or of a map's seed; None for the split that seed has by `split_of`."""
+    return Path(root) / (split or split_of(seed)) / f"{seed:06d}"
 
 
 def write_episode(
-    root: Path, seed: int, scenario: str, views: Sequence[RecordedView], actions: np.ndarray, captions: Sequence[str]
+    root: Path,
+    seed: int,
+    scenario: str,
+    views: Sequence[RecordedView],
+    actions: np.ndarray,
+    captions: Sequence[str],
+    generated: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes one episode. The folder gets its final name when all is written; after an error nothing is left of it.
 
@@ -69,6 +79,9 @@ def write_episode(
         views: one per step; the first is the start's.
         actions: `[S, 3]`, the action that led to each view; zeros for the first.
         captions: one per step.
+        generated: of a generated map, further metadata: `map_seed`, `split`, `maps` (the options of the map), and one
+            entry per step in `themes`, `rooms` (None in corridors) and `events` (a list). The episode is stored in its
+            split's folder under the map's seed. None for other scenarios.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -91,8 +104,9 @@ def write_episode(
         "image_from_camera": views[0].image_from_camera.tolist(),
         "labels": names,
         "captions": list(captions),
+        **(generated or {}),
     }
-    folder = episode_folder(root, seed)
+    folder = episode_folder(root, metadata.get("map_seed", seed), metadata.get("split"))
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -129,10 +143,11 @@ class EpisodeStore:
 
     Args:
         root: the folder that `mosaic-gym record` wrote.
-        split: "train" or "heldout".
+        split: "train" or "heldout"; of generated maps also "heldout-themes".
 
     Raises:
-        ValueError: an unknown split; an episode in another format, or of another scenario or camera than the first.
+        ValueError: an unknown split; an episode in another format, or of another scenario, camera or options of
+            generated maps than the first.
         FileNotFoundError: no episode of the split is recorded there.
     """
 
@@ -150,16 +165,14 @@ class EpisodeStore:
         return len(self.folders)
 
     def metadata(self, index: int) -> dict[str, Any]:
-        """The content of episode.json: format, scenario, seed, K, label names, captions."""
+        """The content of episode.json: format, scenario, seed, K, label names, captions; see `write_episode`."""
         if index not in self._metadata:
-            metadata = json.loads((self.folders[index] / "episode.json").read_text(encoding="utf-8"))
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{self.folders[index]} is not in the format {FORMAT}; record it again")
+            metadata = _read_metadata(self.folders[index])
             first = self.metadata(0) if index else metadata
-            if any(metadata[name] != first[name] for name in ("scenario", "image_from_camera")):
+            if any(metadata.get(name) != first.get(name) for name in SAME_IN_A_RECORDING):
                 raise ValueError(
-                    f"{self.folders[index]} is of another scenario or camera than {self.folders[0]}: "
-                    "put them in separate folders"
+                    f"{self.folders[index]} is of another scenario or camera than {self.folders[0]}, or of another "
+                    "split or other options of generated maps: put them in separate folders"
                 )
             self._metadata[index] = metadata
         return self._metadata[index]
@@ -180,14 +193,7 @@ class EpisodeStore:
         Raises:
             ValueError: a damaged episode, or one that holds anything but arrays.
         """
-        folder = self.folders[index]
-        try:
-            # Recordings are shared between users, and reading a pickle runs the code in it.
-            return TensorDict.load_memmap(folder, allow_pickle=False, mode="r")
-        except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
-            raise ValueError(
-                f"the episode in {folder} is damaged, or holds more than arrays ({error}); record it again"
-            ) from error
+        return _load_arrays(self.folders[index])
 
     @property
     def fingerprint(self) -> str:
@@ -207,3 +213,29 @@ class EpisodeStore:
             every: take one episode out of so many.
         """
         return torch.cat([self.load(index)[key][part] for index in range(0, len(self), every)])
+
+
+def read_episode(folder: Path | str) -> tuple[dict[str, Any], TensorDict]:
+    """The metadata and the arrays of the episode in a folder, see `EpisodeStore.metadata` and `EpisodeStore.load`.
+
+    Raises:
+        ValueError: an episode in another format, or a damaged one. FileNotFoundError: no episode is there.
+    """
+    return _read_metadata(Path(folder)), _load_arrays(Path(folder))
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    metadata = json.loads((folder / "episode.json").read_text(encoding="utf-8"))
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{folder} is not in the format {FORMAT}; record it again")
+    return metadata
+
+
+def _load_arrays(folder: Path) -> TensorDict:
+    try:
+        # Recordings are shared between users, and reading a pickle runs the code in it.
+        return TensorDict.load_memmap(folder, allow_pickle=False, mode="r")
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        raise ValueError(
+            f"the episode in {folder} is damaged, or holds more than arrays ({error}); record it again"
+        ) from error

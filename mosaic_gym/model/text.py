@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 PADDING = 256
 """The token after a prompt's last byte."""
+MAX_PROMPT_BYTES = 160
+"""Length of new text encoders: what the longest captions of recordings need."""
 
 
 class ByteTextEncoder(ModelMixin, ConfigMixin):
@@ -23,7 +25,7 @@ class ByteTextEncoder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, width: int = 64, length: int = 96, outputs: int = 8):
+    def __init__(self, width: int = 64, length: int = MAX_PROMPT_BYTES, outputs: int = 8):
         super().__init__()
         self.embedding = nn.Embedding(PADDING + 1, width)
         self.position = nn.Parameter(torch.randn(length, width) * 0.02)

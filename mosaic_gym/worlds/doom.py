@@ -1,12 +1,13 @@
 """The simulator: ViZDoom behind the same protocol as the learned world.
 
-A closed-loop controller drives the body, tic by tic, to the poses that `Control` predicts, so that an action means the
-same here and in a learned world; only walls make a difference. A tic is a video frame. The simulator has one present:
-only the latest state can be stepped.
+A closed-loop controller drives the body, tic by tic, to the poses that `Control` predicts, so that an action has the
+same effect here and in a learned world, except at walls. A tic is a video frame. The simulator cannot go back: only its
+latest state can be stepped.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,16 @@ from typing import Any
 import numpy as np
 import vizdoom
 
-from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, check_action, check_level, check_pose, yaw_of
+from mosaic_gym.geometry.control import (
+    FRAMES_PER_STEP,
+    Control,
+    Pose,
+    check_action,
+    check_level,
+    check_pose,
+    check_poses,
+    yaw_of,
+)
 from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, GameReader, Surfaces, choose_crop, open_game, pose_of
 from mosaic_gym.worlds.maps.layout import Layout, standing_heights
@@ -194,13 +204,16 @@ class DoomWorld:
             poses: four, in order, metres.
 
         Raises:
-            ValueError: another number of poses. StaleStateError: a state that is not the latest. RuntimeError: the
-                episode has ended, or the world is closed.
+            ValueError: another number of poses, or one that is not finite, rigid and level; nothing has moved then.
+            StaleStateError: a state that is not the latest. RuntimeError: the episode has ended, or the world is
+                closed.
         """
         state = self._check_present(state)
+        check_poses(poses)
         if len(poses) != FRAMES_PER_STEP:
             raise ValueError(f"a step follows {FRAMES_PER_STEP} poses; got {len(poses)}")
-        return self._drive(list(poses), state.step_index + 1, state.seed)
+        targets = [check_level(pose, "the simulator's camera") for pose in poses]
+        return self._drive(targets, state.step_index + 1, state.seed)
 
     @property
     def fingerprint(self) -> str:
@@ -222,6 +235,21 @@ class DoomWorld:
             reason = "no episode is running" if self._levels is not None else f"{self.scenario} has no generated map"
             raise RuntimeError(f"there is no layout: {reason}")
         return self._levels.layout(self._open_game().get_state())
+
+    def simulator_seconds(self, frames: int) -> float:
+        """How long the simulator alone takes for some frames, with the same buffers; it ends the running episode.
+
+        Raises:
+            RuntimeError: the world is closed.
+        """
+        game, self._ended = self._open_game(), True
+        started_s = time.perf_counter()
+        for _ in range(frames):
+            if game.is_episode_finished():
+                game.new_episode()
+            game.make_action([0, 0, 2.5])
+            game.get_state()
+        return time.perf_counter() - started_s
 
     def pack(self, state: DoomState) -> tuple[dict[str, Any], dict[str, Any]]:
         """Raises RuntimeError: a game loaded from ViZDoom's save files does not continue like the saved one."""
@@ -311,13 +339,16 @@ class DoomWorld:
         """Four tics towards four poses. With an action, the targets after an obstacle are predicted again."""
         game = self._open_game()
         observations, reward = [], 0.0
+        before = None if self._observation is None else self._observation.pose
         for tic in range(FRAMES_PER_STEP):
             if not game.is_episode_finished():
-                before = pose_of(game.get_state())
+                before = pose_of(game.get_state()) if before is None else before
                 reward += game.make_action(_buttons(before, targets, tic))
             if not game.is_episode_finished():
-                self._observation = self._observe(game.get_state())
-                reward += 0.0 if self._levels is None else self._levels.gather(game.get_state())
+                state = game.get_state()  # a copy of all buffers: once a tic
+                self._observation = self._observe(state)
+                reward += 0.0 if self._levels is None else self._levels.gather(state)
+                before = self._observation.pose
             if self._observation is None:
                 raise RuntimeError(self._too_short())
             observations.append(self._observation)

@@ -42,7 +42,7 @@ _PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, at eve
 _BODY_RADIUS = 15.0  # map units; ViZDoom's is 16, and a body that touches a wall is at most a unit inside that
 _EYE_HEIGHT = 41.0  # map units, above the floor that the body stands on
 _MIN_OVERSAMPLING = 2  # one screen pixel per frame pixel would alias
-_OPENING = threading.Lock()  # so that a new child process is the one of the game being opened
+_OPENING = threading.Lock()  # one game is opened at a time, so a new child process belongs to it
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,13 @@ class Crop:
         """uint8 `[height, width, 3]` from the screen's uint8 `[screen_height, screen_width, 3]`."""
         rows = screen[self.window].reshape(self.height, self.factor, -1)
         # Added slice by slice, because NumPy's sum over short inner axes takes four times as long.
-        columns = sum(rows[:, index].astype(np.uint16) for index in range(self.factor))
+        columns = np.add(rows[:, 0], rows[:, 1], dtype=np.uint16)  # there are at least `_MIN_OVERSAMPLING`
+        for index in range(2, self.factor):
+            columns += rows[:, index]
         columns = columns.reshape(self.height, self.width, self.factor, 3)
-        sums = sum(columns[:, :, index] for index in range(self.factor))
+        sums = columns[:, :, 0] + columns[:, :, 1]
+        for index in range(2, self.factor):
+            sums += columns[:, :, index]
         area = self.factor**2
         return ((sums + area // 2) // area).astype(np.uint8)
 
@@ -332,7 +336,9 @@ class GameReader:
 
     def labels(self, state: vizdoom.GameState) -> tuple[str, ...]:
         """Names of the things in the frame, sorted, without the player."""
-        values = set(np.unique(state.labels_buffer[self.crop.window]).tolist())
+        if all(label.object_name in _OWN_LABELS for label in state.labels):
+            return ()
+        values = set(np.flatnonzero(np.bincount(state.labels_buffer[self.crop.window].ravel())).tolist())
         names = {label.object_name for label in state.labels if label.value in values}
         return tuple(sorted(names - _OWN_LABELS))
 

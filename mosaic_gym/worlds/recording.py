@@ -1,4 +1,4 @@
-"""Recording: the scripted explorer drives the simulator, one episode per seed."""
+"""Recording: a scripted explorer drives the simulator, one episode per seed, or per generated map."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Annotated
@@ -15,81 +15,198 @@ import numpy as np
 from tqdm import tqdm
 
 from mosaic_gym.data.episodes import SPLITS, EpisodeStore, episode_folder, write_episode
+from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control
 from mosaic_gym.processes import end_with_parent, workers_end_on_error
-from mosaic_gym.validation import Text, Whole, option, validate
+from mosaic_gym.validation import Flag, OneOf, Text, Whole, option, validate
 from mosaic_gym.worlds.captions import caption
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.doom_game import check_scenario, choose_crop
 from mosaic_gym.worlds.explorer import Explorer
+from mosaic_gym.worlds.maps.levels import SCENARIO as ROOMS
+from mosaic_gym.worlds.maps.rooms import SPLITS as MAP_SPLITS
+from mosaic_gym.worlds.maps.rooms import MapOptions, map_seed
 from mosaic_gym.worlds.protocol import Start
+from mosaic_gym.worlds.room_captions import caption_steps
+from mosaic_gym.worlds.room_explorer import RoomExplorer
+
+MAP_OPTIONS = tuple(field.name for field in fields(MapOptions))
+"""Options of the command that generated maps have."""
+
+
+CALIBRATION_FRAMES = 256
+"""Frames of the simulator alone by which a recording's speed is compared."""
+CALIBRATED_EPISODES = 4
+"""A worker with fewer episodes does not measure its speed: it would take about as long."""
 
 
 @dataclass(frozen=True)
 class RecordConfig:
     """Record episodes of the simulator."""
 
-    out: Path = Path("data/my_way_home")
-    """Folder for the episodes. Episodes that are there already are not recorded again."""
+    out: Path | None = None
+    """Folder for the episodes; None for `data/` and the scenario. Episodes that are there are not recorded again."""
     scenario: Annotated[str, Text()] = "my_way_home"
-    """Which map; see `DoomWorld`."""
+    """Which map, or `rooms`, where every episode has a generated map of its own; see `DoomWorld`."""
     episodes: Annotated[int, Whole(1)] = 360
     """Number of episodes, with seeds counted from `--seed`. Seeds that end in 9 are held out."""
+    maps: Annotated[int | None, Whole(1)] = None
+    """Number of maps, one episode each, instead of `--episodes`; for the scenario `rooms`."""
+    split: Annotated[str | None, OneOf(*MAP_SPLITS)] = None
+    """Split of the maps, None for `train`; for the scenario `rooms`."""
     steps_per_episode: Annotated[int, Whole(1)] = 80
     """Steps (four frames each) of an episode, unless the game ends it earlier."""
     seed: Annotated[int, Whole(0)] = 0
-    """Of the first episode."""
+    """Seed of the first episode. In `rooms` maps are counted within their split, from this one."""
     height: Annotated[int, Whole(1)] = 64
     """Of the frames, pixels."""
     width: Annotated[int, Whole(1)] = 64
     """Of the frames, pixels."""
     workers: Annotated[int, Whole(1)] = 2
     """Simulators that run at once, one process each."""
+    pickups: Annotated[int | None, Whole(0, 40)] = None
+    """Number of things to gather, None for 8; for the scenario `rooms`."""
+    doors: Annotated[bool | None, Flag()] = None
+    """Whether there are doors, None for yes; for the scenario `rooms`."""
+    monsters: Annotated[int | None, Whole(0, 12)] = None
+    """Number of monsters that walk, None for 2; for the scenario `rooms`."""
+    lights: Annotated[bool | None, Flag()] = None
+    """Whether the light of some rooms goes out, None for yes; for the scenario `rooms`."""
 
     def __post_init__(self) -> None:
         validate(self, option)
-        check_scenario(self.scenario)
         choose_crop(self.height, self.width)
+        if self.out is None:
+            object.__setattr__(self, "out", Path("data") / self.scenario.replace(":", "_"))
+        if self.scenario.partition(":")[0] == ROOMS:
+            if self.scenario != ROOMS:
+                raise ValueError(
+                    f"--scenario {self.scenario} is one map, and a recording has one episode a map: give --scenario "
+                    f"{ROOMS}, with --seed and --maps"
+                )
+            return
+        check_scenario(self.scenario)
+        wrong = [name for name in ("maps", "split", *MAP_OPTIONS) if getattr(self, name) is not None]
+        if wrong:
+            raise ValueError(f"--{wrong[0]} is for --scenario {ROOMS}, whose maps are generated; got {self.scenario}")
+
+    @property
+    def map_options(self) -> MapOptions | None:
+        """Which things generated maps have; None for other scenarios."""
+        chosen = {name: getattr(self, name) for name in MAP_OPTIONS if getattr(self, name) is not None}
+        return MapOptions(**chosen) if self.scenario == ROOMS else None
+
+    @property
+    def map_split(self) -> str | None:
+        """The split of generated maps; None for other scenarios."""
+        return (self.split or "train") if self.scenario == ROOMS else None
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of all episodes."""
+        count = self.maps if self.scenario == ROOMS and self.maps is not None else self.episodes
+        return range(self.seed, self.seed + count)
+
+    def folder(self, seed: int) -> Path:
+        """Folder of a seed's episode; episodes of generated maps lie under the seed of their map."""
+        if self.map_split is None:
+            return episode_folder(self.out, seed)
+        return episode_folder(self.out, map_seed(seed, self.map_split), self.map_split)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """An episode that a worker wrote, and its speed so far: frames and seconds, with the simulator and alone."""
+
+    worker: int
+    frames: int
+    seconds: float
+    simulator_seconds: float | None
+    bytes: int
 
 
 def record_episode(world: DoomWorld, config: RecordConfig, seed: int) -> Path:
     """Records the episode of one seed; the same seed always gives the same episode."""
     state, view = world.start(Start(seed=seed))
-    explorer = Explorer(world, state, view, config.steps_per_episode, np.random.default_rng(seed))
-    explorer.explore()
-    captions = [caption(view) for view in explorer.views]
-    return write_episode(config.out, seed, config.scenario, explorer.views, np.array(explorer.actions), captions)
+    rng = np.random.default_rng(seed)
+    if config.map_split is None:
+        explorer = Explorer(world, state, view, config.steps_per_episode, rng)
+        explorer.explore()
+        captions, generated = [caption(view) for view in explorer.views], None
+    else:
+        explorer = RoomExplorer(world, state, view, config.steps_per_episode, rng)
+        explorer.explore()
+        steps = caption_steps(explorer.views, explorer.layouts)
+        captions = [step.text for step in steps]
+        generated = {
+            "map_seed": map_seed(seed, config.map_split),
+            "split": config.map_split,
+            "maps": asdict(config.map_options),
+            "themes": [step.theme for step in steps],
+            "rooms": [step.room for step in steps],
+            "events": [list(step.events) for step in steps],
+        }
+    actions = np.array(explorer.actions)
+    return write_episode(config.out, seed, config.scenario, explorer.views, actions, captions, generated)
 
 
 def record(config: RecordConfig) -> None:
-    """Records the episodes that are missing, with a progress bar.
+    """Records the episodes that are missing, with a progress bar, and prints their size and speed.
 
     Raises:
-        ValueError: the folder holds episodes of another scenario, size or length.
+        ValueError: the folder holds episodes of another scenario, size, length or other options of maps.
         OSError: the folder cannot be written, or a worker died. The same command continues from there.
     """
-    seeds = range(config.seed, config.seed + config.episodes)
     _check_folder(config)
-    missing = [seed for seed in seeds if not (episode_folder(config.out, seed) / "episode.json").exists()]
-    with tqdm(total=config.episodes, initial=config.episodes - len(missing), unit="episode") as bar:
+    missing = [seed for seed in config.seeds if not (config.folder(seed) / "episode.json").exists()]
+    latest: dict[int, _Progress] = {}
+    with tqdm(total=len(config.seeds), initial=len(config.seeds) - len(missing), unit="episode") as bar:
         episodes = _record_here(config, missing) if config.workers == 1 else _record_in_workers(config, missing)
-        for _ in episodes:
+        for progress in episodes:
+            latest[progress.worker] = progress
             bar.update()
+    if latest:
+        print(_summary(list(latest.values())))
 
 
-def _record_here(config: RecordConfig, seeds: Sequence[int]) -> Iterator[int]:
-    """Records in this process; yields each seed when its episode is written."""
-    with closing(DoomWorld(config.scenario, config.height, config.width, timeout_tics=0)) as world:
-        for seed in seeds:
-            record_episode(world, config, seed)
-            yield seed
+def _summary(workers: Sequence[_Progress]) -> str:
+    """Disk per 1,000 frames, and frames a second beside the simulator's alone, of all workers together."""
+    frames = sum(worker.frames for worker in workers)
+    size = sum(worker.bytes for worker in workers) / frames * 1000 / 1e6
+    rate = sum(worker.frames / worker.seconds for worker in workers)
+    text = f"{size:.1f} MB per 1,000 frames; {rate:.0f} frames/s"
+    measured = [worker for worker in workers if worker.simulator_seconds is not None]
+    if measured:
+        alone = sum(CALIBRATION_FRAMES / worker.simulator_seconds for worker in measured)
+        share = sum(worker.frames / worker.seconds for worker in measured) / alone
+        text += f", {share:.2f} of the simulator's alone with the same buffers ({alone:.0f} frames/s)"
+    return text
 
 
-def _record_in_workers(config: RecordConfig, seeds: Sequence[int]) -> Iterator[int]:
-    """Records in `config.workers` processes, which end with this one; yields each seed when its episode is written."""
+def _record_here(config: RecordConfig, seeds: Sequence[int], worker: int = 0) -> Iterator[_Progress]:
+    """Records in this process; yields when an episode is written."""
+    split, maps = config.map_split, config.map_options
+    with closing(DoomWorld(config.scenario, config.height, config.width, Control(), 0, split, maps)) as world:
+        frames, size, seconds, simulator_seconds = 0, 0, 0.0, None
+        for count, seed in enumerate(seeds, start=1):
+            started_s = time.perf_counter()
+            folder = record_episode(world, config, seed)
+            seconds += time.perf_counter() - started_s
+            size += sum(path.stat().st_size for path in folder.iterdir())
+            frames += FRAMES_PER_STEP * (folder / "terminated.memmap").stat().st_size  # a byte a step
+            if count == CALIBRATED_EPISODES:
+                simulator_seconds = world.simulator_seconds(CALIBRATION_FRAMES)
+            yield _Progress(worker, frames, seconds, simulator_seconds, size)
+
+
+def _record_in_workers(config: RecordConfig, seeds: Sequence[int]) -> Iterator[_Progress]:
+    """Records in `config.workers` processes, which end with this one; yields when an episode is written."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     parts = [part for first in range(config.workers) if (part := seeds[first :: config.workers])]
-    workers = [context.Process(target=_work, args=(config, part, results), daemon=True) for part in parts]
+    workers = [
+        context.Process(target=_work, args=(config, part, index, results), daemon=True)
+        for index, part in enumerate(parts)
+    ]
     with workers_end_on_error():
         for worker in workers:
             worker.start()
@@ -106,28 +223,31 @@ def _record_in_workers(config: RecordConfig, seeds: Sequence[int]) -> Iterator[i
             worker.join()
 
 
-def _work(config: RecordConfig, seeds: Sequence[int], results: SimpleQueue) -> None:
-    """A worker: puts each seed whose episode is written into `results`, or the OSError that prevents it."""
+def _work(config: RecordConfig, seeds: Sequence[int], worker: int, results: SimpleQueue) -> None:
+    """A worker: puts its progress into `results` when an episode is written, or the OSError that prevents it."""
     end_with_parent()
     try:
-        for seed in _record_here(config, seeds):
-            results.put(seed)
+        for progress in _record_here(config, seeds, worker):
+            results.put(progress)
     except OSError as error:
         results.put(error)
 
 
 def _check_folder(config: RecordConfig) -> None:
-    """Raises ValueError if the folder holds episodes of another scenario, size or length.
+    """Raises ValueError if the folder holds episodes of another scenario, size, length or options of maps.
 
     Seeds may differ, because every seed has an episode of its own. The number of workers does not change an episode.
     """
     requested = {"scenario": config.scenario, "size": (config.height, config.width)}
+    requested |= {} if config.map_options is None else {"maps": asdict(config.map_options)}
     for split in SPLITS:
         try:
             store = EpisodeStore(config.out, split)
         except FileNotFoundError:
             continue
-        stored = {"scenario": store.metadata(0)["scenario"], "size": tuple(store.load(0)["frames"].shape[2:4])}
+        metadata = store.metadata(0)
+        stored = {"scenario": metadata["scenario"], "size": tuple(store.load(0)["frames"].shape[2:4])}
+        stored |= {"maps": metadata["maps"]} if "maps" in metadata else {}
         if stored != requested:
             raise ValueError(f"{config.out} holds episodes of {stored}, not of {requested}: give another --out")
         for index, folder in enumerate(store.folders):

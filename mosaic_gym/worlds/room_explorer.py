@@ -81,9 +81,10 @@ class RoomExplorer(Drive):
         if self.done:
             return
         was_dark = self._is_dark()
-        super().act(forward, strafe, turn)
+        # The float32 action that is stored is also the one applied, so that a replay gives the same frames.
+        super().act(*np.array([forward, strafe, turn], dtype=np.float32).astype(np.float64).tolist())
         self.layouts.append(self.layouts[-1] if self.views[-1].terminated else self.world.layout())
-        room = self.layouts[-1].room_at(*self.place_m)
+        room = self.grid.room_at(self.place_m)
         if room is not None and room != self.room:
             self.previous, self.room = self.room, room
             self.entered += [room] if room not in self.entered else []

@@ -26,17 +26,22 @@ class Raycaster:
         self._b = np.array([edge.b for edge in edges], dtype=np.float64)
         self._front = np.array([edge.front for edge in edges])
         self._back = np.array([OUTSIDE if edge.back is None else edge.back for edge in edges])
-        self._outlines = [np.array(space.outline, dtype=np.float64) for space in plan.spaces]
+        outlines = [np.array(space.outline, dtype=np.float64) for space in plan.spaces]
+        self._sides = np.concatenate([np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in outlines]).T
+        self._latest: tuple[tuple[float, float] | None, int] = None, OUTSIDE
+        self._owners = np.repeat(np.arange(len(outlines)), [len(ring) for ring in outlines])
 
     def space_at(self, x: float, y: float) -> int:
         """The index of the space at a point, map units; `OUTSIDE` for none."""
-        for index, outline in enumerate(self._outlines):
-            (x1, y1), (x2, y2) = outline.T, np.roll(outline, -1, axis=0).T
-            crossed = (y1 > y) != (y2 > y)
-            crossings = x1[crossed] + (y - y1[crossed]) / (y2 - y1)[crossed] * (x2 - x1)[crossed]
-            if np.count_nonzero(crossings > x) % 2:
-                return index
-        return OUTSIDE
+        if self._latest[0] == (x, y):
+            return self._latest[1]
+        x1, y1, x2, y2 = self._sides
+        crossed = np.flatnonzero((y1 > y) != (y2 > y))
+        x1, y1, x2, y2 = x1[crossed], y1[crossed], x2[crossed], y2[crossed]
+        to_the_right = crossed[x1 + (y - y1) / (y2 - y1) * (x2 - x1) > x]
+        inside = np.flatnonzero(np.bincount(self._owners[to_the_right]) % 2)
+        self._latest = (x, y), int(inside[0]) if len(inside) else OUTSIDE
+        return self._latest[1]
 
     def depth(
         self,
@@ -58,9 +63,37 @@ class Raycaster:
             ceilings: `[spaces]`, present heights, map units.
         """
         edges, crossings = self._crossings(x, y, yaw_rad, slopes)
-        heights, fall = np.append(np.asarray(ceilings, dtype=np.float64), 0.0), falls[:, None]
+        heights = np.append(np.asarray(ceilings, dtype=np.float64), 0.0)
         space = np.full(len(slopes), self.space_at(x, y))
-        depth = np.full((len(falls), len(slopes)), np.inf)
+        if ((heights > 0) & (heights < eye)).any():  # the lower edge of a moving door stops rays that fall
+            return self._follow(edges, crossings, space, eye, falls, heights)
+        # All other openings let rays that fall through: they end at the floor or at the first wall or closed door.
+        depth, falling = np.empty((len(falls), len(slopes))), falls > 0
+        depth[~falling] = self._follow(edges, crossings, space, eye, falls[~falling], heights)
+        solid = (self._back[edges] == OUTSIDE) | (heights[self._back[edges]] <= 0) | (heights[self._front[edges]] <= 0)
+        wall = np.where(solid, crossings, np.inf).min(axis=1, initial=np.inf)
+        depth[falling] = np.minimum(eye / falls[falling][:, None], wall)
+        depth[falling] = np.where(np.isfinite(wall), depth[falling], np.inf)
+        return depth
+
+    def _follow(
+        self,
+        edges: np.ndarray,
+        crossings: np.ndarray,
+        space: np.ndarray,
+        eye: float,
+        falls: np.ndarray,
+        heights: np.ndarray,
+    ) -> np.ndarray:
+        """Depth `[rows, columns]` of rays that are followed from edge to edge.
+
+        Args:
+            edges, crossings: of `_crossings`.
+            space: `[columns]`, index of the space where each column's rays start.
+            heights: `[spaces + 1]`, of the ceilings; the last is 0.
+        """
+        fall = falls[:, None]
+        depth = np.full((len(falls), len(space)), np.inf)
         flying = np.ones(depth.shape, dtype=bool)
         with np.errstate(divide="ignore", invalid="ignore"):
             to_floor = np.where(fall > 0, eye / fall, np.inf)

@@ -18,7 +18,7 @@ STRIDE = 2
 BODY_SQUARES = 2
 """Squares from the middle of a body to its side, 0.5 m."""
 COMFORT_SQUARES = 6
-"""From this distance to walls on, a way is no better with more."""
+"""Clearance beyond this makes a way no better, squares."""
 INSIDE_M = 2.0
 """A way into a room ends so far behind its doorway."""
 OUTSIDE = -1
@@ -84,6 +84,12 @@ class FloorGrid:
         inside = (column >= 0) & (row >= 0) & (column < self.space.shape[1]) & (row < self.space.shape[0])
         n_z, n_x = self.space.shape
         return np.where(inside, self.space[row.clip(0, n_z - 1), column.clip(0, n_x - 1)], OUTSIDE)
+
+    def room_at(self, place_m: Place) -> int | None:
+        """The index of the room, niche included, at a place; None in corridors, doors and outside."""
+        index = int(self.spaces_at(np.array([place_m]))[0])
+        space = None if index == OUTSIDE else self.layout.spaces[index]
+        return None if space is None or space.kind == "corridor" else space.rooms[0]
 
     def clearance_on(self, start_m: Place, end_m: Place) -> int:
         """The least clearance, squares, on the straight line between two places."""
