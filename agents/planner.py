@@ -16,7 +16,7 @@ import numpy as np
 from mosaic_gym import Planner, Search, make_world
 
 FIRST_SEED = 2_000_009
-"""Of the episodes. Seeds grow by ten, so that all end in 9: none of them was recorded for training."""
+"""Seed of the first episode. Seeds grow by ten, so that all end in 9: none of them was recorded for training."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -40,17 +40,17 @@ class Search:
     method: Annotated[str, OneOf(*METHODS)] = "cem"
     """`cem` fits the next samples to the best ones; `mppi` weights all by their cost."""
     futures: Annotated[int, Whole(1)] = 12
-    """Imagined at once."""
+    """Number of futures that are imagined at once."""
     horizon: Annotated[int, Whole(1)] = 4
     """Steps of each future."""
     rounds: Annotated[int, Whole(1)] = 1
-    """Of improving the plan."""
+    """Rounds of sampling, each of which improves the plan."""
     commit: Annotated[int, Whole(1)] = 2
     """Steps of a plan that are taken before the next one is made."""
     elites: Annotated[int, Whole(1)] = 4
     """The best futures, to which CEM fits."""
     temperature: Annotated[float, Number(above=0.0)] = 0.5
-    """Of MPPI's weights, in standard deviations of the costs."""
+    """Temperature of MPPI's weights, in standard deviations of the costs."""
     match_db: Annotated[float, Number()] = 20.0
     """PSNR (of blurred views) from which a stored view counts as a view of the goal's place."""
     image_cost_m: Annotated[float, Number(0.0)] = 4.0

@@ -1,4 +1,4 @@
-"""The window: walk through the learned world with the keyboard, with the simulator beside it if you like.
+"""The window: walk through the learned world with the keyboard, with the simulator beside it on request.
 
 Keys: W and S (or up and down) walk, A and D step sideways, left and right turn, R starts a new episode, Escape quits.
 """
@@ -40,7 +40,7 @@ class PlayConfig:
     scenario: str | None = None
     """The simulator's scenario with --compare; None for the one that the checkpoint was trained on."""
     seed: int = 0
-    """Of the first episode; the seed grows by one with every new episode."""
+    """Seed of the first episode; it grows by one with every new episode."""
     max_steps: int | None = None
     """Close after so many steps; None runs until the window is closed."""
     screenshot: Path | None = None

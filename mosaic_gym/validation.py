@@ -206,9 +206,10 @@ def is_whole(value: object) -> bool:
 
 
 def as_whole(value: object) -> int | None:
-    """A whole number as Python's: from NumPy's scalars, arrays and tensors without dimensions. None if it is none.
+    """A whole number as Python's `int`; None for anything else.
 
-    True and False are none; neither are floats, whole as they may be.
+    NumPy's scalars are accepted, and arrays and tensors without dimensions. Booleans and floats are not, whatever their
+    value.
     """
     if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")) or getattr(value, "ndim", 0):
         return None
@@ -312,5 +313,5 @@ def _range(least: float | None, most: float | None) -> str:
 
 
 def _plain(number: float) -> str:
-    """A limit as people write it: 1 for 1.0, and every digit of a large whole number."""
+    """A limit as text: 1 for 1.0, and every digit of a large whole number."""
     return str(int(number)) if float(number).is_integer() else repr(number)

@@ -1,1 +1,1 @@
-"""Recorded episodes: how they are stored on disk and read back. What drives a simulator is in `worlds`."""
+"""Recorded episodes: how they are stored on disk and read back. The code that records them is in `worlds`."""

@@ -1,1 +1,1 @@
-"""What Gymnasium sees: the environment, its spaces, reset options and tasks."""
+"""The Gymnasium environments: spaces, reset options, tasks, snapshots and vector environments."""

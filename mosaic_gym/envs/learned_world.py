@@ -73,8 +73,8 @@ def open_learned_world(arguments: LearnedEnvArguments, max_steps: int | None = N
 
     Raises:
         ValueError: an unknown device or checkpoint, a resolution that the checkpoint was not trained at, or damaged
-            weights. What only the weights can decide, such as whether a prompt is too long, is checked after they are
-            read. MemoryError: the weights do not fit into the device's memory.
+            weights. Checks that need the weights, such as whether a prompt is too long, follow after loading.
+            MemoryError: the weights do not fit into the device's memory.
     """
     rules = Rules(max_steps, arguments.min_coverage, arguments.min_coverage_patience)
     names = ("checkpoint", "device", "denoising_steps", "memory", "collision", "temperature", "loading")

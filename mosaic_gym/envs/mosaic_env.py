@@ -288,8 +288,9 @@ def make_learned_env(
             reward and end as the heads predict them; or an object.
         collision: whether the body stops at lifted geometry, and at the map's walls, and slides along them.
         temperature: at which the game's own reward and end are drawn; 0 takes the likelier.
-        min_coverage, min_coverage_patience: truncate an episode after so many consecutive steps whose views memory
-            covers less than this share of, and whose place is on no map that the checkpoint has; None for no limit.
+        min_coverage, min_coverage_patience: truncate an episode after `min_coverage_patience` consecutive steps in
+            which memory covers less than the share `min_coverage` of the view and the place is not on the checkpoint's
+            map; None for no limit.
         loading: how a Wan pipeline is loaded: the fields of `mosaic_gym.WanOptions`.
         render_mode: `human`, `rgb_array` or None.
 

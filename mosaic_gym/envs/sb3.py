@@ -20,7 +20,7 @@ from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.vector_env import make_members
 
 EPISODE_STEPS = 256
-"""Steps of an episode unless `max_episode_steps` says otherwise, as registered with Gymnasium."""
+"""Default of `max_episode_steps`, as registered with Gymnasium."""
 
 SETTABLE: dict[str, Callable[[Members, Any], None]] = {"rules": Members.set_rules, "task": Members.set_task}
 """Attributes that can be set, for all members at once, and the function that checks and sets each."""

@@ -16,7 +16,7 @@ from mosaic_gym.validation import Whole, check
 from mosaic_gym.worlds.protocol import View, World, check_fingerprint
 
 FORMAT = "mosaic-snapshots-4"
-"""Of a file with a list of snapshots; a single one is a list of one."""
+"""Format name of a file with a list of snapshots; a single snapshot is a list of one."""
 _STATE, _VIEW = "state.", "view."
 _ARRAYS = ("frames", "depth_m", "world_from_camera", "image_from_camera", "all_depth_m")
 _PLAIN = ("steps", "unsure_steps", "reward", "terminated", "truncated", "success", "forks")
@@ -87,10 +87,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def check_forkable(world: World) -> None:
-    """Raises RuntimeError if the world has one present only."""
+    """Raises RuntimeError if the world cannot go back to an earlier state."""
     if not world.forkable:
         raise RuntimeError(
-            f"{type(world).__name__} has one true present: it cannot be forked, saved or restored. "
+            f"{type(world).__name__} cannot go back to an earlier state, so it cannot be forked, saved or restored. "
             "Reset with the same seed and repeat the actions, or fork the learned world, MosaicWorld-v0"
         )
 

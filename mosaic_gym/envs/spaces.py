@@ -15,9 +15,9 @@ from mosaic_gym.worlds.protocol import View
 ACTION_SPACES = ("continuous", "discrete")
 OBSERVATIONS = ("dict", "image")
 FAR_M = 1000.0
-"""Greater depths are clipped to this, because learners want spaces with finite bounds."""
+"""Greater depths are clipped to this, because learning libraries need spaces with finite bounds."""
 WORLD_LIMIT_M = 10_000.0
-"""No camera of any world stands further than this from the origin along an axis."""
+"""The greatest distance of a camera from the origin along an axis, metres."""
 
 _ACTION_VECTORS = np.array(list(ACTIONS.values()))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym demo` takes."""
+    """Walk out and back in the learned world and in the simulator, and write videos and a contact sheet."""
 
     out: Path = Path("out/demo")
     """The folder for the videos and the contact sheet."""

@@ -1,1 +1,1 @@
-"""Cameras, projection and control: the ground floor."""
+"""Cameras, projection and control: the lowest layer of the package."""

@@ -46,7 +46,7 @@ def _cached(constant: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # an inference tensor in the cache would let no later caller pass gradients
+@torch.inference_mode(False)  # an inference tensor in the cache would block the gradients of later callers
 def _column(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[n, 1]`, cached: sending it to an accelerator waits for the accelerator each time."""
     return torch.tensor(numbers, dtype=dtype, device=device)[:, None]

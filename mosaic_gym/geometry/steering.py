@@ -1,4 +1,4 @@
-"""Steering by depth: a scripted walker that goes where the view is deep and turns where it is not."""
+"""Steering by depth: a scripted walker that walks towards the deepest part of the view and turns in front of walls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clearance_m(column_depth_m: np.ndarray, share: int = 4) -> float:
 
 
 class DepthWalker:
-    """A scripted walker that sees depth alone: ahead, towards the deepest column; before a wall, a turn.
+    """A scripted walker that uses depth only: it walks towards the deepest column, and turns in front of walls.
 
     A turn keeps its direction until the way is open. (A walker that chose the deeper side at every step would turn to
     and fro in a corner, because the deeper side changes with the view.)
@@ -61,9 +61,9 @@ class DepthWalker:
 
 
 def steer_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The next action of a walker: ahead, towards the deepest column; before a wall, a turn to the deeper side.
+    """The next action of a walker: forward, towards the deepest column; in front of a wall, a turn to the deeper side.
 
-    It has no state, so that in a corner it turns to and fro: `DepthWalker` does not.
+    The walker has no state, so that in a corner it turns to and fro. `DepthWalker` does not.
 
     Args:
         depth_m: `[H, W]`, the depth image, metres.

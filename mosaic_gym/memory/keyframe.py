@@ -1,4 +1,4 @@
-"""Keyframes, of which memory consists, and the lifting of latent frames into them.
+"""Keyframes, which memory holds, and the lifting of latent frames into them.
 
 A patch is what one token of the network spans: one latent cell of a keyframe, or a square of cells where the network's
 tokens are larger.
@@ -78,7 +78,7 @@ class Keyframe:
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of `latent`, `depth_m` and `alive`; keyframes of one memory have them in common."""
+        """Shapes of `latent`, `depth_m` and `alive`, which are equal for all keyframes of one memory."""
         return tuple(self.latent.shape), tuple(self.depth_m.shape), tuple(self.alive.shape)
 
     def to(self, device: torch.device) -> Keyframe:

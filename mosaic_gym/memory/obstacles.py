@@ -12,7 +12,7 @@ from mosaic_gym.memory.keyframe import Keyframe, stack_geometry
 EYE_M = 41 / 32
 """Height of the eye over the floor, metres: Doom's 41 map units."""
 STEP_M = 24 / 32
-"""The body walks over what is no higher than this over the floor, metres."""
+"""The body walks over obstacles up to this height over the floor, metres."""
 CROWN_M = (56 - 41) / 32
 """Height of the body over its eye, metres."""
 

@@ -129,7 +129,8 @@ def retrieve(
     patch_k = rescale_intrinsics(image_from_camera, frame_size, patch_grid)
     image_k = rescale_intrinsics(image_from_camera, frame_size, image_size)
 
-    # 2. Selection, by patch centres. Distant sources serve only views without a picture, which shows the same better.
+    # 2. Selection, by patch centres. Distant sources are used only for views without a picture, because a picture shows
+    # the same places better.
     pictures, assumed = pictures or [None] * b, assumed or [False] * b
     use_distant = [picture is None or guess for picture, guess in zip(pictures, assumed, strict=True)]
 
@@ -188,7 +189,7 @@ def _warp_sources(
     codec: KeyframeCodec,
     image_size: tuple[int, int],
 ) -> WarpedViews:
-    """Warps each member's source keyframes into its cameras `[b, f, 4, 4]`. Members without any cover nothing."""
+    """Warps each member's source keyframes into its cameras `[b, f, 4, 4]`. Members without keyframes cover nothing."""
     b, f = world_from_camera.shape[:2]
     s = max(map(len, sources))
     if s == 0:
@@ -218,8 +219,8 @@ def _warp_sources(
 def _background(warped: WarpedViews, pictures: Sequence[Tensor | None], assumed: Sequence[bool]) -> Tensor:
     """What is blended with memory, `[b, 4, c, H, W]`.
 
-    The view's picture; without one, the warped frames with filled holes; of one whose place is only assumed, the warped
-    frames with the picture in their holes.
+    This is the view's picture; without a picture, the warped frames with filled holes; with a picture whose place is
+    only assumed, the warped frames with the picture in their holes.
     """
     unknown = [i for i, picture in enumerate(pictures) if picture is None]
     if len(unknown) == len(pictures):

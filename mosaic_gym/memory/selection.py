@@ -1,4 +1,4 @@
-"""Selection: which keyframes and which patches serve a new view.
+"""Selection of keyframes and patches for a new view.
 
 Works on patch centres only, so that thousands of keyframes cost little. The selected keyframes are then warped
 (`warp.py`), and the selected patches become tokens with Warped-RoPE coordinates. MosaicMem (arXiv 2603.17117) leaves
@@ -24,7 +24,7 @@ UNCOVERED_COST = LAST_RESORT_COST + 1.0
 
 @dataclass(frozen=True)
 class Selection:
-    """The keyframes and patches that serve each view of a batch.
+    """The keyframes and patches selected for each view of a batch.
 
     Attributes:
         sources: `[b, s]`, indices of the keyframes to warp, best first; -1 where there are no more.
@@ -47,7 +47,7 @@ class _Projection:
     Attributes:
         uv: `[b, f, 2, k * n]`, in cells.
         cell: `[b, f, k * n]`, index of the cell that it projects to; an arbitrary one where it is not visible.
-        cost: `[b, f, k * n]`, how badly it serves that cell; inf where it is not visible.
+        cost: `[b, f, k * n]`, the cost of showing that cell by it; inf where it is not visible.
     """
 
     uv: Tensor
@@ -103,7 +103,7 @@ def _project(
     image_from_camera: Tensor,
     grid: tuple[int, int],
 ) -> _Projection:
-    """Projects all patches, resolves occlusion with a z-buffer on the grid, and prices the visible ones.
+    """Projects all patches, resolves occlusion with a z-buffer on the grid, and computes the cost of the visible ones.
 
     Args:
         points: `[b, k, 3, n]`, patch centres in the world, metres; generation, alive: `[b, k, n]`.
@@ -167,10 +167,10 @@ def _select_sources(
 
 
 def _saturate(cost: Tensor) -> Tensor:
-    """Costs unchanged up to `LAST_RESORT_COST`, and from there ever more slowly rising to `UNCOVERED_COST`.
+    """Costs up to `LAST_RESORT_COST` unchanged, and higher ones compressed to values below `UNCOVERED_COST`.
 
-    So any keyframe that covers a cell is better than none, however distant, and cheaper ones are still better; but
-    covering cells badly is worth less than covering others well.
+    So any keyframe that covers a cell is better than none, however distant, and lower costs are still better. But a
+    keyframe gains little from cells that it covers at a high cost.
     """
     return torch.where(cost > LAST_RESORT_COST, UNCOVERED_COST - LAST_RESORT_COST / cost, cost)
 

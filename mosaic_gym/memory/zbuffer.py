@@ -1,8 +1,8 @@
 """Which surface a view shows: z-buffers of the sources' depth, and the cost that decides between them.
 
 Depth `[b, s, H, W]` of `s` source keyframes is splatted into `f` target cameras. Estimated depths of one surface
-disagree by some percent, so a strict z-buffer would let the worst estimate hide the best view. Instead, the cheapest
-source is shown among those that nothing clearly hides.
+disagree by some percent, so a strict z-buffer would let the worst estimate occlude the best view. So of the sources
+that are not clearly occluded, the one with the lowest cost is shown.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ PARALLAX_COST = 30.0
 """The cost of a metre between the cameras for each metre of depth. Measured one step ahead on 160 held-out steps with
 estimated depth, the warp alone: 12 gives 33.7 dB, 30 gives 34.2, 60 gives 34.1, 100 gives 33.8."""
 OCCLUSION_RATIO = 2.0
-"""A surface hides another, which a better source shows, only if it is nearer by this factor."""
+"""A surface occludes one from a source of lower cost only if it is nearer by this factor."""
 LAST_RESORT_COST = 15.0
-"""From this cost on, a source shows a cell only if no cheaper one does, and hides nothing from cheaper ones. It is
-reached by half a metre between the cameras for each metre of depth: an obstacle in front of such a distant camera need
-not be in front of this one, and a depth error of a few percent puts its surface where there is none."""
+"""A source of this cost or more is used for a cell only if no source of lower cost covers the cell, and never occludes
+such a source. This cost is reached by half a metre between the cameras for each metre of depth: an obstacle in front of
+such a distant camera need not be in front of this one, and a depth error of a few percent puts its surface where there
+is none."""
 MAX_GAP = 4
 """Gaps of up to this many cells between the points of a magnified surface are closed: enough for a magnification of
 five. A power of two."""
@@ -69,8 +70,8 @@ def choose_surface(
 ) -> Float[Tensor, "b f H W"]:
     """The surface that each target cell shows, `[b, f, H, W]`, metres, inf where there is none.
 
-    Of the surfaces that nothing clearly hides (`OCCLUSION_RATIO`), the cheapest source's; ties go to the lower index.
-    Where a source is cheaper than `LAST_RESORT_COST`, the dearer ones neither show nor hide anything.
+    It is the surface from the source of the lowest cost, among those that are not clearly occluded (`OCCLUSION_RATIO`);
+    ties go to the lower index. Where a source costs less than `LAST_RESORT_COST`, all sources that do not are ignored.
 
     Args:
         splatted_m, cost: `[b, f, s, H, W]`, each source's surface in the cell, and its `source_cost`.
@@ -90,22 +91,22 @@ def choose_surface(
 def competing_sources(covers: Tensor, cost: Tensor) -> Tensor:
     """Which of the sources that cover a cell compete for it, bool `[b, f, s, H, W]`.
 
-    Those cheaper than `LAST_RESORT_COST`, or all of them if none is.
+    These are the sources that cost less than `LAST_RESORT_COST`, or all of them if none does.
     """
     cheap = covers & (cost < LAST_RESORT_COST)
     return cheap | (covers & ~reduce(torch.logical_or, cheap.unbind(2))[:, :, None])
 
 
 def source_cost(target_m: Tensor, source_m: Tensor, generation: Tensor, target_from_source: Tensor) -> Tensor:
-    """How badly a source serves a target cell: lower is better. Any shape `[b, f, s, ...]`.
+    """The cost of showing a target cell by a source, lower is better. Any shape `[b, f, s, ...]`.
 
     MosaicMem (arXiv 2603.17117) leaves the rule of retrieval open; this one is ours. The cost is the sum of
 
     - the disagreement in scale: the log of the depth ratio. It counts double where the surface is shown larger than the
       source has it, since detail would be missing;
     - the angle between the two viewing directions;
-    - the parallax: metres between the cameras for each metre of depth. Times the relative error of the depth estimate,
-      that is how far the source is misplaced;
+    - the parallax: metres between the cameras for each metre of depth. Multiplied by the relative error of the depth
+      estimate, it gives the displacement of the source's image;
     - the number of generations between the source and an observed frame.
     """
     surface_m = target_m.clamp(0.05, 1e3)
@@ -137,8 +138,8 @@ def unit_depth_rays(image_from_camera: Tensor, height: int, width: int) -> Tenso
 def _close_gaps(depth_m: Tensor) -> Tensor:
     """Closes the one-cell gaps that a magnified surface leaves between its points.
 
-    A cell takes a neighbouring surface if that surface lies on two opposite sides of it and is nearer than
-    the cell's own content: nothing, or the background seen through the gap.
+    A cell gets the depth of a neighbouring surface if that surface lies on two opposite sides of it and is nearer than
+    the cell's own content, which is empty or the background behind the gap.
     """
     padded = F.pad(depth_m, (1, 1, 1, 1), value=torch.inf)
     across = torch.maximum(padded[..., 1:-1, :-2], padded[..., 1:-1, 2:])
@@ -150,7 +151,7 @@ def _close_gaps(depth_m: Tensor) -> Tensor:
 def _close_wide_gaps(depth_m: Tensor, baseline_m: Tensor) -> Tensor:
     """Closes gaps of up to `MAX_GAP` cells in surfaces that are several times nearer here than in their source.
 
-    Only where the source is a last resort: elsewhere a gap between two posts truly shows the background.
+    This is limited to sources of last resort: in others, a gap (between two posts, say) shows the real background.
 
     Args:
         depth_m: `[b, f, s, H, W]`; baseline_m: `[b, f, s]`, between the cameras.

@@ -72,7 +72,7 @@ class WorldModel:
     """uint8 `[n, H, W, 3]`; if n is 0, the first frame is generated from the prompt."""
     start_prompts: tuple[str, ...]
     pipeline: WanImageToVideoPipeline | None = None
-    """Of a pretrained Wan world: the pipeline that holds the networks and places them on devices."""
+    """The pipeline that holds and places the networks of a pretrained Wan world; None for other worlds."""
     offload: str | None = None
 
     def to(self, device: str | torch.device) -> WorldModel:

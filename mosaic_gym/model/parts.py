@@ -44,7 +44,7 @@ def _sampled(value: Tensor) -> bytes:
 def round_to_half(network: torch.nn.Module) -> None:
     """Rounds weights in place to values that float16 holds exactly, so that files take half the space."""
     for value in network.state_dict().values():
-        value.copy_(value.half() + 0.0)  # -0 becomes 0: equal weights shall have equal fingerprints
+        value.copy_(value.half() + 0.0)  # -0 becomes 0, so that equal weights have equal fingerprints
 
 
 def save_part(part: Any, folder: Path) -> None:

@@ -116,7 +116,7 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         """Sets the camera projections to zero where loading left them on the meta device, as Wan's checkpoints do."""
         for block in self.blocks if self.config.insertion == "parallel" else ():
             cameras = block.attn1.to_out_cameras
-            # Skipped are offloaded layers, whose weights are elsewhere, and models that are all on the meta device.
+            # Offloaded layers, whose weights are elsewhere, and models that are all on the meta device are skipped.
             if cameras.weight.is_meta and not hasattr(cameras, "_hf_hook") and not self.patch_embedding.weight.is_meta:
                 cameras.to_empty(device="cpu").to(self.patch_embedding.weight.dtype)
                 nn.init.zeros_(cameras.weight)

@@ -37,7 +37,7 @@ BUFFER = 16
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """The options of a recipe's config that say what its batches are."""
+    """The options of a recipe's config that define its batches."""
 
     batch: Annotated[int, Whole(1)] = 12
     """Samples in a batch."""
@@ -147,8 +147,8 @@ def _fresh_batches(
 def _ignore_signals(worker_id: int) -> None:
     """Leaves signals to the main process, which ends its workers; they also end when it is gone.
 
-    Ctrl-C, and SIGTERM from `timeout` or a service manager, reach the whole process group. A worker that died of one
-    would raise an error in the middle of the main process's own orderly end.
+    Ctrl-C, and SIGTERM from `timeout` or a service manager, reach the whole process group. A worker that ended by a
+    signal would raise an error while the main process shuts down.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

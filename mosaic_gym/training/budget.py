@@ -1,4 +1,4 @@
-"""How long a run trains, and which options make it the run that it is."""
+"""The length of a training run, and the options that identify it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANGEABLE_INSIDE = ("compile",)
 
 
 class Budgeted(Protocol):
-    """The part of a recipe's config that says how long to train."""
+    """The options of a recipe's config that set how long it trains."""
 
     minutes: float | None
     steps: int | None

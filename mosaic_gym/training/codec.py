@@ -18,7 +18,7 @@ from mosaic_gym.validation import Folder, Whole, option, validate
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train codec` takes."""
+    """Fit the codec to recorded frames."""
 
     data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""

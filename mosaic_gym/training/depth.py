@@ -24,7 +24,7 @@ from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, 
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train depth` takes."""
+    """Train the depth estimator on the simulator's depth."""
 
     data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""

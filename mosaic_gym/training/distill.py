@@ -1,4 +1,4 @@
-"""Recipe: distill a Wan teacher, which sees its whole clip and takes many steps, to a causal student of few steps.
+"""Recipe: distill a Wan teacher, which attends to its whole clip in many steps, to a causal student of few steps.
 
 Two stages, after Causal Forcing and Self Forcing (arXiv 2602.02214, 2506.08009):
 
@@ -73,7 +73,7 @@ Budget = tuple[float | None, int | None]
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train student` takes."""
+    """Distil a pretrained Wan model to a causal student that takes few denoising steps."""
 
     from_: Annotated[str, tyro.conf.arg(name="from"), PathOrId()]
     """The teacher: a Wan pipeline in diffusers' format, folder or hub id."""
@@ -257,8 +257,8 @@ def train(config: Config) -> MosaicTransformer3DModel:
     if teacher.config.causal:
         cause = "--loading.causal" if config.loading.causal else config.loading.transformer or config.from_
         raise ValueError(
-            f"the teacher is causal ({cause}), and a teacher has to see its whole clip: take a model that is not, such "
-            "as the one that this was distilled from"
+            f"the teacher is causal ({cause}), and a teacher has to attend to its whole clip: take a model that is "
+            "not, such as the one that this was distilled from"
         )
     config = resolve_shift(config, world.model)
     teacher.requires_grad_(False)

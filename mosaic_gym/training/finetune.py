@@ -2,15 +2,15 @@
 
 A sample is a clip of an episode: its first frame as an image, the frames after it to be predicted, and a memory of what
 the episode showed before, retrieved by the code that the world runs. Clips have every length from one latent frame, as
-in a step of the world, to `--clip`, as in `see_chunk`. The recipe trains the camera projections, which start at zero,
-and LoRA adapters. With `--full` it trains every weight, as the paper does (AdamW, 1e-5, batch 64).
+in a step of the world, to `--clip`, as in `MosaicWorld.generate_clip`. The recipe trains the camera projections, which
+start at zero, and LoRA adapters. With `--full` it trains every weight, as the paper does (AdamW, 1e-5, batch 64).
 
 Many GPUs: `accelerate launch --config_file mosaic_gym/training/multi_gpu.yaml --num_processes GPUS -m mosaic_gym.cli
 train world --from ...` gives each a copy of the model. With `fsdp.yaml` each holds its shard of the transformer's
 weights, gradients and moments, after it has loaded all of them.
 
 Before the first step, every recorded step is encoded and its depth estimated, once for all processes, and stored for
-when the run resumes (`keyframe_cache.py`). Mistakes are refused before that, and before the pipeline is loaded where
+when the run resumes (`keyframe_cache.py`). Mistakes raise errors before that, and before the pipeline is loaded where
 options, recordings or the run's folder show them.
 """
 
@@ -60,7 +60,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train world --from FOLDER` takes."""
+    """Fine-tune a pretrained Wan model on recorded episodes, so that it uses cameras and memory."""
 
     from_: Annotated[str, tyro.conf.arg(name="from"), PathOrId()]
     """A Wan pipeline in diffusers' format, folder or hub id."""

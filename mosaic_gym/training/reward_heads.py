@@ -26,7 +26,7 @@ RARE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym train reward-heads` takes."""
+    """Train the reward and termination heads on recorded rewards and terminations."""
 
     data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""

@@ -45,8 +45,8 @@ def check_processes(accelerator: Accelerator, minutes: float | None, averaged: b
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
         raise ValueError(
-            f"{started} processes were started, and each would train alone, in the same folder: accelerate sees "
-            f"{accelerator.num_processes} (torch sees {torch.cuda.device_count()} CUDA devices). Start one without "
+            f"{started} processes were started, and each would train alone, in the same folder: accelerate finds "
+            f"{accelerator.num_processes} (torch finds {torch.cuda.device_count()} CUDA devices). Start one without "
             "accelerate launch, or try several on a CPU with ACCELERATE_USE_CPU=true"
         )
     if accelerator.num_processes > 1:

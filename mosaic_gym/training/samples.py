@@ -1,8 +1,8 @@
 """Recorded episodes as training samples: lifted to keyframes with estimated depth, with a random memory of the past.
 
-A sample is what the world meets when it is stepped: the latents of one step, the latents before it, and a memory of
-a part of the episode's past, read by the same retrieval code. Its memory is augmented: left out in part or whole,
-cropped, degraded, or given to the network by one of the two warps alone.
+A sample has the inputs of a step of the world: the latents of one step, the latents before it, and a memory of a part
+of the episode's past, read by the same retrieval code. Its memory is augmented: left out in part or whole, cropped,
+degraded, or given to the network by one of the two warps alone.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class MemoryAugmentation:
     """Largest standard deviation of the noise of places on the map, metres. When the world is stepped their error is
     0.003 m in the median; with more noise the networks learn to ignore the map."""
     no_place: Annotated[float, Number(0.0, 1.0)] = 0.5
-    """Share of samples none of whose frames has a place on the map, as in a world that is not of the map."""
+    """Share of samples in which no frame has a place on the map, as in a world of another map."""
     single_warp: Annotated[float, Number(0.0, 1.0)] = 0.0
     """Share of samples whose memory the network gets by one of the two warps alone, half of them by each."""
 

@@ -1,4 +1,4 @@
-"""Recipe: the world model, in one flat loop, on samples like those that it meets when it is stepped.
+"""Recipe: the world model, in one flat loop, on samples like its inputs when it is stepped.
 
 A sample is a recorded step with a part of the episode's past in memory (memory dropout), read by the same retrieval
 code and with estimated depth. Sometimes its memory is degraded, and sometimes the model has generated the steps before
@@ -59,7 +59,7 @@ PARTS = {"codec": LinearCodec, "depth": ConvDepth, "reward_heads": RewardTermina
 
 @dataclass(frozen=True)
 class Config(BatchOptions):
-    """What `mosaic-gym train world` takes. With --from it fine-tunes a pretrained Wan model, and takes other options:
+    """Train the world model on recorded episodes. With --from, fine-tune a pretrained Wan model instead; its options:
     `mosaic-gym train world --from --help`."""
 
     data: Annotated[Path, Folder()] = Path("data/my_way_home")

@@ -24,12 +24,12 @@ from mosaic_gym.worlds.protocol import Start, State, View, World
 WALK = ("forward", "forward_turn_right", "left", "turn_left", "forward")
 OTHER_WALK = ("turn_right", "backward", "backward", "turn_right", "noop")
 OUTLIERS = 1e-3
-"""The share of a view that may differ by more than the tolerance. Where two surfaces in memory have equal claims,
-rounding decides which one is visible."""
+"""The share of a view that may differ by more than the tolerance. Where two surfaces in memory fit a pixel equally
+well, rounding decides which one is visible."""
 SMALL_BYTES = 1024
 """Smaller arrays may be copied: that costs little, and a mask that is all True often equals another by chance."""
 FORMAT = "mosaic-conformance-1"
-"""Of the file that a packed state is written to."""
+"""Format name in the file that a packed state is written to."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def check_world(
         frame_tolerance, pose_tolerance_m, depth_tolerance, reward_tolerance: differences that are allowed between
             batches of different size: grey levels, metres, a share of the depth, and the reward. One number of a
             thousand in frames and depths may differ by more (`OUTLIERS`), and coverage by as much.
-        batch_steps: over which batches are compared. Memory stores what rounding decides, so most worlds drift apart
-            over longer walks.
+        batch_steps: over which batches are compared. Differences from rounding are stored in memory and affect later
+            views, so most worlds diverge over longer walks.
 
     Raises:
-        AssertionError: what the protocol requires, and what the world did.
+        AssertionError: the world breaks the protocol; the message says what it requires and what was found.
         ValueError: steps or batch_steps out of range.
     """
     if not 1 <= steps <= len(WALK):

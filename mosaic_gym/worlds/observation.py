@@ -66,7 +66,7 @@ def make_views(
         coverage: `[b * t]`.
         outcomes: reward and termination of each step.
         image_from_camera: `[3, 3]`, K in pixels.
-        atlas: that tells whether an episode is on its map.
+        atlas: that locates episodes on its map.
 
     Raises:
         ValueError: the frames hold NaN or infinity.

@@ -1,8 +1,8 @@
-"""The World protocol: what every world, learned or simulated, offers: start, step, and views.
+"""The World protocol: the methods of every world, learned or simulated, and the views that they return.
 
 Worlds step lists of states, so that a learned world makes one network call for all of them. A state is a value:
-stepping returns a new one. A simulator has one present and cannot return to an old state; it raises `StaleStateError`
-when an old state is stepped.
+stepping returns a new one. A simulator cannot return to an old state; it raises `StaleStateError` when an old state is
+stepped.
 """
 
 from __future__ import annotations

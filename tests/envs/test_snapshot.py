@@ -244,7 +244,7 @@ def test_the_engine_says_that_it_cannot_be_forked():
     env = make_simulator_env()
     env.reset(seed=0)
     for act in (env.snapshot, lambda: env.fork(2), lambda: env.save("x")):
-        with pytest.raises(RuntimeError, match="one true present"):
+        with pytest.raises(RuntimeError, match="cannot go back to an earlier state"):
             act()
     env.close()
 

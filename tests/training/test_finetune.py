@@ -512,7 +512,7 @@ def test_processes_that_do_not_know_of_one_another_are_refused(given, tmp_path, 
     monkeypatch.setattr(finetune, "open_pretrained", lambda *_: pytest.fail("loaded"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
-    with pytest.raises(ValueError, match="2 processes were started.*accelerate sees 1.*ACCELERATE_USE_CPU=true"):
+    with pytest.raises(ValueError, match="2 processes were started.*accelerate finds 1.*ACCELERATE_USE_CPU=true"):
         finetune.check_processes(alone, None, averaged=False, shared=True)
 
 

@@ -20,7 +20,7 @@ FIRST_FRAME = "import gymnasium as gym, mosaic_gym; gym.make('MosaicWorld-v0', c
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym evaluate speed` takes."""
+    """Measure environment steps per second, the cost of forks, and the time to the first frame."""
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""

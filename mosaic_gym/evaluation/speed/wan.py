@@ -1,7 +1,7 @@
 """Measures the speed of a full-size Wan world's step, stage by stage, with random weights; nothing is downloaded.
 
 The measured model is the streaming student (`causal`, few denoising steps): clean tokens are read once a step, and
-decoding continues one clip. Random weights say nothing about quality.
+decoding continues one clip. Because weights are random, quality is not measured.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-"""By name, the configs of transformer, autoencoder and depth model: those of Wan 2.2 TI2V-5B, and a tiny one to try the
-benchmark on a CPU. Of the depth model's config, what differs from Depth Anything V2 Small's."""
+"""The configs of transformer, autoencoder and depth model by name: those of Wan 2.2 TI2V-5B, and tiny ones to try the
+benchmark on a CPU. The depth model's hold only what differs from Depth Anything V2 Small's."""
 TOKEN_PX = 32
 """Pixels along each side of a token: the autoencoders' stride of 16 times patches of 2."""
 DRIVER_CALLS = ("Launch", "Memcpy", "Synchronize")
@@ -79,7 +79,7 @@ PROFILED_STEPS = 4
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym evaluate wan` takes."""
+    """Measure the time of a full-size Wan step, stage by stage, with random weights."""
 
     shape: Annotated[str, OneOf(*SHAPES)] = "5B"
     """`5B`, or `tiny`."""
@@ -131,7 +131,7 @@ def _random_depth(shape: dict[str, Any], device: str) -> HuggingFaceDepth:
     """Depth Anything with random weights and the same image processor as in play, on the CPU."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, DPTImageProcessor
 
-    # Random weights predict half of the maximum depth, which is then that of a room.
+    # Random weights predict half of the maximum depth; with this maximum that is the depth of a room.
     config = DepthAnythingConfig(**shape, depth_estimation_type="metric", max_depth=5)
     side = config.backbone_config.image_size
     processor = DPTImageProcessor(

@@ -23,7 +23,7 @@ if free motion ends within the second distance of it."""
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym evaluate collision` takes."""
+    """Measure where walls stop the body in the learned world, compared with the simulator."""
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""

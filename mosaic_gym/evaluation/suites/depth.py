@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym evaluate depth` takes."""
+    """Measure the error of a checkpoint's depth estimator on held-out walks."""
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""

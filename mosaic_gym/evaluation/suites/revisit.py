@@ -38,7 +38,7 @@ PATHS_TOGETHER = 5
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym evaluate revisit` takes."""
+    """Measure whether the world shows a place again as it was before."""
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""

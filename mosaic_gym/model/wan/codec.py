@@ -69,7 +69,7 @@ class WanCodec(nn.Module):
         return self.stride
 
     instants = slice(-1, None)
-    """Of four keyframe images, the last one makes the latent."""
+    """The instants that a latent shows: only the last of the four."""
 
     def keyframe_image(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The latents themselves. They are lifted with the depth and the camera of their last video frame."""

@@ -110,7 +110,7 @@ def load_transformer(
 
 @contextmanager
 def _without_missing_weights_warning() -> Iterator[None]:
-    """Hides diffusers' warning about missing weights, which tells users to train the model first.
+    """Hides diffusers' warning about missing weights, which advises users to train the model first.
 
     Camera projections are missing by design, and other missing weights raise an error.
     """

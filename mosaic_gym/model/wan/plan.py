@@ -1,4 +1,4 @@
-"""What a Wan pipeline will be, known and checked before any of its weights are read."""
+"""The plan of a Wan pipeline: its parts, checked before any weights are read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WAN_GUIDANCE = 5.0
 
 @dataclass(frozen=True)
 class WanPlan:
-    """What a pipeline will be, known before any of its weights are read.
+    """The parts of a pipeline that are known before any weights are read.
 
     Attributes:
         transformer, vae: the networks, on torch's `meta` device.

@@ -154,7 +154,7 @@ def _contains(outline_m: np.ndarray, x_m: float, z_m: float) -> bool:
 
 
 EYE_HEIGHT = 41.0
-"""Of a body's eyes over the floor, map units."""
+"""Height of a body's eyes over the floor, map units."""
 BODY_RADIUS = 15.0
 """Half of the side of a body's box, map units, less the unit by which walls can be entered."""
 

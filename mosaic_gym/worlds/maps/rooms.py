@@ -23,9 +23,9 @@ BAND = 80
 STEP = 16
 """Walls stand at multiples of this from the least place that they can have."""
 BORDER = 32
-"""Rooms stay so far from the border of their cell."""
+"""Distance of a room from the border of its cell, map units."""
 WIDTHS = (96, 112, 128, 160)
-"""Of corridors and doorways. A body is 32 wide."""
+"""Widths of corridors and doorways, map units. A body is 32 wide."""
 GRIDS = ((3, 2), (2, 3), (3, 3), (4, 2), (2, 4), (4, 3), (3, 4))
 LEAST_ROOMS = 6
 DOOR_DEPTH = 16
@@ -36,9 +36,9 @@ DARK = 48
 PICKUPS = (2014, 2015)
 """The simulator's numbers of a health bonus and an armor bonus."""
 MONSTERS = (3004, 3001, 3002)
-"""Of a zombie, an imp and a demon."""
+"""The simulator's numbers of a zombie, an imp and a demon."""
 START = 1
-"""Of a player's start."""
+"""The simulator's number of a player's start."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ EARLIER_OPTIONS = {"engine_steps": "simulator_steps", "scenes": "goals"}  # name
 
 @dataclass(frozen=True)
 class Config:
-    """What `mosaic-gym evaluate transfer` takes."""
+    """Measure how policies that were trained in the learned world perform in the simulator."""
 
     checkpoint: str = "doom-tiny"
     """A shipped checkpoint, or a folder."""

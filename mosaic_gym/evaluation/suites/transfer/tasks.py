@@ -1,8 +1,8 @@
 """Goal tasks at recorded places, where the learned world has the recording in memory.
 
 In `RecordedGoalTask` the goal is a place that the recorded walk came to later, so that the learned world and the
-simulator play the same episodes. `fixed_goal_task` is the ordinary goal task with generated scripted walks: a policy
-trained in the learned world meets the task that the simulator sets later.
+simulator play the same episodes. `fixed_goal_task` is the ordinary goal task with generated scripted walks, so that a
+policy is trained in the learned world on the task of the simulator.
 """
 
 from __future__ import annotations
