@@ -48,7 +48,7 @@ class Drawing:
         self, at: Point, words: str, size: int = 14, color: str = INK, anchor: str = "middle", bold: bool = False,
         mono: bool = False,
     ) -> None:  # fmt: skip
-        """One line of text; its baseline starts, ends or is centered at a point."""
+        """One line of text; its baseline starts, ends or is centred at a point."""
         weight = ' font-weight="bold"' if bold else ""
         family = f' font-family="{MONO}"' if mono else ""
         escaped = words.replace("&", "&amp;").replace("<", "&lt;")
@@ -180,7 +180,7 @@ def draw_camera(picture: Drawing) -> None:
     world, scale = (88.0, 250.0), 78.0
     place, yaw_rad = (2.2, 0.0, 1.0), math.radians(20.0)
     picture.text((28, 40), "world_from_camera", 18, anchor="start", bold=True, mono=True)
-    picture.text((28, 62), "takes a point from the camera's axes to the world's, in meters", 13, GREY, "start")
+    picture.text((28, 62), "takes a point from the camera's axes to the world's, in metres", 13, GREY, "start")
     triad(picture, world, HERE, scale)
     picture.text((world[0] + 14, world[1] + 100), "world", 14, GREY, "start")
 
@@ -211,10 +211,10 @@ def draw_camera(picture: Drawing) -> None:
 
 
 def draw_pixels(picture: Drawing) -> None:
-    """A small image with its pixel grid; centers lie at half-integers."""
+    """A small image with its pixel grid; centres lie at half-integers."""
     left, top, side, columns, rows = 640, 92, 66, 4, 3
     picture.text((left - 6, 40), "pixels", 18, anchor="start", bold=True)
-    picture.text((left - 6, 62), "u right, v down; centers at half-integers", 13, GREY, "start")
+    picture.text((left - 6, 62), "u right, v down; centres at half-integers", 13, GREY, "start")
     for column in range(columns + 1):
         x = left + column * side
         picture.path([(x, top), (x, top + rows * side)], GREY, 1.0)
