@@ -67,6 +67,7 @@ COMMANDS: dict[str, Command] = {
     "train atlas": Command("mosaic_gym.training.atlas", "Config", "train", "train the atlas of the recorded map", LOG),
     "train codec": Command("mosaic_gym.training.codec", "Config", "train", "fit the codec to recorded frames"),
     "train depth": Command("mosaic_gym.training.depth", "Config", "train", "train the depth estimator", LOG),
+    "train evaluator": Command("mosaic_gym.training.evaluator", "Config", "train", "train the evaluation net", LOG),
     "train reward-heads": Command(
         "mosaic_gym.training.reward_heads", "Config", "train", "train reward and termination heads", LOG
     ),
@@ -88,27 +89,40 @@ COMMANDS: dict[str, Command] = {
         f"{SMALLER_SAMPLES}; samples are run one at a time",
     ),
     "evaluate atlas": Command(
-        "mosaic_gym.evaluation.suites.atlas", "Config", "evaluate", "what the atlas knows of the map"
+        "mosaic_gym.evaluation.suites.atlas", "Config", "evaluate", "accuracy of the atlas on held-out walks"
     ),
     "evaluate collision": Command(
-        "mosaic_gym.evaluation.suites.collision", "Config", "evaluate", "where walls stop the body"
+        "mosaic_gym.evaluation.suites.collision",
+        "Config",
+        "evaluate",
+        "where walls stop the body, compared with the simulator",
     ),
     "evaluate depth": Command(
         "mosaic_gym.evaluation.suites.depth", "Config", "evaluate", "error of the depth estimator"
     ),
     "evaluate revisit": Command(
-        "mosaic_gym.evaluation.suites.revisit", "Config", "evaluate", "what is kept when a path returns"
+        "mosaic_gym.evaluation.suites.revisit",
+        "Config",
+        "evaluate",
+        "whether a place looks the same after a walk away and back",
     ),
     "evaluate transfer": Command(
         "mosaic_gym.evaluation.suites.transfer.benchmark",
         "Config",
         "evaluate",
-        "agents trained in the learned world, in the simulator",
+        "success in the simulator of agents trained in the learned world",
         ("stable_baselines3", "matplotlib", "scipy"),
         resumption="with the results that are missing",
     ),
+    "evaluate world": Command(
+        "mosaic_gym.evaluation.suites.world.benchmark",
+        "Config",
+        "evaluate",
+        "quality of what a world invents on unseen maps, and its faithfulness",
+        resumption="with the roll-outs that are missing",
+    ),
     "evaluate wan": Command(
-        "mosaic_gym.evaluation.speed.wan", "Config", "evaluate", "a full-size Wan step, stage by stage"
+        "mosaic_gym.evaluation.speed.wan", "Config", "evaluate", "time of a full-size Wan step, stage by stage"
     ),
     "evaluate speed": Command(
         "mosaic_gym.evaluation.speed.steps", "Config", "evaluate", "environment steps per second"

@@ -31,7 +31,7 @@ def lifted_projection(
 ) -> tuple[Float[Tensor, "... 4 4"], Float[Tensor, "... 4 4"]]:
     """PRoPE's P = lift(K) T and its inverse, each `[..., 4, 4]` (arXiv 2507.10496).
 
-    K is normalized: focal lengths are divided by the image size, and the principal point is relative to the center.
+    K is normalized: focal lengths are divided by the image size, and the principal point is relative to the centre.
     lift(K) is a 4x4 identity with K in its upper left.
 
     Args:

@@ -1,4 +1,4 @@
-"""The checkpoints inside the package. It imports no module of the package, so that all loaders can list them in errors."""
+"""The checkpoints inside the package. It imports no module of the package, so all loaders can list them in errors."""
 
 from __future__ import annotations
 

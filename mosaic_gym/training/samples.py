@@ -247,7 +247,7 @@ def draw_warp(augmentation: MemoryAugmentation, rng: np.random.Generator) -> str
 
 
 def select_warps(retrieved: Retrieved, empty: Retrieved, warps: Sequence[str]) -> Retrieved:
-    """What is retrieved, reduced to one of the two warps for each view where `warps` says so.
+    """What is retrieved, reduced to one of the two warps for each view as `warps` lists them.
 
     Args:
         retrieved: for some views.

@@ -1,4 +1,4 @@
-"""How well a classifier that was fitted on some maps tells generated from true frames of others."""
+"""How well a classifier that was fitted on some maps separates generated from true frames of others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def auc_of_classifier(
 ) -> dict[str, float]:
     """Area under the ROC curve of a classifier of generated against true frames (Lopez-Paz and Oquab 2017).
 
-    0.5 is chance, 1 is told apart without error. Maps are dealt into folds; frames of a fold are scored by a classifier
+    0.5 is chance, 1 is separation without error. Maps are dealt into folds; frames of a fold are scored by a classifier
     that was fitted on the other folds, and compared inside the fold alone. A map that is on both sides is in one fold.
     The classifier is the mean of a ridge regression and a Gaussian kernel ridge regression on fixed features. Both are
     solved exactly, so nothing depends on how long they train, and the result is deterministic.
@@ -41,7 +41,7 @@ def auc_of_classifier(
     `pixels` uses the fine grain and the layout of full-size frames: a blur of one pixel, noise of two grey levels and a
     codec's smoothing are found without error from 50 maps on. `layout` uses frames averaged to 16 x 16 and beyond: it
     does not react to any of the three, but to walls that are too near, to rooms that do not fit together, and to mush.
-    Neither can tell a copy of true frames, too little variety, or faults in the order of frames.
+    Neither detects a copy of true frames, too little variety, or faults in the order of frames.
 
     Args:
         generated: uint8 `[n, H, W, 3]`; `maps_generated`: `[n]`, the map of each.

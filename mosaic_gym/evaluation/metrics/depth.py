@@ -20,7 +20,7 @@ WALL = 0.5
 LEVEL = 0.866
 """A surface is floor or ceiling where it is larger: within 30 degrees of level."""
 LEAST_PIXELS = 32
-"""A frame with fewer pixels of a kind says nothing about it."""
+"""A frame with fewer pixels of a kind is left out."""
 LEAST_FLOOR_PIXELS = 128
 """Of the lowest quarter. Fewer may be the edges of walls right ahead."""
 WITHIN_DEG = 10.0

@@ -1,4 +1,4 @@
-"""What an explorer sees of a map: how deep its views are, and how often places come back into view."""
+"""Figures of an explorer's walk: how deep its views are, and how often places come back into view."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RETURN_STEPS = 16
 AWAY_STEPS = 8
 """It was out of view for at least so many steps in a row in between."""
 RETURNED_PIXELS = 0.1
-"""A step sees places again if at least this share of its pixels shows some that return."""
+"""A step shows places again if at least this share of its pixels shows places that return."""
 
 
 def returned_share(depth_m: np.ndarray, world_from_camera: np.ndarray, image_from_camera: np.ndarray) -> np.ndarray:

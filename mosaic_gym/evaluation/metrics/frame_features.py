@@ -1,4 +1,4 @@
-"""Fixed features of frames by which a classifier tells generated from true ones, at full size and at 16 x 16."""
+"""Fixed features of frames by which a classifier separates generated from true ones, at full size and at 16 x 16."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def pixel_features(frames: np.ndarray) -> np.ndarray:
 
 
 def layout_features(frames: np.ndarray) -> np.ndarray:
-    """What a frame shows where, without its grain, float64 `[n, d]`.
+    """Features of the layout of frames, without their grain, float64 `[n, d]`.
 
-    Frames are averaged to 16 x 16. A classifier on those values, or on their differences, still tells a blur of one
+    Frames are averaged to 16 x 16. A classifier on those values, or on their differences, still detects a blur of one
     pixel (AUC 0.59) and a codec (0.79), so cells are averaged again by 2 and by 4. Of both sizes: the logarithms of
     differences to the right and down, mean over every row and every column; and the grey values at 8 x 8 with mean and
     contrast of the frame removed.

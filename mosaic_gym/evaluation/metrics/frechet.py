@@ -44,9 +44,9 @@ def frechet_ratio(
 ) -> dict[str, float | str | None]:
     """Frechet distance of generated to true frames over that of two true halves of disjoint maps.
 
-    Arguments and result as those of `ratio_to_true_halves`, with features `[n, d]` and d at most `MOST_FEATURES`. Of
-    the distribution it compares means and covariances alone: worlds that remember one training frame each, or frames in
-    the wrong order, pass.
+    Arguments and result as those of `ratio_to_true_halves`, with features `[n, d]` and d at most `MOST_FEATURES`. Only
+    means and covariances are compared: worlds that repeat one training frame each, and frames in the wrong order, are
+    not detected.
     """
     return ratio_to_true_halves(frechet_distance, generated, true, maps_generated, maps_true, seed=seed)
 

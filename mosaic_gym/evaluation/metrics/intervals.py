@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LEAST_MAPS = 8
-"""A bootstrap over fewer maps gives no interval to believe."""
+"""A bootstrap over fewer maps gives no reliable interval."""
 
 
 def bootstrap_interval(values: Sequence[float], draws: int = 4000) -> dict[str, float]:

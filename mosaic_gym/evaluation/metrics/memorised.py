@@ -10,7 +10,7 @@ from mosaic_gym.evaluation.metrics.neighbors import nearest_distances
 NEIGHBORS = 50
 THRESHOLD_PERCENTILE = 1.0
 LEAST_HELD_OUT = 500
-"""Fewer frames have no first percentile to speak of."""
+"""With fewer frames the first percentile is not reliable."""
 
 
 def copy_ratio(queries: np.ndarray, training: np.ndarray) -> np.ndarray:

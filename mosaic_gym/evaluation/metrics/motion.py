@@ -2,8 +2,8 @@
 
 Projective point-to-plane alignment with a photometric term, from coarse to fine (Steinbruecker et al. 2011; Newcombe
 et al. 2011; the joint error is that of Park et al. 2017). The camera is level, so three numbers are estimated: its yaw,
-and its shift to the right and ahead. The search starts from several yaws around no motion and knows no command, so
-that nothing pulls the result towards the motion that was asked for.
+and its shift to the right and ahead. The search starts from several yaws around no motion and does not use the command,
+so that the result is not biased towards the commanded motion.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mosaic_gym.evaluation.metrics.surfaces import check_depth, fit_planes, lift
 
 START_YAWS_DEG = (-12.0, -6.0, 0.0, 6.0, 12.0)
 LEVELS = ((4, 4, 10, 4.0), (2, 4, 6, 2.0), (1, 2, 8, 1.0))
-"""Of each level: pixels over which frames are blurred, every how many pixels count, iterations, and the factor of all
-residual scales."""
+"""For each level: width of the blur in pixels, stride of the pixels that are used, number of iterations, and the factor
+on all residual scales."""
 GREY_SCALE = 12.0 / 255
 """A photometric residual of this size, in [0, 1], weighs as much as a point off by `DISTANCE_SCALE` of its depth."""
 DISTANCE_SCALE = 0.01
@@ -29,9 +29,10 @@ PLANAR = 0.05
 LEAST_INLIERS = 0.4
 """Alignments with a smaller share of pixels that agree have failed."""
 LARGEST_STEP = 2e-3
-"""So have those whose last step, in radians or metres, is larger."""
+"""An alignment has also failed if its last step, in radians or metres, is larger."""
 LARGEST_SIGMA = 0.015
-"""So have those whose least certain direction has a larger standard error: a bare wall fixes no sideways motion."""
+"""An alignment has also failed if the standard error of its least certain direction is larger, as in front of a bare
+wall."""
 CHUNK = 64
 
 

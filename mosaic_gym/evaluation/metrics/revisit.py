@@ -11,9 +11,10 @@ from mosaic_gym.evaluation.metrics.image import check_frames, decibels, squared_
 from mosaic_gym.evaluation.metrics.intervals import bootstrap_maps, bootstrap_maps_ratio
 
 REVISIT_M, REVISIT_DEG = 0.1, 3.0
-"""Two cameras see the same view if they are within both."""
+"""Two cameras have the same view if distance (metres) and angle (degrees) between them are within these limits."""
 APART_M, APART_DEG = 1.0, 30.0
-"""Two cameras see different views if they are apart by either. Pairs in between are neither."""
+"""Two cameras have different views if the distance or the angle between them exceeds these. Other pairs are not
+used."""
 CHUNK = 256
 
 
@@ -105,8 +106,9 @@ def normalized_memory_ratio(
 
     R is the mean SSIM of revisits, B that of pairs as far apart in time without a revisit, S that of neighbors in time.
     1 means that a place looks the same after a long way as after one step; 0 that it looks like any other place. Where
-    views change little anyway, S - B is near zero and the ratio is undefined. A frozen picture is undefined too, and a
-    world that draws the same everywhere. Texture that changes from frame to frame lowers S and hides in the ratio.
+    views change little anyway, S - B is near zero and the ratio is undefined. It is also undefined for a frozen
+    picture, and for a world that draws the same everywhere. Texture that changes from frame to frame lowers S and is
+    not detected.
 
     Args:
         walks: uint8 frames `[t, H, W, 3]` of every walk.

@@ -26,8 +26,8 @@ def sharpness(
 ) -> dict[str, float | str | None]:
     """Mean gradient energy of frames over that of true frames, as value, low, high, reason.
 
-    A blur gives less than 1, noise and invented edges give more. It cannot tell right edges from wrong ones, and frames
-    that look at walls from nearby have less of it in truth too: compare frames of one policy and one step.
+    A blur gives less than 1, noise and invented edges give more. It does not distinguish right edges from wrong ones,
+    and true frames of a near wall have less gradient energy: compare frames of one policy and one step.
 
     Args:
         frames: uint8 `[n, H, W, 3]`; `maps`: `[n]`, the map of each.

@@ -27,7 +27,7 @@ def check_depth(name: str, depth_m: np.ndarray) -> np.ndarray:
 
 
 def rays(image_from_camera: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Points at depth 1 of every pixel center, `[H, W, 3]`, camera axes.
+    """Points at depth 1 of every pixel centre, `[H, W, 3]`, camera axes.
 
     Args:
         image_from_camera: K `[3, 3]`, pixels.
@@ -69,7 +69,7 @@ def fit_planes(depth_m: np.ndarray, image_from_camera: np.ndarray) -> tuple[np.n
     down = _windows(inverse, offsets, flat) / spread
     squares = _windows(inverse**2, flat, flat) - count * mean**2 - spread * (right**2 + down**2)
     residual = np.sqrt(np.maximum(squares, 0) / count) / mean
-    # The window of every pixel, by its center in the arrays above, which lack a border of r.
+    # The window of every pixel, by its centre in the arrays above, which lack a border of r.
     rows, columns = np.arange(height)[:, None], np.arange(width)[None]
     best = np.full(depth_m.shape, np.inf)
     chosen = np.zeros(depth_m.shape, dtype=np.int64)
