@@ -1,0 +1,95 @@
+"""The evaluation net: a small classifier of single frames, by which generated worlds are measured.
+
+It names the theme of the room in view and the kinds of things in view, and its 64 features measure how far apart sets
+of frames are. It is trained on maps of the split `train` alone (`mosaic-gym train evaluator`) and is then frozen. No
+world may be trained with it, because its figures would then be biased towards that world.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from mosaic_gym.model.parts import fingerprint_of, load_part
+
+WEIGHTS = Path(__file__).parent.parent / "weights" / "evaluator"
+FEATURES = 64
+KINDS = ("DoomImp", "Demon", "HealthBonus", "ArmorBonus", "Zombieman")
+"""The simulator's names of the things that a map can hold and that the net names. Props are part of a theme."""
+BATCH = 128
+
+
+class EvaluationNet(ModelMixin, ConfigMixin):
+    """Convolutions of stride 2 and a linear layer to `FEATURES` features, from which both heads read.
+
+    Args:
+        themes: names of the themes, in the order of the first head.
+        widths: channels at half, quarter, eighth and sixteenth resolution, multiples of 8, at least two.
+    """
+
+    @register_to_config
+    def __init__(self, themes: tuple[str, ...] = (), widths: tuple[int, ...] = (32, 64, 96, 128)):
+        super().__init__()
+        stages, before = nn.ModuleList(), 3
+        for width in widths:
+            layers = [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+            if before > 3:  # the finest grid costs most
+                layers += [nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+            stages.append(nn.Sequential(*layers))
+            before = width
+        self.stages = stages
+        self.project = nn.Linear(4 * before, FEATURES)
+        self.theme_head = nn.Linear(FEATURES, max(len(themes), 1))
+        self.kind_map = nn.Sequential(nn.Conv2d(widths[1], 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, len(KINDS), 1))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `[b, 64]`, theme logits `[b, themes]` and kind logits `[b, kinds]` of frames `[b, 3, H, W]`.
+
+        Frames are in [-1, 1]. A theme fills much of a frame, so its features are means over the upper and the lower
+        half, maxima and spreads. A thing is small, so it is looked for on the grid of quarter resolution: the largest
+        logit of any cell counts.
+        """
+        grid, kinds = frames, None
+        for stage in self.stages:
+            grid = stage(grid)
+            if stage is self.stages[1]:
+                kinds = self.kind_map(grid).amax((-2, -1))
+        upper, lower = grid.chunk(2, dim=-2)
+        top = grid.amax((-2, -1))
+        spread = grid.flatten(2).std(-1)
+        features = self.project(torch.cat([upper.mean((-2, -1)), lower.mean((-2, -1)), top, spread], 1))
+        return features, self.theme_head(nn.functional.silu(features)), kinds
+
+    @torch.no_grad()
+    def read(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features `[n, 64]`, theme probabilities `[n, themes]` and kind probabilities `[n, kinds]`.
+
+        Args:
+            frames: uint8 `[n, H, W, 3]`.
+        """
+        self.eval()
+        parts = []
+        for start in range(0, len(frames), BATCH):
+            pixels = torch.tensor(frames[start : start + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            features, themes, kinds = self(pixels)
+            parts.append((features.numpy(), themes.softmax(1).numpy(), kinds.sigmoid().numpy()))
+        return tuple(np.concatenate(rows) for rows in zip(*parts, strict=True))
+
+
+def load_evaluation_net(folder: Path = WEIGHTS) -> tuple[EvaluationNet, dict[str, float | str]]:
+    """The frozen net, and what is printed with every table: its fingerprint and held-out accuracies.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    if not (folder / "accuracy.json").is_file():
+        raise ValueError(f"there is no evaluation net in {folder}; train one: mosaic-gym train evaluator")
+    net = load_part(EvaluationNet, folder.parent, folder.name).requires_grad_(False).eval()
+    accuracy = json.loads((folder / "accuracy.json").read_text())
+    return net, {"fingerprint": fingerprint_of([net])[:12], **accuracy}

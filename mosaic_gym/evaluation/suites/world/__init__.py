@@ -1,0 +1,1 @@
+"""Whether a world is faithful to given frames, plausible and sharp in invented places, and consistent with itself."""
