@@ -24,7 +24,7 @@ PROGRAM = "mosaic-gym"
 
 @dataclass(frozen=True)
 class Command:
-    """What a command runs.
+    """A command: the code that it runs, and its line in lists.
 
     Attributes:
         module: its dotted name.
@@ -240,7 +240,7 @@ def parse(name: str, options: Sequence[str]) -> tuple[Callable[[Any], Any], Any]
         options: the words after the command. `--help` and mistakes raise SystemExit, as in tyro.
 
     Raises:
-        ValueError: the config refuses a value.
+        ValueError: a value that the config does not allow.
     """
     import tyro
 

@@ -25,7 +25,7 @@ from mosaic_gym.worlds.protocol import State, View, World
 
 METHODS = ("cem", "mppi")
 MEMORIES = ("on", "place", "off")
-"""What a planner may use of the past: all views; the last frame, and all places; or only the last frame."""
+"""The parts of the past that a planner may use: all views; the last frame, and all places; or only the last frame."""
 
 
 @renamed_arguments(recognise_db="match_db", image_price="image_cost_m")  # old spelling

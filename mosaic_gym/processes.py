@@ -135,7 +135,7 @@ done
 """
 """A shell's program: waits for the end of its input, then kills processes, given as pairs of an id and a start time."""
 _GUARDS: weakref.WeakSet[Guard] = weakref.WeakSet()
-"""Those that hold a pipe."""
+"""The guards that hold a pipe."""
 
 
 class Guard:

@@ -1,4 +1,4 @@
-"""What a reset does: episodes from a seed and options, or from a snapshot."""
+"""Resets: episodes from a seed and options, or from a snapshot."""
 
 from __future__ import annotations
 

@@ -192,4 +192,4 @@ def stack_geometry(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, T
 
 
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")
-"""What a saved keyframe consists of, besides its step."""
+"""The saved fields of a keyframe besides its step."""

@@ -29,7 +29,7 @@ are best blended with shares of 1 / (1 + cost / this). Measured on 210 held-out 
 
 @runtime_checkable
 class KeyframeCodec(Protocol):
-    """What memory needs of a codec: see `model/codec.py`."""
+    """The methods of a codec that memory uses: see `model/codec.py`."""
 
     channels: int
     stride: int
@@ -43,7 +43,7 @@ class KeyframeCodec(Protocol):
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What the memories of a batch show in its views: the network's input, and figures worth reporting.
+    """The result of retrieval for the views of a batch: the network's input, and figures to report.
 
     `H W` is the grid of the codec's keyframe images, `h w` that of latents.
 

@@ -1,4 +1,4 @@
-"""What world.json holds: the settings of a checkpoint, and which networks its folder has."""
+"""The content of world.json: the settings of a checkpoint, and the networks that its folder has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONAL_FOLDERS = {"detail", "outcome", "atlas"}  # name in files
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """What a checkpoint fixes besides weights.
+    """The settings of a checkpoint besides its weights.
 
     Attributes:
         height, width: of the frames, pixels.

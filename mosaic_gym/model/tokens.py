@@ -45,7 +45,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Context:
-    """What target frames are predicted from; the same for all denoising steps.
+    """The inputs that target frames are predicted from; the same for all denoising steps.
 
     The last three fields are None until the clean tokens of a causal model are in its KV cache.
 

@@ -23,7 +23,7 @@ class Config:
     data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
     out: Annotated[Path, Folder()] = Path("runs/codec")
-    """Where the codec is written."""
+    """Folder for the codec."""
     channels: Annotated[int, Whole(1)] = 768
     """Channels of a latent cell."""
     stride: Annotated[int, Whole(1)] = 8

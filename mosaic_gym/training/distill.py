@@ -164,7 +164,7 @@ def make_student(teacher: MosaicTransformer3DModel, config: Config) -> MosaicTra
 
 @dataclass(frozen=True)
 class Source:
-    """What samples are drawn from: the teacher's world, and the recordings."""
+    """The data that samples are drawn from: the teacher's world, and the recordings."""
 
     world: MosaicWorld
     store: EpisodeStore
@@ -178,7 +178,7 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What `Run` compares when it resumes."""
+        """The identity of the run, which `Run` compares when it resumes."""
         return {"parts": self.world.model.fingerprint, "recipe": recipe_of(self.config, self.store)}
 
     def open_run(self, folder: Path, networks: nn.Module, budget: Budget) -> Run:

@@ -1,4 +1,4 @@
-"""What the recipes for a pretrained Wan share: checks of their options, opening it, and how its result is used."""
+"""Shared parts of the recipes for a pretrained Wan: checks of their options, opening it, and how its result is used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mosaic_gym.training.samples import MemoryAugmentation
 from mosaic_gym.worlds.mosaic import MosaicWorld
 
 PRECISIONS = ("bf16", "no")
-"""What matrix products are computed in; `no` is float32."""
+"""Precisions of matrix products; `no` is float32."""
 UNUSED = ("degraded", "cropped", "place_noise_m", "no_place")
 """Fields of `MemoryAugmentation` that must be 0: a pretrained model has no map, and a clip starts at a true frame."""
 AUGMENTATION = MemoryAugmentation(no_recent=0.0, single_warp=2 / 3, **dict.fromkeys(UNUSED, 0.0))
@@ -29,7 +29,7 @@ AUGMENTATION = MemoryAugmentation(no_recent=0.0, single_warp=2 / 3, **dict.fromk
 
 
 class PretrainedConfig(Protocol):
-    """What the configs of these recipes have in common; each documents its own."""
+    """The fields that the configs of these recipes share; each config documents its own."""
 
     from_: str
     data: Path

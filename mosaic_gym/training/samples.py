@@ -107,7 +107,7 @@ class MemoryAugmentation:
     cropped: Annotated[float, Number(0.0, 1.0)] = 0.3
     """Share of samples whose memory ends at a line across the view, as it does when a camera turns."""
     no_recent: Annotated[float, Number(0.0, 1.0)] = 0.3
-    """Share of samples whose memory holds nothing of the last steps, as after a walk into the unknown."""
+    """Share of samples whose memory lacks the last steps, as after a walk into new places."""
     max_recent_steps: Annotated[int, Whole(1)] = 24
     """Most steps that --augmentation.no-recent leaves out."""
     place_noise_m: Annotated[float, Number(0.0)] = 0.01
@@ -247,7 +247,7 @@ def draw_warp(augmentation: MemoryAugmentation, rng: np.random.Generator) -> str
 
 
 def select_warps(retrieved: Retrieved, empty: Retrieved, warps: Sequence[str]) -> Retrieved:
-    """What is retrieved, reduced to one of the two warps for each view as `warps` lists them.
+    """The results of retrieval, reduced to one of the two warps for each view as `warps` lists them.
 
     Args:
         retrieved: for some views.

@@ -65,13 +65,13 @@ class Config(BatchOptions):
     data: Annotated[Path, Folder()] = Path("data/my_way_home")
     """Recorded episodes."""
     codec: Annotated[Path, Folder()] = Path("runs/codec")
-    """What `train codec` wrote."""
+    """Folder that `train codec` wrote."""
     depth: Annotated[Path, Folder()] = Path("runs/depth/weights")
-    """What `train depth` wrote."""
+    """Folder that `train depth` wrote."""
     reward_heads: Annotated[Path, Folder()] = Path("runs/reward_heads/weights")
-    """What `train reward-heads` wrote."""
+    """Folder that `train reward-heads` wrote."""
     atlas: Annotated[Path, Folder()] = Path("runs/atlas/weights")
-    """What `train atlas` wrote."""
+    """Folder that `train atlas` wrote."""
     begin: Annotated[Path | None, Folder()] = None
     """A finished world to start from, with a budget of its own; its parts are taken instead of those above."""
     out: Annotated[Path, Folder()] = Path("runs/world")

@@ -1,4 +1,4 @@
-"""What a step of the learned world returns: views, and predicted rewards and terminations."""
+"""The results of a step of the learned world: views, and predicted rewards and terminations."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def make_view(
     atlas: Atlas | None,
     outcome: Outcome = (0.0, False),
 ) -> View:
-    """One view, with arrays of its own: views of one batch share none, so that a stored one keeps no others alive."""
+    """One view, with arrays of its own, so that storing it does not keep the other views of its batch in memory."""
     reward, terminated = outcome
     return View(
         frames=frames.copy(),

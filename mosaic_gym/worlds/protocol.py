@@ -76,7 +76,7 @@ class Start:
 
 @runtime_checkable
 class State(Protocol):
-    """What every state has: the pose of the body, and the number of steps since the start."""
+    """The attributes of every state: the pose of the body, and the number of steps since the start."""
 
     @property
     def pose(self) -> Pose: ...

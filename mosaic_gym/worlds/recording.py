@@ -58,9 +58,9 @@ class RecordConfig:
     seed: Annotated[int, Whole(0)] = 0
     """Seed of the first episode. In `rooms` maps are counted within their split, from this one."""
     height: Annotated[int, Whole(1)] = 64
-    """Of the frames, pixels."""
+    """Height of the frames, pixels."""
     width: Annotated[int, Whole(1)] = 64
-    """Of the frames, pixels."""
+    """Width of the frames, pixels."""
     workers: Annotated[int, Whole(1)] = 2
     """Simulators that run at once, one process each."""
     pickups: Annotated[int | None, Whole(0, 40)] = None

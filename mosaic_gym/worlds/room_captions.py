@@ -38,7 +38,7 @@ SAME_M = 0.4
 
 @dataclass(frozen=True)
 class StepCaption:
-    """What a step shows.
+    """The caption of a step, and its parts.
 
     Attributes:
         text: the caption, at most `MAX_BYTES` bytes.
@@ -100,7 +100,7 @@ def _things(view: View, layout: Layout) -> list[str]:
 def _events(
     before: View, view: View, layout_before: Layout, layout: Layout, shares: dict[int, float]
 ) -> tuple[str, ...]:
-    """What happens in view between two steps."""
+    """The events in view between two steps."""
     events = [f"{MONSTERS[label]} appears" for label in view.labels if label in MONSTERS and label not in before.labels]
     for old, new in zip(layout_before.doors, layout.doors, strict=True):
         if new.is_open and not old.is_open and (is_door_in_view(old, before) or is_door_in_view(new, view)):

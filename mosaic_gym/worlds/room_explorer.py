@@ -25,9 +25,9 @@ FREE_SQUARES = 4
 NEAR_PICKUP_M = 6.0
 """A pickup in view is fetched up to this distance, metres."""
 PACE_M = 0.85
-"""What the explorer walks in a step, on average, metres."""
+"""Average distance that the explorer walks in a step, metres."""
 DOOR_M = 4.0
-"""What it would walk in the time that a closed door takes, metres."""
+"""Distance that it would walk in the time that a closed door takes, metres."""
 LONGEST_TOUR = 7
 """Rooms that it plans ahead."""
 ROAMING = 0.8
@@ -166,7 +166,7 @@ class RoomExplorer(Drive):
         yield from np.full(int(abs(angle_rad) / self._step_rad) + int(self.rng.integers(0, 3)), angle_rad)
 
     def _rest_of(self, way: list[Place]) -> list[Place]:
-        """What is left of a way: from the farthest place that can be walked to in a straight line."""
+        """The rest of a way: from the farthest place that can be walked to in a straight line."""
         here = self.place_m
         for wanted in (FREE_SQUARES, FREE_SQUARES - 1):
             for index in range(min(len(way), 24) - 1, -1, -1):

@@ -11,7 +11,7 @@ from mosaic_gym.evaluation.metrics.frame_features import layout_features, pixel_
 from mosaic_gym.evaluation.metrics.intervals import check_maps
 
 LEAST_MAPS = 20
-"""On each side, so that every fold is fitted on 16 or more."""
+"""Least maps on each side, so that every fold is fitted on 16 or more."""
 RIDGE, KERNEL_RIDGE = 1e-2, 1e-4
 """Regularization of the linear and of the kernel classifier, times the number of frames."""
 LARGEST = 6.0

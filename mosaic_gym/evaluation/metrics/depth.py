@@ -22,7 +22,7 @@ LEVEL = 0.866
 LEAST_PIXELS = 32
 """A frame with fewer pixels of a kind is left out."""
 LEAST_FLOOR_PIXELS = 128
-"""Of the lowest quarter. Fewer may be the edges of walls right ahead."""
+"""Least floor pixels in the lowest quarter of a frame. Fewer may be the edges of walls right ahead."""
 WITHIN_DEG = 10.0
 """How far a normal may be from a main direction, degrees."""
 

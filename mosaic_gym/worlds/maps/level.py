@@ -101,7 +101,7 @@ def _facing_out(edge: Edge, plan: Plan) -> Edge:
 
 
 def _action(edge: Edge, plan: Plan) -> str:
-    """What crossing or pushing an opening does, as UDMF fields."""
+    """The effect of crossing or pushing an opening, as UDMF fields."""
     behind, tag = plan.spaces[edge.back], FIRST_TAG + edge.back
     if behind.kind == "door":
         return f" special = {DOOR_OPEN}; arg0 = {tag}; arg1 = {DOOR_SPEED}; playerpush = true;"

@@ -31,7 +31,7 @@ LEAST_ROOMS = 6
 DOOR_DEPTH = 16
 CLEARANCE = 64
 """Free way around pillars."""
-DARK = 48
+DARK = 96
 """Light of a room after its light went out."""
 PICKUPS = (2014, 2015)
 """The simulator's numbers of a health bonus and an armor bonus."""
@@ -43,7 +43,7 @@ START = 1
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Which things a map has.
+    """The things that a map has.
 
     Attributes:
         pickups: things to gather; each gives a reward of 1 and is gone for good.
@@ -173,7 +173,7 @@ def _draw_corridor(
     openings: Sequence[list[tuple[str, int, int]]],
     doors: bool,
 ) -> list[Space]:
-    """What joins two rooms: a corridor, or a doorway where they are near, perhaps with a door in its middle.
+    """The connection of two rooms: a corridor, or a doorway where they are near, perhaps with a door in its middle.
 
     The ends are noted in `openings` of both rooms, as (side, from, to).
     """
