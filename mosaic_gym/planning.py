@@ -65,7 +65,7 @@ class Search:
 
 
 def blurred(frames: np.ndarray) -> np.ndarray:
-    """Frames reduced to `[..., 8, 8, 3]` in [0, 1], in which large shapes decide how alike two places are."""
+    """Frames reduced to `[..., 8, 8, 3]` in [0, 1], in which the similarity of two places depends on large shapes."""
     height, width = frames.shape[-3:-1]
     if height % 8 or width % 8:
         raise ValueError(f"a planner compares frames whose sides are multiples of 8 pixels; got {height}x{width}")

@@ -27,7 +27,7 @@ SAME_IN_A_RECORDING = ("scenario", "image_from_camera", "split", "maps")
 
 
 class RecordedView(Protocol):
-    """What is stored of a step; the views of a simulator have it.
+    """The stored parts of a step; a simulator's views have these attributes.
 
     Attributes:
         frames: uint8 `[4, H, W, 3]`.

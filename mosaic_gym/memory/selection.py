@@ -140,7 +140,7 @@ def _select_sources(
 ) -> Tensor:
     """Selects keyframes greedily, `[b, s]`: each next one lowers the views' total cost the most.
 
-    A keyframe's gain never grows as others are selected, so those that add next to nothing come last, as -1.
+    A keyframe's gain never grows as others are selected, so keyframes that add next to nothing come last, as -1.
     """
     cost, cell = projection.cost, projection.cell
     b, f = cost.shape[:2]

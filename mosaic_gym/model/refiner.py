@@ -17,7 +17,7 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP
 
 DECODED_LOGIT = 3.0
 """Added to the logit of the decoded frames, so that an untrained network outputs nearly these. Without it, a network
-needed thousands of steps to learn the same, and nothing else in that time."""
+learned only this in its first thousands of steps."""
 OUTPUTS = 6
 """Channels for each pixel: an additive color correction, and three logits to mix decoded, warped and map frames."""
 INPUTS = 11
@@ -25,7 +25,7 @@ INPUTS = 11
 
 
 class _Residual(nn.Module):
-    """A residual block with normalized input. Without the norm, residuals grew in training until all units died."""
+    """A residual block with normalized input. Without the norm, residuals grew in training until all units were zero."""
 
     def __init__(self, width: int):
         super().__init__()

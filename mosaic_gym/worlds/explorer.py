@@ -1,8 +1,8 @@
 """The scripted explorer that recordings are made with: it drives the simulator and comes back to places.
 
-Memory needs episodes that return. The explorer alternates four things: it looks around and back, wanders through the
-map, retraces the last walk backwards frame by frame, and turns round to walk back. Every discrete action occurs, and
-mixed continuous ones.
+Training memory needs episodes that return to places. The explorer alternates four things: it looks around and back,
+wanders through the map, retraces the last walk backwards frame by frame, and turns round to walk back. Every discrete
+action occurs, and mixed continuous ones.
 """
 
 from __future__ import annotations

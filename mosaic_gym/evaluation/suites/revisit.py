@@ -1,4 +1,4 @@
-"""The revisit benchmark: does the world show a place again as it was before?
+"""The revisit benchmark: whether the world shows a place again as it was before.
 
 Two suites along held-out paths of the simulator, with estimated depth. *Ahead*: one step after a true history, at
 random places. *Return*: a true history looks around; then the world generates freely, leaves all places of the history

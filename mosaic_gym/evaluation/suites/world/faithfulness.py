@@ -20,7 +20,7 @@ SEEN_SHARE, INVENTED_SHARE = 0.8, 0.2
 SEEN_GAP, INVENTED_GAP = 10, 8
 """Least steps between the two frames of a revisit, on places seen and on places invented."""
 MOST_PAIRS = 12
-"""Of a walk, of each kind."""
+"""Most pairs of each kind from one walk."""
 
 
 def faithfulness_figures(scenes: Sequence[Scene], rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:

@@ -45,7 +45,7 @@ INVENTED_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Reference:
-    """What worlds are compared with.
+    """The reference data that worlds are compared with.
 
     Attributes:
         scenes: true scenes of the split.

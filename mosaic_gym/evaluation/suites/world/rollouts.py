@@ -1,4 +1,4 @@
-"""What a world does on a scene: the roll-outs that all figures are computed from.
+"""The roll-outs of a world on a scene, from which all figures are computed.
 
 A world under test is given the picture, the camera and the prompt of a start, and for the roll-outs *seen* also the
 true frames of a look around. After that it is driven along the cameras of the true walk away and back, or walks freely
@@ -26,7 +26,7 @@ IN_VIEW = 0.03
 
 
 class WorldUnderTest(Protocol):
-    """What the roll-outs need of a world. States are values: stepping returns new ones.
+    """The interface of a world under test. States are values: stepping returns new ones.
 
     Attributes:
         fingerprint: differs between worlds whose roll-outs differ.
@@ -67,7 +67,7 @@ class WorldUnderTest(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a world did on one scene; the last frame of every step. Shapes as in `Scene`, `o` steps of the way out.
+    """The roll-outs of a world on one scene, every step's last frame. Shapes as in `Scene`, `o` steps of the way out.
 
     Attributes:
         index: of the scene.

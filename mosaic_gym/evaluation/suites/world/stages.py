@@ -39,7 +39,7 @@ from mosaic_gym.worlds.doom import DoomWorld
 OTHER_MAPS = 1_000_000
 """Index from which the maps of the ceiling are counted, in the same split."""
 SCENE_VERSION = 1
-"""Of the rules by which true walks are made; roll-outs of another version are refused."""
+"""Version of the rules by which true walks are made; roll-outs of another version raise an error."""
 CHUNK = 6
 """Maps of a task: they are rolled out as one batch."""
 MOST_CHANGES = 100
@@ -49,7 +49,7 @@ CANNED = ("one frame", "wall", "playback", "regression")
 
 @dataclass(frozen=True)
 class Simulation:
-    """What the true scenes depend on.
+    """The parameters of the true scenes.
 
     Attributes:
         split: of the maps.

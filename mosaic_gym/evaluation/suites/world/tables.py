@@ -13,7 +13,7 @@ BESIDE = (
 )  # fmt: skip
 """Entries that are printed beside a figure."""
 COLUMNS = 9
-"""Of one block of the calibration table."""
+"""Figures in one block of the calibration table."""
 
 Figures = Mapping[str, Mapping[str, Any]]
 
