@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mosaic_gym.deprecation import warn_renamed
 from mosaic_gym.envs.spaces import check_known, make_action_space, make_observation_space
 from mosaic_gym.envs.tasks import SimulatorTask, Task, unwrap_task
 from mosaic_gym.envs.window import check_display
@@ -61,11 +62,19 @@ def check_vector_render_mode(render_mode: str | None) -> None:
 
 def check_has_rewards(world: World, task: Task) -> None:
     """Raises ValueError if a task passes on the world's own reward, and the world has none."""
-    if isinstance(unwrap_task(task), SimulatorTask) and not getattr(world, "has_rewards", True):
+    if isinstance(unwrap_task(task), SimulatorTask) and not _has_rewards(world):
         raise ValueError(
             "task='simulator' passes on the game's own reward and end, and this checkpoint has no heads that predict "
             "them (a recorded world gets its own: mosaic-gym train reward-heads); take another task"
         )
+
+
+def _has_rewards(world: World) -> bool:
+    """Whether a world has rewards of its own; one without the attribute has them."""
+    if not hasattr(world, "has_rewards") and hasattr(world, "pays"):  # old spelling
+        warn_renamed(f"{type(world).__name__}.pays", "has_rewards")  # old spelling
+        return bool(world.pays)  # old spelling
+    return bool(getattr(world, "has_rewards", True))
 
 
 def check_takes_prompt(options: Collection[str]) -> None:

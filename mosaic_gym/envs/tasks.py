@@ -349,7 +349,14 @@ TASKS: dict[str, type[Task]] = {
 }
 """Tasks by name."""
 METHODS = ("samples_goal", "sample_start_and_goal", "initial_task_state", "evaluate")
-"""What a task object has."""
+"""The attributes of a task object."""
+RENAMED = {
+    "draws_goal": "samples_goal",
+    "set_scenes": "sample_start_and_goal",  # old spelling
+    "begin": "initial_task_state",
+    "judge": "evaluate",  # old spelling
+}
+"""The names of the same attributes in the version before, for the message."""
 
 
 def make_task(task: str | Task) -> Task:
@@ -360,15 +367,17 @@ def make_task(task: str | Task) -> Task:
     """
     if isinstance(task, str):
         if task == "engine":  # old spelling
-            warn_renamed("task='engine'", "task='simulator'", stacklevel=4)  # old spelling
+            warn_renamed("task='engine'", "task='simulator'")  # old spelling
             task = "simulator"
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; the known ones are {', '.join(sorted(TASKS))}")
         return TASKS[task]()
     if not isinstance(task, Task):
         missing = [name for name in METHODS if not hasattr(task, name)]
+        renamed = [f"{old} is now {new}" for old, new in RENAMED.items() if new in missing and hasattr(task, old)]
+        hint = f" (renamed: {', '.join(renamed)}; task states and TaskStep: see the changelog)" if renamed else ""
         raise TypeError(
             f"a task is one of {', '.join(sorted(TASKS))}, or an object with the attributes of "
-            f"mosaic_gym.envs.tasks.Task; {task!r} lacks {', '.join(missing)}"
+            f"mosaic_gym.Task; {task!r} lacks {', '.join(missing)}{hint}"
         )
     return task

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mosaic_gym.deprecation import renamed_method
 from mosaic_gym.geometry.camera import check_rigid
 from mosaic_gym.memory.files import load_with_metadata, save_with_metadata
 from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe, stack_geometry
@@ -48,7 +49,7 @@ class MosaicMemory:
         keyframes = (*self.keyframes, keyframe)
         if self.capacity == 0:
             return self
-        while len(keyframes) > self.capacity:  # after an edit or a splice there may be many too many
+        while len(keyframes) > self.capacity:  # after an edit or a splice there may be far more than `capacity`
             dropped = _most_redundant(keyframes)
             keyframes = keyframes[:dropped] + keyframes[dropped + 1 :]
         return replace(self, keyframes=keyframes)
@@ -159,6 +160,10 @@ class MosaicMemory:
             FileNotFoundError: no such file. ValueError: not a memory, truncated, or of another version.
         """
         return MosaicMemory.from_tensors(*load_with_metadata(path, (FORMAT,), "memory"))
+
+    remember = renamed_method("remember", "update")  # old spelling
+    edited = renamed_method("edited", "edit", chosen="masks")
+    spliced = renamed_method("spliced", "splice")
 
 
 def _checked_mask(index: int, mask: Any, keyframe: Keyframe) -> Tensor:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mosaic_gym import FRAMES_PER_STEP, Start, View, pose_at
+from mosaic_gym.envs.arguments import check_has_rewards
 from mosaic_gym.envs.mosaic_env import WorldEnv
 from mosaic_gym.envs.tasks import (
     TASKS,
@@ -192,3 +193,32 @@ def test_the_tasks_by_name():
         make_task("fly")
     with pytest.raises(TypeError, match="lacks samples_goal, sample_start_and_goal, initial_task_state, evaluate"):
         make_task(3)
+
+
+def test_a_task_of_the_version_before_is_refused_with_the_new_names():
+    class OldTask:
+        draws_goal = False
+        set_scenes = begin = judge = None
+
+    expected = (
+        "mosaic_gym.Task; .* lacks samples_goal, .*draws_goal is now samples_goal, set_scenes is now "
+        "sample_start_and_goal, begin is now initial_task_state, judge is now evaluate"
+    )
+    with pytest.raises(TypeError, match=expected):
+        make_task(OldTask())
+    with pytest.raises(TypeError, match="lacks .*evaluate$"):
+        make_task(3)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_the_old_spelling_of_a_worlds_rewards_is_read(pays):
+    world = CountingWorld()
+    world.pays = pays
+    with pytest.warns(DeprecationWarning, match="CountingWorld.pays is deprecated: use has_rewards"):
+        if pays:
+            check_has_rewards(world, make_task("simulator"))
+        else:
+            with pytest.raises(ValueError, match="no heads that predict them"):
+                check_has_rewards(world, make_task("simulator"))
+    world.has_rewards = True
+    check_has_rewards(world, make_task("simulator"))

@@ -372,3 +372,15 @@ def test_tensors_of_any_layout_are_saved(tmp_path):
     assert torch.equal(tensors["columns"], columns) and torch.equal(tensors["again"], columns[1:]) and metadata == {}
     with pytest.raises(ValueError, match="has the format some, and is no memory"):
         load_with_metadata(tmp_path / "file", (FORMAT,), "memory")
+
+
+def test_old_method_names_warn_and_work():
+    keyframe = wall(4.0, pose())
+    with pytest.warns(DeprecationWarning, match="MosaicMemory.remember is deprecated: use update"):
+        memory = MosaicMemory().remember(keyframe)
+    assert memory.keyframes == (keyframe,)
+    chosen = torch.ones_like(keyframe.alive)
+    with pytest.warns(DeprecationWarning, match="MosaicMemory.edited is deprecated: use edit"):
+        assert not memory.edited(chosen={0: chosen}, transform=None).keyframes[0].alive.any()
+    with pytest.warns(DeprecationWarning, match="MosaicMemory.spliced is deprecated: use splice"):
+        assert len(memory.spliced(memory, np.eye(4))) == 2
