@@ -9,7 +9,7 @@ import numpy as np
 
 from mosaic_gym.deprecation import renamed_arguments
 from mosaic_gym.geometry.control import check_action
-from mosaic_gym.validation import as_float64, is_whole
+from mosaic_gym.validation import as_float64, as_whole
 from mosaic_gym.worlds.protocol import State, View, World
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def imagine(
     for item in state if many else [state]:
         if not isinstance(item, State):
             raise TypeError(f"imagine starts from states, such as env.unwrapped.state; got {type(item).__name__}")
-    if horizon is not None and not is_whole(horizon):
+    if horizon is not None and as_whole(horizon) is None:
         raise TypeError(f"horizon is a whole number; got {horizon!r}")
     action_vectors = None if callable(act) else _check_action_vectors(act, len(state) if many else None, horizon)
     horizon = _check_horizon(horizon, action_vectors)
@@ -93,7 +93,9 @@ def imagine(
 
 def _check_world(world: World, pixels: bool, policy: bool) -> None:
     if not world.forkable:
-        raise RuntimeError(f"{type(world).__name__} has one true present and cannot imagine; pass the learned world")
+        raise RuntimeError(
+            f"{type(world).__name__} cannot go back to an earlier state, so it cannot imagine: pass the learned world"
+        )
     needed = "step" if pixels and not policy else "current_frame" if pixels else "step_latents"
     if not callable(getattr(world, needed, None)):
         raise TypeError(
@@ -184,11 +186,11 @@ def _row(
         pictures = torch.stack([observation.latent for observation in views])
     return {
         "frames" if pixels else "latents": pictures,
-        "pose": torch.tensor(np.stack([state.pose.world_from_camera for state in states]), dtype=torch.float32),
-        "coverage": torch.tensor([view.coverage for view in views], dtype=torch.float32),
+        "pose": torch.from_numpy(np.stack([state.pose.world_from_camera for state in states]).astype(np.float32)),
+        "coverage": torch.tensor([view.coverage for view in views], dtype=torch.float32, device="cpu"),
         "reward": torch.from_numpy(rewards),
         "terminated": torch.from_numpy(ended),
-        "action": torch.tensor(actions, dtype=torch.float32),
+        "action": torch.tensor(actions, dtype=torch.float32, device="cpu"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Declarative checks of config fields: a constraint stands in the field's annotation, and `validate` applies all.
+"""Declarative checks of config fields: a constraint is part of the field's annotation, and `validate` applies all.
 
     @dataclass(frozen=True)
     class Config:
@@ -28,7 +28,7 @@ import numpy as np
 
 @runtime_checkable
 class Constraint(Protocol):
-    """What a field's value must be."""
+    """A condition on a field's value."""
 
     @property
     def expected(self) -> str:
@@ -167,11 +167,11 @@ class Folder:
         return "the path of a folder"
 
     def accepts(self, value: Any) -> bool:
-        if not isinstance(value, Path | str) or value == "":
+        if not isinstance(value, Path | str) or value == "" or "\0" in str(value):
             return False
         try:
             return not Path(value).is_file()
-        except (OSError, ValueError):  # a name that is too long, or that holds a null character
+        except OSError:  # a name that is too long
             return False
 
     def normalized(self, value: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Reset options: what `reset(options=...)` takes, checked before anything moves."""
+"""Reset options, and their checks, which run before the world changes."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def _check_place(world_from_camera: np.ndarray) -> np.ndarray:
 
 
 def _check_image(key: str, image: Any, height: int, width: int) -> np.ndarray:
-    """A contiguous copy; images with negative strides, such as `bgr[..., ::-1]`, are accepted."""
+    """A contiguous copy; tensors and images with negative strides, such as `bgr[..., ::-1]`, are accepted."""
     shape = (height, width, 3)
+    image = image.cpu().numpy() if str(getattr(image, "dtype", None)) == "torch.uint8" else image
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"options[{key!r}] is a uint8 array of shape {shape}; got {got}")

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from mosaic_gym.deprecation import renamed_arguments
-from mosaic_gym.validation import Number, validate
+from mosaic_gym.validation import Number, as_float64, validate
 
 FRAMES_PER_STEP = 4
 """Video frames, and cameras, of one environment step (the codec's temporal stride)."""
@@ -219,14 +219,16 @@ def check_pose(world_from_camera: Any) -> Pose:
     """A body at rest behind a camera.
 
     Args:
-        world_from_camera: `[4, 4]`, OpenCV axes, world y down, metres. Any pitch, and a roll below 90 degrees.
+        world_from_camera: `[4, 4]`, OpenCV axes, world y down, metres; an array, a tensor or lists. Any pitch, and a
+            roll below 90 degrees.
 
     Raises:
         ValueError: not a rigid, finite camera that is the right way up; the message names the likely mistake.
     """
     try:
-        matrix = np.asarray(world_from_camera)
-    except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last for a tensor with gradients
+        is_tensor = hasattr(world_from_camera, "detach")
+        matrix = as_float64(world_from_camera) if is_tensor else np.asarray(world_from_camera)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last for a list with gradients
         raise ValueError(f"{_EXPECTED_POSE}; got {type(world_from_camera).__name__}: {error}") from error
     if matrix.dtype.kind not in "iuf":
         raise ValueError(f"{_EXPECTED_POSE}; got {type(world_from_camera).__name__}, which is no array of numbers")
@@ -237,18 +239,29 @@ def check_pose(world_from_camera: Any) -> Pose:
 
 
 def check_poses(poses: Sequence[Pose], name: str = "pose") -> None:
-    """Raises ValueError unless every pose is finite, rigid and the right way up.
+    """Raises ValueError unless every pose is a `Pose` that is finite, rigid and the right way up.
 
     Args:
         name: what the message calls a pose; the index of the first faulty one follows it.
     """
+    if isinstance(poses, Pose):
+        others = ["one Pose"]
+    else:
+        others = [f"a {type(pose).__name__} among them" for pose in poses if not isinstance(pose, Pose)]
+    if others:
+        raise ValueError(
+            f"poses are a list of Pose objects, one for each frame; got {others[0]}: make one of a camera [4, 4] by "
+            "Pose(world_from_camera), pose_from_opengl or another converter, and one of a place by "
+            "pose_at(x_m, y_m, z_m, yaw_rad)"
+        )
     shapes = {(np.shape(pose.world_from_camera), np.shape(pose.velocity_m)) for pose in poses}
     if shapes <= {((4, 4), (3,))} and _all_valid(poses):
         return
     for index, pose in enumerate(poses):
         try:
             check_pose(pose.world_from_camera)
-        except ValueError as error:
+            np.asarray(pose.world_from_camera)  # torch raises RuntimeError for a tensor with gradients
+        except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(f"{name} {index}: {error}") from error
         velocity_m = np.asarray(pose.velocity_m)
         if velocity_m.shape != (3,) or not np.isfinite(velocity_m).all():
@@ -287,7 +300,7 @@ def _all_valid(poses: Sequence[Pose]) -> bool:
     try:
         matrices = np.stack([pose.world_from_camera for pose in poses]).astype(np.float64)
         velocities_m = np.stack([pose.velocity_m for pose in poses]).astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         return False
     if not (np.isfinite(matrices).all() and np.isfinite(velocities_m).all()):
         return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -22,10 +24,25 @@ def out_of_memory_guard(component: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"the accelerator has no room for {component}. These save memory: a smaller resolution, fewer members at "
-            "once, guidance 1, and for a Wan pipeline loading={'dtype': 'bfloat16'}, {'offload': 'model'} or "
-            f"{{'quantisation': '8bit'}}. ({str(error).splitlines()[0]})"
+            f"the accelerator has too little memory for {component}. These save memory: a smaller resolution, fewer "
+            "members at once, guidance 1, and for a Wan pipeline loading={'dtype': 'bfloat16'}, {'offload': 'model'} "
+            f"or {{'quantisation': '8bit'}}. ({str(error).splitlines()[0]})"
         ) from error
+
+
+def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a method of an object with a `device`: it runs without gradients and without the caller's autocast.
+
+    Networks run in the dtypes that their weights are loaded in. Autocast around a call would round products further,
+    and silently change what is generated.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), torch.autocast(torch.device(self.device).type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -21,6 +21,14 @@ Stream = tuple[Any, ...]
 """The decoder's position in a clip, see `WorldState.stream`."""
 
 
+def check_paths(poses: Sequence[Sequence[Pose]], states: int) -> None:
+    """Raises ValueError unless there is a list of poses for each of so many states."""
+    if isinstance(poses, Pose):
+        raise ValueError("every state takes a list of Pose objects, four a step; got one Pose")
+    if len(poses) != states:
+        raise ValueError(f"{states} states take the poses of {states} bodies; got those of {len(poses)}")
+
+
 def camera_tensor(poses: Sequence[Sequence[Pose]], device: torch.device) -> Tensor:
     """Cameras float32 `[b, t, 4, 4, 4]`, world_from_camera, metres, of `4 * t` poses for each state.
 
@@ -28,11 +36,11 @@ def camera_tensor(poses: Sequence[Sequence[Pose]], device: torch.device) -> Tens
         ValueError: no whole number of steps, or not the same for all states; or a pose that is NaN, infinite or no
             rigid transform.
     """
+    for path in poses:
+        check_poses(path)
     counts = [len(path) for path in poses]
     if len(set(counts)) != 1 or counts[0] % FRAMES_PER_STEP or not counts[0]:
         raise ValueError(f"every state takes {FRAMES_PER_STEP} poses a step, all as many steps; got {counts} poses")
-    for path in poses:
-        check_poses(path)
     stacked = np.array([[pose.world_from_camera for pose in path] for path in poses])
     return torch.tensor(stacked, dtype=torch.float32, device=device).unflatten(1, (-1, FRAMES_PER_STEP))
 

@@ -34,12 +34,12 @@ FIRST_FRAME_STEP = 2**32 - 1
 
 
 def check_pixels(name: str, pixels: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Pixels as a contiguous uint8 array; arrays with any strides are taken, such as `bgr[..., ::-1]`.
+    """Pixels as a contiguous uint8 array, from tensors and from arrays with any strides, such as `bgr[..., ::-1]`.
 
     Raises:
         ValueError: another dtype or shape.
     """
-    pixels = np.asarray(pixels)
+    pixels = np.asarray(pixels.cpu() if isinstance(pixels, Tensor) else pixels)
     if pixels.dtype != np.uint8 or pixels.shape != shape:
         raise ValueError(f"{name} is uint8 of shape {shape}; got {pixels.dtype} of shape {pixels.shape}")
     return np.ascontiguousarray(pixels)
@@ -56,9 +56,9 @@ def check_frames(frames: Any, poses: Sequence[Pose], size: tuple[int, int]) -> n
             rigid transform; the message names it.
     """
     checked = check_pixels("an observation", frames, (FRAMES_PER_STEP, *size, 3))
+    check_poses(poses)
     if len(poses) != FRAMES_PER_STEP:
         raise ValueError(f"{FRAMES_PER_STEP} frames need {FRAMES_PER_STEP} poses; got {len(poses)}")
-    check_poses(poses)
     return checked
 
 
@@ -212,7 +212,7 @@ def lift_true_frames(
         retrieved = retrieve_views([memory], cameras[None], layout, model.codec, *limits, has_atlas=atlas is not None)
         depth_m = align_scale(depth_m, retrieved.depth_m, model.depth.metric)
     place = None
-    # The atlas knows level cameras only, and locating is a use of memory.
+    # The atlas locates level cameras only, and worlds without memory locate nothing.
     if atlas is not None and memory.capacity and is_level(cameras[0, -1].double().cpu().numpy()):
         frame = frames_tensor(frames, device)[0, -1]
         located = memory.keyframes, frame, cameras[0, -1], layout.intrinsics

@@ -10,8 +10,8 @@ Terms:
 - A *view* (`View`) is what a step returns: four frames, the last one's depth, cameras, reward and termination.
 - *Memory* holds keyframes. A *keyframe* is one latent frame with its depth and four cameras; each of its cells is a
   *patch* in 3D. *Coverage* is the share of a view's pixels that memory covers.
-- The *atlas* is a network with the map of the one recorded level. It draws what memory does not cover, and knows walls
-  that no frame has shown. Worlds without an atlas work too.
+- The *atlas* is a network with the map of the one recorded level. It draws what memory does not cover, and contains
+  walls that no frame has shown. Worlds without an atlas work too.
 - The *history* is the latest latent frames, which condition the transformer. The *stream* is the decoder's cache.
 - A codec that *restarts* (an image-to-video model) starts a clip of its own from the last frame at every step.
 - An action is `[forward, strafe right, turn right]`, each in [-1, 1].
@@ -45,7 +45,7 @@ from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.memory.retrieval import Retrieved
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
-from mosaic_gym.model.device import check_device, out_of_memory_guard
+from mosaic_gym.model.device import check_device, out_of_memory_guard, without_autocast
 from mosaic_gym.validation import Number, Whole, check
 from mosaic_gym.worlds import generation, initialization, observation, serialization, spatial_memory
 from mosaic_gym.worlds.protocol import Start, View
@@ -152,7 +152,7 @@ class MosaicWorld:
         after, views = self.generate_clip(states, poses)
         return after, [clip[0] for clip in views]
 
-    @torch.no_grad()
+    @without_autocast
     def generate_clip(self, states: Sequence[WorldState], poses: Poses) -> tuple[list[WorldState], list[list[View]]]:
         """`t` steps along known cameras as one clip, `4 * t` poses for every state.
 
@@ -166,8 +166,7 @@ class MosaicWorld:
             ValueError: a number of poses that is no whole number of steps, the same for all states; a pose that is NaN,
                 infinite or no rigid transform; or a network that returns NaN.
         """
-        if len(poses) != len(states):
-            raise ValueError(f"{len(states)} states take the poses of {len(states)} bodies; got those of {len(poses)}")
+        generation.check_paths(poses, len(states))
         model, memories = self.model, [state.memory for state in states]
         # 1. Read memory: the patches that the next views show.
         cameras = generation.camera_tensor(poses, self.device)  # [b, t, 4, 4, 4]
@@ -197,7 +196,7 @@ class MosaicWorld:
         )
         return after, views
 
-    @torch.no_grad()
+    @without_autocast
     def step_latents(
         self, states: Sequence[WorldState], actions: np.ndarray
     ) -> tuple[list[WorldState], list[LatentObservation]]:
@@ -221,6 +220,7 @@ class MosaicWorld:
 
     # Parts of a step that training, evaluation and planning use too
 
+    @without_autocast
     def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
         """Points (x, z) `[n, 2]`, metres, that each state's body cannot pass."""
         memories, poses = [state.memory for state in states], [state.pose for state in states]
@@ -243,7 +243,7 @@ class MosaicWorld:
     def retrieve(
         self, states: Sequence[WorldState], cameras: Tensor, map_views: Sequence[Tensor | None] | None = None
     ) -> Retrieved:
-        """What memory holds of the `b * t` views from cameras `[b, t, 4, 4, 4]`, metres."""
+        """Retrieves from memory for the `b * t` views from cameras `[b, t, 4, 4, 4]`, metres."""
         return spatial_memory.retrieve_views(
             [state.memory for state in states],
             cameras,
@@ -270,6 +270,7 @@ class MosaicWorld:
         settings = self.model.settings
         return self.model.text_encoder.encode([settings.negative_prompt]) if settings.guidance != 1.0 else None
 
+    @without_autocast
     def coverage_mask(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
         """Which pixels of a next view from four poses memory covers, bool `[4, H, W]`."""
         cameras = generation.camera_tensor([poses], self.device)
@@ -277,6 +278,7 @@ class MosaicWorld:
 
     # Starting an episode
 
+    @without_autocast
     def start(self, start: Start) -> tuple[WorldState, View]:
         """A body at rest in front of a start image: the start's own, or one of the checkpoint's, drawn by the seed.
 
@@ -305,6 +307,7 @@ class MosaicWorld:
         view = observation.make_view(state.memory, poses, frames, depth_m, coverage, self.image_from_camera, self.atlas)
         return state, view
 
+    @without_autocast
     def start_from_frames(self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str) -> WorldState:
         """A state whose memory holds four true frames (uint8 `[4, H, W, 3]`) from four poses.
 
@@ -315,7 +318,7 @@ class MosaicWorld:
         return self._start_from(frames, poses, seed, prompt, self._check_memory(None))[0]
 
     @out_of_memory_guard("encoding observed frames")
-    @torch.no_grad()
+    @without_autocast
     def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
         """The state after four true frames (uint8 `[4, H, W, 3]`) from four poses, as a robot's camera delivers them.
 
@@ -380,7 +383,7 @@ class MosaicWorld:
 
     @property
     def fingerprint(self) -> str:
-        """Of the checkpoint, followed by each argument that differs from its default, because it changes futures."""
+        """The checkpoint's fingerprint, then each argument that differs from its default, since it changes futures."""
         settings = self.model.settings
         arguments = {
             "capacity": (self.capacity, settings.capacity),
@@ -398,12 +401,12 @@ class MosaicWorld:
         """Whether the checkpoint predicts rewards and terminations."""
         return self.model.reward_heads is not None
 
-    @torch.no_grad()
+    @without_autocast
     def with_prompt(self, state: WorldState, prompt: str) -> WorldState:
         """The same state, with its future conditioned on another prompt; ValueError for one that is too long."""
         return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
 
-    @torch.no_grad()
+    @without_autocast
     def current_frame(self, state: WorldState) -> np.ndarray:
         """The latest frame of a state, uint8 `[H, W, 3]`."""
         return frames_to_uint8(self.model.codec.last_frame(state.history[-1], state.stream)).cpu().numpy()

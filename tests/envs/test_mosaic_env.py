@@ -418,3 +418,14 @@ def test_an_unknown_scenario_names_the_known_ones():
     for scenario in (3, None):
         with pytest.raises(ValueError, match=f"scenario is a name, one of my_way_home.*; got {scenario}"):
             make_simulator_env(scenario=scenario)
+
+
+def test_images_and_poses_may_be_tensors():
+    image = np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8)
+    env = WorldEnv(CountingWorld(), options=("image", "pose"))
+    pose = pose_at(0.0, 0.0, 2.0, 0.0).world_from_camera
+    options = {"image": torch.tensor(image), "pose": torch.tensor(pose, dtype=torch.bfloat16, requires_grad=True)}
+    observation, info = env.reset(options=options)
+    assert np.array_equal(observation, image) and np.array_equal(info["pose"], pose)
+    with pytest.raises(ValueError, match="uint8 array of shape .* got Tensor"):
+        env.reset(options={"image": torch.zeros(40, 64, 3)})

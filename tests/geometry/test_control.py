@@ -175,9 +175,30 @@ def test_poses_of_any_rigid_camera_are_accepted():
     reversed_twice = np.ascontiguousarray(tilted(0.3)[::-1])[::-1]  # negative strides
     assert np.array_equal(check_pose(reversed_twice).world_from_camera, tilted(0.3))
     assert np.array_equal(check_pose(torch.eye(4)).world_from_camera, np.eye(4))
-    with pytest.raises(ValueError, match="got Tensor: Can't call numpy"):
-        check_pose(torch.eye(4, requires_grad=True))
+    for tensor in (torch.eye(4, requires_grad=True), torch.eye(4, dtype=torch.bfloat16)):
+        assert np.array_equal(check_pose(tensor).world_from_camera, np.eye(4))
     assert check_pose([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).world_from_camera.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("poses", "got"),
+    [
+        (Pose(np.eye(4)), "got one Pose"),
+        (np.stack([np.eye(4)] * 4), "got a ndarray among them"),
+        ([pose_at(0, 0, 0, 0), np.eye(4)], "got a ndarray among them"),
+        (torch.stack([torch.eye(4)] * 4), "got a Tensor among them"),
+    ],
+)
+def test_cameras_that_are_no_poses_are_refused_with_what_makes_poses(poses, got):
+    with pytest.raises(
+        ValueError, match=rf"{got}: make one of a camera \[4, 4\] by Pose\(world_from_camera\).*pose_at"
+    ):
+        check_poses(poses)
+
+
+def test_a_pose_of_a_tensor_with_gradients_is_refused():
+    with pytest.raises(ValueError, match="pose 1: Can't call numpy"):
+        check_poses([pose_at(0, 0, 0, 0), Pose(torch.eye(4, requires_grad=True))])
 
 
 @pytest.mark.parametrize("velocity_m", [np.array([0.0, np.nan, 0.0]), np.zeros(2)])

@@ -21,6 +21,9 @@ def world():
     world.close()
 
 
+PITCH = np.array([[1.0, 0, 0, 0], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, 0], [0, 0, 0, 1]])
+
+
 def test_it_is_a_world(world):
     assert isinstance(world, World)
     _, view = world.start(Start(seed=OPEN_SEED))
@@ -246,3 +249,22 @@ def test_other_maps_by_name(scenario):
     (_,), (after,) = world.step([state], RIGHT)
     assert view.frames.std() > 5 and not np.array_equal(view.frames[-1], after.frames[-1])
     world.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda poses: [Pose(np.full((4, 4), np.nan))] * 4, "pose 0: .*NaN"),
+        (lambda poses: [*poses[:3], Pose(poses[3].world_from_camera @ PITCH)], "the simulator's camera is level"),
+        (lambda poses: np.stack([pose.world_from_camera for pose in poses]), "list of Pose objects.*a ndarray"),
+        (lambda poses: poses[0], "got one Pose"),
+        (lambda poses: poses[:3], "a step follows 4 poses; got 3"),
+    ],
+)
+def test_poses_that_no_body_can_follow_move_nothing(world, change, named):
+    state, _ = world.start(Start(seed=OPEN_SEED))
+    poses = Control().advance(state.pose, FORWARD[0])
+    with pytest.raises(ValueError, match=named):
+        world.follow(state, change(poses))
+    after, _ = world.follow(state, poses)
+    assert np.abs(after.pose.world_from_camera - poses[-1].world_from_camera).max() < 2e-3

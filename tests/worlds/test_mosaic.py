@@ -243,7 +243,9 @@ def test_an_accelerator_that_is_too_small_is_named_by_what_it_has_no_room_for(wo
     ):
         with monkeypatch.context() as patch:
             patch.setattr(getattr(world.model, part), method, full)
-            told = rf"no room for {component}\..*resolution.*'offload': 'model'.*Tried to allocate 3.00 GiB.\)$"
+            told = (
+                rf"too little memory for {component}\..*resolution.*'offload': 'model'.*Tried to allocate 3.00 GiB.\)$"
+            )
             with pytest.raises(MemoryError, match=told):
                 world.step([state], RIGHT[None])
     _, (after,) = world.step([state], RIGHT[None])
@@ -446,8 +448,8 @@ def test_frames_of_any_strides_are_taken(world):
     state, view = world.start(Start(seed=0))
     poses = world.control.advance(state.pose, FORWARD)
     bgr = np.ascontiguousarray(view.frames[..., ::-1])
-    for frames in (bgr[..., ::-1], np.asfortranarray(view.frames)):
-        assert frames.strides != view.frames.strides
+    for frames in (bgr[..., ::-1], np.asfortranarray(view.frames), torch.tensor(view.frames)):
+        assert isinstance(frames, torch.Tensor) or frames.strides != view.frames.strides
         one, other = world.observe(state, frames, poses), world.observe(state, view.frames, poses)
         assert torch.equal(one.history, other.history)
         one, other = (world.start_from_frames(given, poses, 0, "") for given in (frames, view.frames))
@@ -465,3 +467,19 @@ def test_old_method_names_warn_and_work(world):
     assert np.array_equal(views[0][0].frames, world.generate([state], [poses])[1][0].frames)
     with pytest.warns(DeprecationWarning, match="MosaicWorld.begin is deprecated: use start_from_frames"):
         world.begin(views[0][0].frames, poses, 0, "")
+
+
+def test_cameras_in_place_of_poses_are_refused_with_what_makes_poses(world):
+    state, view = world.start(Start(seed=0))
+    cameras, pose = view.world_from_camera, state.pose
+    for call in (
+        lambda poses: world.observe(state, view.frames, poses),
+        lambda poses: world.start_from_frames(view.frames, poses, 0, ""),
+        lambda poses: world.generate([state], [poses]),
+    ):
+        with pytest.raises(ValueError, match="list of Pose objects.*ndarray among them.*pose_at"):
+            call(cameras)
+        with pytest.raises(ValueError, match="got one Pose"):
+            call(pose)
+    with pytest.raises(ValueError, match="got one Pose"):
+        world.generate([state], pose)

@@ -92,6 +92,7 @@ DEFAULTS = {
     "numpy_errors": lambda: np.errstate(all="raise"),
     "warnings": warnings_as_errors,
     "deterministic": deterministic,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
 
 
