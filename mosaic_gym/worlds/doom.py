@@ -125,6 +125,7 @@ class DoomWorld:
         self._game, self._guard = open_game(scenario, crop, timeout_tics, self._levels and self._levels.path)
         self._surfaces: Surfaces | None = None
         self._observation: _TicObservation | None = None
+        self._tic: vizdoom.GameState | None = None
         self._moment = 0
         self._ended = True
 
@@ -234,7 +235,8 @@ class DoomWorld:
         if self._levels is None or self._ended:
             reason = "no episode is running" if self._levels is not None else f"{self.scenario} has no generated map"
             raise RuntimeError(f"there is no layout: {reason}")
-        return self._levels.layout(self._open_game().get_state())
+        self._open_game()
+        return self._levels.layout(self._tic)
 
     def simulator_seconds(self, frames: int) -> float:
         """How long the simulator alone takes for some frames, with the same buffers; it ends the running episode.
@@ -345,7 +347,7 @@ class DoomWorld:
                 before = pose_of(game.get_state()) if before is None else before
                 reward += game.make_action(_buttons(before, targets, tic))
             if not game.is_episode_finished():
-                state = game.get_state()  # a copy of all buffers: once a tic
+                state = self._tic = game.get_state()  # a copy of all buffers: once a tic
                 self._observation = self._observe(state)
                 reward += 0.0 if self._levels is None else self._levels.gather(state)
                 before = self._observation.pose

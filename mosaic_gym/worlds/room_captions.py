@@ -68,7 +68,7 @@ def caption_steps(views: Sequence[View], layouts: Sequence[Layout]) -> list[Step
         events = () if step == 0 else _events(views[step - 1], view, layouts[step - 1], layout, shares)
         kind = "corridor" if space.kind == "corridor" else "room"
         light = "bright" if space.light >= BRIGHT else "dim" if space.light >= DIM else "dark"
-        text = _sentence(f"a {space.theme} {kind}, {light}", _things(view, layout), events)
+        text = _sentence(f"{_with_article(space.theme)} {kind}, {light}", _things(view, layout), events)
         captions.append(StepCaption(text, space.theme, room, events))
     return captions
 
@@ -82,6 +82,10 @@ def _sentence(place: str, things: Sequence[str], events: Sequence[str]) -> str:
         if len(text.encode()) <= MAX_BYTES:
             return text
     return place
+
+
+def _with_article(word: str) -> str:
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _joined(words: Sequence[str]) -> str:

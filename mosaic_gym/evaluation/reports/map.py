@@ -14,6 +14,7 @@ METRE_PX = 18
 """Pixels of a metre from above."""
 BORDER_M = 1.5
 LEGEND_PX = 30
+LEGEND_WIDTH_PX = 540
 WALL, DOOR, OPEN_DOOR, PATH = (235, 235, 235), (214, 120, 40), (110, 150, 90), (255, 255, 255)
 MARKS = {"start": (90, 230, 90), "pickup": (90, 170, 255), "monster": (240, 70, 70), "prop": (190, 190, 190)}
 """Colors of things by kind."""
@@ -36,6 +37,7 @@ def map_picture(layout: Layout, path_m: np.ndarray | None = None) -> np.ndarray:
     corners = np.concatenate([space.outline_m for space in layout.spaces])
     low, high = corners.min(0) - BORDER_M, corners.max(0) + BORDER_M
     width, height = (int(np.ceil(size)) for size in (high - low) * METRE_PX)
+    width = max(width, LEGEND_WIDTH_PX)
     picture = Image.new("RGB", (width, height + LEGEND_PX), BACKGROUND)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
 
@@ -43,7 +45,6 @@ def map_picture(layout: Layout, path_m: np.ndarray | None = None) -> np.ndarray:
         x, z = (np.atleast_2d(places_m) - low).T * METRE_PX
         return list(zip(x.tolist(), (height - z).tolist(), strict=True))
 
-    # Floors first, outlines of the spaces as walls, then openings without a wall between touching spaces.
     for space in layout.spaces:
         color = np.array(COLORS.get(space.theme, (120, 120, 120)))
         shade = 0.4 if space.is_dark else 1.0 if space.kind != "corridor" else 0.7

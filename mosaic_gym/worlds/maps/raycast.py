@@ -122,7 +122,11 @@ class Raycaster:
         right, ahead = np.array([np.cos(yaw_rad), -np.sin(yaw_rad)]), np.array([np.sin(yaw_rad), np.cos(yaw_rad)])
         from_a, from_b = self._a - (x, y), self._b - (x, y)
         a_right, a_ahead, b_right, b_ahead = from_a @ right, from_a @ ahead, from_b @ right, from_b @ ahead
-        near = np.flatnonzero((a_ahead > 0) | (b_ahead > 0))
+        # Edges in view only: not behind the camera, nor wholly to the left or right of all rays.
+        left, right_most = slopes.min(), slopes.max()
+        near = (a_ahead > 0) | (b_ahead > 0)
+        near &= (a_right >= left * a_ahead) | (b_right >= left * b_ahead)
+        near = np.flatnonzero(near & ((a_right <= right_most * a_ahead) | (b_right <= right_most * b_ahead)))
         a_right, a_ahead, b_right, b_ahead = a_right[near], a_ahead[near], b_right[near], b_ahead[near]
         slope = slopes[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
