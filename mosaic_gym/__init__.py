@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register as _register
 
 from mosaic_gym.deprecation import warn_renamed as _warn_renamed
-from mosaic_gym.envs.tasks import FixedStarts, StartAndGoal, Task, TaskStep
+from mosaic_gym.envs.episode import Rules
+from mosaic_gym.envs.snapshot import Snapshot
+from mosaic_gym.envs.tasks import (
+    ExploreTask,
+    FixedStarts,
+    GoalTask,
+    ReturnTask,
+    SimulatorTask,
+    StartAndGoal,
+    Task,
+    TaskStep,
+)
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.geometry.conventions import (
     pose_from_camera_from_world,
@@ -26,22 +37,34 @@ from mosaic_gym.worlds.protocol import StaleStateError, Start, State, View, Worl
 from mosaic_gym.worlds.registry import WORLDS, make_world
 
 if TYPE_CHECKING:
-    from mosaic_gym.data.episodes import EpisodeStore
+    from mosaic_gym.data.episodes import EpisodeStore, write_episode
     from mosaic_gym.memory.mosaic import MosaicMemory
     from mosaic_gym.model.wan.adapters import fuse_adapters
     from mosaic_gym.model.wan.options import WanOptions
+    from mosaic_gym.worlds.doom import DoomWorld
+    from mosaic_gym.worlds.maps.rooms import MapOptions
+    from mosaic_gym.worlds.mosaic import MosaicWorld
 
 __all__ = [
     "ACTIONS",
     "Control",
     "DepthWalker",
+    "DoomWorld",
     "EpisodeStore",
+    "ExploreTask",
     "FRAMES_PER_STEP",
     "FixedStarts",
+    "GoalTask",
+    "MapOptions",
     "MosaicMemory",
+    "MosaicWorld",
     "Planner",
     "Pose",
+    "ReturnTask",
+    "Rules",
     "Search",
+    "SimulatorTask",
+    "Snapshot",
     "StaleStateError",
     "Start",
     "StartAndGoal",
@@ -63,15 +86,20 @@ __all__ = [
     "pose_from_opengl",
     "pose_from_ros",
     "steer_towards_depth",
+    "write_episode",
 ]
 
 _LAZY = {
+    "DoomWorld": "mosaic_gym.worlds.doom",
     "EpisodeStore": "mosaic_gym.data.episodes",
+    "MapOptions": "mosaic_gym.worlds.maps.rooms",
     "MosaicMemory": "mosaic_gym.memory.mosaic",
+    "MosaicWorld": "mosaic_gym.worlds.mosaic",
     "WanOptions": "mosaic_gym.model.wan.options",
     "fuse_adapters": "mosaic_gym.model.wan.adapters",
+    "write_episode": "mosaic_gym.data.episodes",
 }
-"""Names whose modules import torch, which takes seconds: each is imported when it is first used."""
+"""Names whose modules import torch or the simulator, which takes time: each is imported when it is first used."""
 _RENAMED = {"FixedScenes": "FixedStarts", "thrust_towards_depth": "steer_towards_depth"}  # old spelling
 
 

@@ -164,3 +164,16 @@ def test_all_the_door_promises_is_there():
 def test_an_unknown_world_names_the_known_ones():
     with pytest.raises(ValueError, match="unknown world 'quake'; the known ones are doom, mosaic"):
         mosaic_gym.make_world("quake")
+
+
+def test_what_users_name_comes_by_the_door():
+    """What they subclass, compose or call, by its own module's object."""
+    from mosaic_gym.data.episodes import write_episode
+    from mosaic_gym.envs import episode, snapshot, tasks
+    from mosaic_gym.worlds.doom import DoomWorld
+    from mosaic_gym.worlds.maps.rooms import MapOptions
+    from mosaic_gym.worlds.mosaic import MosaicWorld
+
+    names = [write_episode, snapshot.Snapshot, episode.Rules, DoomWorld, MapOptions, MosaicWorld, tasks.ExploreTask]
+    names += [tasks.GoalTask, tasks.ReturnTask, tasks.SimulatorTask]
+    assert all(getattr(mosaic_gym, named.__name__) is named for named in names)

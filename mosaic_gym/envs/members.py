@@ -89,7 +89,7 @@ class Members:
     def set_rules(self, rules: Rules) -> None:
         """When episodes are truncated, running ones included; TypeError if that is not a `Rules`."""
         if not isinstance(rules, Rules):
-            raise TypeError(f"rules are a mosaic_gym.envs.episode.Rules; got {rules!r}")
+            raise TypeError(f"rules are a mosaic_gym.Rules; got {rules!r}")
         self.rules = rules
 
     def reset(
