@@ -1,5 +1,6 @@
 """`evaluate world`: its roll-outs, what it refuses, and figures that tell known worlds from the truth."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 import mosaic_gym
 from mosaic_gym.evaluation.metrics.neighbors import pooled_pixels
 from mosaic_gym.evaluation.net import FEATURES, KINDS, EvaluationNet, load_evaluation_net
-from mosaic_gym.evaluation.suites.world import calibration, changes, known_worlds, scenes, stages
+from mosaic_gym.evaluation.suites.world import benchmark, calibration, changes, known_worlds, rollouts, scenes, stages
 from mosaic_gym.evaluation.suites.world.config import Config
 from mosaic_gym.evaluation.suites.world.faithfulness import return_psnr
 from mosaic_gym.evaluation.suites.world.figures import Reference, measure
-from mosaic_gym.evaluation.suites.world.rollouts import PROMPTED_STEPS, Rollout, roll_out, simulator_rollouts
+from mosaic_gym.evaluation.suites.world.rollouts import Rollout, roll_out, simulator_rollouts
 from mosaic_gym.evaluation.suites.world.subjects import LearnedWorld
 from mosaic_gym.evaluation.true_frames import TRAIN_THEMES, draw_frames
 from mosaic_gym.geometry.control import Control
@@ -71,11 +72,13 @@ def test_the_truth_returns_exactly_and_a_blur_does_not(scene):
     assert return_psnr(scene, known_worlds.changed(truth, known_worlds.noisy).seen) < 30
 
 
-def test_a_learned_world_is_driven_along_the_true_cameras(scene):
+def test_a_learned_world_is_driven_along_the_true_cameras(scene, monkeypatch):
+    monkeypatch.setattr(rollouts, "WALK_STEPS", 5)
+    monkeypatch.setattr(rollouts, "PROMPTED_STEPS", 3)
     short = replace(scene, path_frames=scene.path_frames[:4], path_cameras=scene.path_cameras[:4])
     (found,) = roll_out(LearnedWorld(tiny_model(size=SIZE)), [short])
     assert found.seen.shape == found.off.shape == found.invented.shape == (4, *SIZE, 3) and len(found.again) == 2
-    assert found.walk_cameras.shape == (scenes.WALK_STEPS + 1, 4, 4) and len(found.prompted) == PROMPTED_STEPS + 1
+    assert found.walk_cameras.shape == (6, 4, 4) and len(found.prompted) == 4
     assert np.isfinite(found.walk_depth).all() and scene.walk_themes[found.prompted_theme] <= 0.03
     blind = replace(short, history_depth=short.history_depth * 0 + 9, walk_depth=short.walk_depth * 0 + 9)
     (again,) = roll_out(LearnedWorld(tiny_model(size=SIZE)), [blind])
@@ -108,6 +111,19 @@ def test_things_change_and_are_looked_at_again(simulators, kind):
         assert changes._stays(change, truth.ends, truth.ends_depth, net)
         shut = np.full_like(truth.ends_depth, change.distance_m)
         assert not changes._stays(change, truth.ends, shut, net)
+
+
+@pytest.mark.slow
+def test_changes_are_made_once_and_rolled_out(tmp_path):
+    tiny_model(size=SIZE).save_pretrained(tmp_path / "tiny")
+    simulation = stages.simulation_of(str(tmp_path / "tiny"), "heldout")
+    found = stages.make_changes(simulation, tmp_path, changes.PICKUP, 2, 1)
+    assert [change.index for change in stages.make_changes(simulation, tmp_path, changes.PICKUP, 2, 1)] == [
+        change.index for change in found
+    ]
+    subject = stages.Subject("tiny", "learned", str(tmp_path / "tiny"), None, tmp_path, simulation.control)
+    ends = stages.make_change_rollouts(subject, found, 1)
+    assert len(ends) == len(found) and ends[0].ends.shape == (changes.LAST, *SIZE, 3)
 
 
 def test_roll_outs_of_another_world_are_refused(tmp_path):
@@ -165,17 +181,24 @@ def test_a_figure_catches_what_lies_beyond_the_ceiling():
 
 
 @pytest.mark.slow
-def test_known_worlds_are_caught_and_the_ceiling_passes(tmp_path):
-    """The calibration at its smallest: worlds that need no checkpoint, and a net without training as features."""
+def test_known_worlds_are_caught_and_the_ceiling_passes(tmp_path, capsys):
+    """The command for the simulator, and the calibration at its smallest: worlds that need no checkpoint."""
+    config = Config("simulator", paths=20, train_maps=20, out=tmp_path, json=tmp_path / "world.json")
+    results = benchmark.evaluate(config)
+    printed = capsys.readouterr().out
+    assert "evaluation net" in printed and all(name in printed for name in results["figures"])
+    assert json.loads(config.json.read_text())["paths"] == 20
+    assert 0.6 < results["figures"]["sharpness_16"]["value"] < 1.6 and results["figures"]["mirror_psnr"]["value"] > 40
+    assert len(list((tmp_path / "pictures").glob("*.png"))) >= 3
+
     simulation, maps = stages.Simulation("heldout", SIZE, Control()), 20
     own, others, again = (stages.make_scenes(simulation, tmp_path, k * stages.OTHER_MAPS, maps, 2) for k in range(3))
     training = stages.make_training_frames(simulation, tmp_path, 20, 2)
-    torch.manual_seed(0)
     pixels = pooled_pixels(np.concatenate([row.frames for row in training]))
-    reference = Reference(own, pixels, EvaluationNet(TRAIN_THEMES).eval())
+    reference = Reference(own, pixels, load_evaluation_net()[0])
     truth = simulator_rollouts(others)
     worlds = {
-        "simulator": measure(others, truth, reference),
+        "simulator": results["figures"],
         "simulator again": measure(again, simulator_rollouts(again), reference),
         "blur": measure(others, [known_worlds.changed(row, known_worlds.blurred) for row in truth], reference),
         "noise": measure(others, [known_worlds.changed(row, known_worlds.noisy) for row in truth], reference),

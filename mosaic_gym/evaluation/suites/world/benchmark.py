@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CEILING, SECOND_CEILING = "simulator", "simulator again"
 """The simulator on other maps of the split, and on yet others."""
+CODEC = "codec"
 NO_NETWORK = "not applicable: the world is not a checkpoint"
 
 
@@ -79,7 +80,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     if config.calibrate:
         results |= _calibrate(config, simulation, reference, others, rows)
         print()
-        print("\n".join(calibration_lines(results["calibration"], rows[CEILING])))
+        print("\n".join(calibration_lines({**results["calibration"], **rows}, rows[CEILING])))
         print("\n".join(["", *results["verdicts"]]))
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def _calibrate(
     worlds = {CEILING: rows[CEILING], SECOND_CEILING: measure(again, simulator_rollouts(again), reference)}
     changes = {"blur": blurred, "noise": noisy}
     if reference.codec is not None:
-        changes["codec"] = reference.codec
+        changes[CODEC] = reference.codec
     for name, change in changes.items():
         worlds[name] = measure(others, [changed(row, change) for row in simulator_rollouts(others)], reference)
     checkpoint = "doom-tiny" if config.checkpoint == CEILING else config.checkpoint
@@ -159,7 +160,7 @@ def _calibrate(
             reference.scenes, make_rollouts(known, reference.scenes, config.workers), reference
         )
     caught = catches(worlds, rows[CEILING])
-    lines = verdicts(caught, good={CEILING, SECOND_CEILING})
+    lines = verdicts(caught, good={CEILING, SECOND_CEILING}, neutral={CODEC})
     return {"calibration": worlds, "caught": caught, "verdicts": lines}
 
 

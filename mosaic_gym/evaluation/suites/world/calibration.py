@@ -50,17 +50,22 @@ def is_caught(name: str, figure: Figure, ceiling: Figure) -> bool:
 def catches(worlds: Mapping[str, Mapping[str, Figure]], ceiling: Mapping[str, Figure]) -> dict[str, list[str]]:
     """For every world the names of the figures that catch it."""
     return {
-        world: [name for name in WORSE if name in figures and is_caught(name, figures[name], ceiling[name])]
+        world: [
+            name
+            for name in WORSE
+            if name in figures and name in ceiling and is_caught(name, figures[name], ceiling[name])
+        ]
         for world, figures in worlds.items()
     }
 
 
-def verdicts(caught: Mapping[str, list[str]], good: set[str]) -> list[str]:
+def verdicts(caught: Mapping[str, list[str]], good: set[str], neutral: set[str] = frozenset()) -> list[str]:
     """What the calibration found, one line each; a line that starts with `FAILED` is a figure's or a world's fault.
 
     Args:
         caught: from `catches`.
-        good: worlds that no figure may catch; all others are bad.
+        good: worlds that no figure may catch.
+        neutral: worlds that may be caught or not, such as a codec that may be good; all others are bad.
     """
     lines = []
     for world, names in caught.items():
@@ -68,8 +73,8 @@ def verdicts(caught: Mapping[str, list[str]], good: set[str]) -> list[str]:
             line = (
                 f"{world}: passes all" if not names else f"FAILED: {world} is true, and is caught by {', '.join(names)}"
             )
-        elif len(names) >= LEAST_CAUGHT:
-            line = f"{world}: caught by {len(names)} ({', '.join(names)})"
+        elif len(names) >= LEAST_CAUGHT or world in neutral:
+            line = f"{world}: caught by {len(names)} ({', '.join(names) or 'nothing'})"
         else:
             line = f"FAILED: {world} is caught by {', '.join(names) or 'nothing'}; it must be by {LEAST_CAUGHT}"
         lines.append(line)

@@ -40,7 +40,7 @@ def blurred(frames: np.ndarray) -> np.ndarray:
 
 def noisy(frames: np.ndarray) -> np.ndarray:
     """Frames with Gaussian noise of `NOISE_LEVELS` grey levels."""
-    rng = np.random.default_rng(len(frames))
+    rng = np.random.default_rng(int(frames.sum(dtype=np.int64)))  # other noise for other frames
     return (frames + rng.normal(0, NOISE_LEVELS, frames.shape)).round().clip(0, 255).astype(np.uint8)
 
 
@@ -84,7 +84,7 @@ Picture = Callable[[Canned], tuple[np.ndarray, np.ndarray]]
 
 
 class CannedWorld:
-    """A world that shows the pictures that a function makes. Its body meets no obstacle.
+    """A world that shows the pictures that a function makes. Its body has no obstacles.
 
     Args:
         fingerprint: of the pictures.
@@ -155,7 +155,7 @@ class Playback:
 
 
 class Regression:
-    """What a network trained by squared error converges to: the mean of what followed similar pictures.
+    """The limit of a network trained by squared error: the mean of the frames that followed similar pictures.
 
     The frame after n steps is the mean over the `NEIGHBORS` training walks whose starts look most like the given
     picture (nearest-neighbor regression on 16 x 16 pixels).

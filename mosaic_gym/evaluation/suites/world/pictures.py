@@ -93,8 +93,9 @@ def save_plot(
             values = np.array([[row["value"], row["low"], row["high"]] for row in rows])
             errors = np.abs(values[:, 1:] - values[:, :1]).T
             label = f"{at}" if known is figures else f"{at}, simulator"
-            two.errorbar((4, 16, 64), values[:, 0], errors, fmt=style, color=color, capsize=3, label=label)
-    two.set(xlabel="step of the free walk", title="AUC of a classifier", xscale="log", ylim=(0.3, 1.02))
+            two.errorbar(range(3), values[:, 0], errors, fmt=style, color=color, capsize=3, label=label)
+    two.set(xlabel="step of the free walk", title="AUC of a classifier", ylim=(0.3, 1.02))
+    two.set_xticks(range(3), ("4", "16", "64"))
     two.legend(fontsize=7)
     for walks, label in (([r.walk_depth for r in rollouts], "world"), ([s.walk_depth for s in scenes], "truth")):
         medians = np.median(np.stack(walks)[:, 1:].reshape(-1, walks[0][0].size), axis=1)
