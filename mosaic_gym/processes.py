@@ -134,6 +134,18 @@ while [ $# -gt 0 ]; do
 done
 """
 """A shell's program: waits for the end of its input, then kills processes, given as pairs of an id and a start time."""
+_KILL_MARKED_AT_END = """
+read -r mark
+read released && exit
+for _ in 1 2 3 4; do
+    for file in $(grep -l -- "$mark" /proc/[0-9]*/cmdline 2>/dev/null); do
+        process=${file#/proc/}
+        kill -KILL "${process%/cmdline}"
+    done
+    sleep 0.25
+done
+"""
+"""The same for processes whose command line holds a mark. It looks for a second, because one may be starting."""
 _GUARDS: weakref.WeakSet[Guard] = weakref.WeakSet()
 """The guards that hold a pipe."""
 
@@ -148,23 +160,29 @@ class Guard:
 
     Args:
         process_ids: what to kill.
+        mark: text in the command line of what to kill, unique to it. Such a guard can be made before the process
+            starts, so that no moment is unguarded. It needs `/proc`.
     """
 
-    def __init__(self, process_ids: Iterable[int]) -> None:
+    def __init__(self, process_ids: Iterable[int] = (), mark: str = "") -> None:
         started = {process_id: _start_time(process_id) for process_id in process_ids}
         if os.path.isdir("/proc/self"):
             started = {process_id: ticks for process_id, ticks in started.items() if ticks}  # the others have ended
         processes = [text for row in started.items() for text in map(str, row)]
         self._shell: subprocess.Popen[bytes] | None = None
-        if processes and os.name == "posix":
+        if (processes or mark) and os.name == "posix":
+            program = [_KILL_MARKED_AT_END] if mark else [_KILL_AT_END, "sh", *processes]
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", _KILL_AT_END, "sh", *processes],
+                ["/bin/sh", "-c", *program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # signals to the process group must not end it
             )
             _GUARDS.add(self)
+            if mark:  # not as an argument, by which the shell would find itself
+                self._shell.stdin.write(f"{mark}\n".encode())
+                self._shell.stdin.flush()
         self._owner = os.getpid()
 
     def release(self) -> None:

@@ -142,6 +142,31 @@ def test_a_guard_works_while_a_forked_child_of_its_process_lives():
     assert wait_for_end([sleeper]) == []
 
 
+def test_a_guard_by_mark_ends_what_starts_after_it():
+    """A simulator that is starting while its parent is killed is in no list of children yet."""
+    late = (
+        "import uuid\n"
+        "mark = uuid.uuid4().hex\n"
+        "guard = Guard(mark=mark)\n"
+        "late = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', mark])\n"
+        "other.kill(), other.wait()\n"
+        "other = late"
+    )
+    assert wait_for_end([guarded(late)]) == []
+
+
+def test_a_released_guard_by_mark_leaves_its_process_alone():
+    sleeper = guarded(
+        "import uuid\n"
+        "mark = uuid.uuid4().hex\n"
+        "late = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', mark])\n"
+        "guard = Guard(mark=mark)\nguard.release()\nother.kill(), other.wait()\nother = late"
+    )
+    alive = wait_for_end([sleeper], 1.0)
+    os.kill(sleeper, signal.SIGKILL)
+    assert alive == [sleeper]
+
+
 def test_a_guard_does_not_kill_another_process_of_the_same_id():
     sleeper = guarded("processes._start_time = lambda process_id: '1'\nguard = Guard([other.pid])")
     alive = wait_for_end([sleeper], 0.5)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ _OPENING = threading.Lock()  # one game is opened at a time, so a new child proc
 
 @dataclass(frozen=True)
 class Crop:
-    """How a frame is cut from the game's screen: centered, then averaged in square blocks.
+    """How a frame is cut from the game's screen: centred, then averaged in square blocks.
 
     Attributes:
         screen_height, screen_width: the screen, pixels, always 4:3.
@@ -177,7 +178,12 @@ def open_game(
     game.set_available_game_variables([getattr(vizdoom.GameVariable, variable) for variable in _VARIABLES])
     if timeout_tics is not None:
         game.set_episode_timeout(timeout_tics)
-    game.add_game_args("+movebob 0 +sv_cheats 1")  # `warp`, which places the body, counts as a cheat
+    mark = f"mosaic-gym-{uuid.uuid4().hex}"
+    game.add_game_args(f"+movebob 0 +sv_cheats 1 -{mark}")  # `warp`, which places the body, counts as a cheat
+    if Path("/proc/self").is_dir():
+        guard = Guard(mark=mark)
+        game.init()
+        return game, guard
     with _OPENING:
         before = child_ids("vizdoom")
         game.init()
