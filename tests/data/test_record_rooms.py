@@ -139,13 +139,16 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     program = """
 import resource, sys
 from pathlib import Path
-from mosaic_gym.worlds.recording import RecordConfig, record
+from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.recording import RecordConfig, record_episode
 config = RecordConfig(out=Path(sys.argv[1]), scenario="rooms", maps=2, steps_per_episode=16, workers=1)
+world = DoomWorld("rooms", 64, 64, timeout_tics=0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # writing more fails as on a full disk
 try:
-    record(config)
+    record_episode(world, config, 0)
 except OSError as error:
     print("OSError", error)
+world.close()
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "OSError" in done.stdout, done.stderr
