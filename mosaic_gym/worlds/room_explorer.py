@@ -30,9 +30,9 @@ DOOR_M = 4.0
 """Distance that it would walk in the time that a closed door takes, metres."""
 LONGEST_TOUR = 7
 """Rooms that it plans ahead."""
-ROAMING = 0.8
+ROAMING = 0.72
 """Share of the episodes that first visit new rooms, and only then go back and look around more often."""
-ENOUGH_ROOMS = 0.62
+ENOUGH_ROOMS = 0.6
 """Share of the map's rooms after which those episodes go back."""
 
 
@@ -98,9 +98,9 @@ class RoomExplorer(Drive):
             self.fetch_pickups()
             busy = self.is_roaming
             choice = self.rng.random()
-            if choice < (0.03 if busy else 0.25):
+            if choice < (0.03 if busy else 0.4):
                 self.look_around()
-            elif choice < (0.06 if busy else 0.35):
+            elif choice < (0.06 if busy else 0.5):
                 self.try_actions()
             self.go_to_room(self._choose_room())
 
@@ -115,8 +115,8 @@ class RoomExplorer(Drive):
     def go_to_room(self, room: int) -> None:
         """Walks through the doorway to a linked room, and in some cases glances to a side on the way."""
         glance_rad = 0.0
-        if self.rng.random() < (0.65 if self.is_roaming else 0.6):
-            glance_rad = float(self.rng.choice([-1.0, 1.0]) * self.rng.uniform(1.4, 2.6))
+        if self.rng.random() < (0.85 if self.is_roaming else 0.7):
+            glance_rad = float(self.rng.choice([-1.0, 1.0]) * self.rng.uniform(1.7, 2.7))
         self.walk_to(self._entry(room, self.room)[0], glance_rad)
 
     def fetch_pickups(self) -> None:
@@ -204,7 +204,7 @@ class RoomExplorer(Drive):
 
     def _choose_room(self) -> int:
         """The next room: on the tour with the most new rooms; after enough rooms, often the one before."""
-        if not self.is_roaming and self.rng.random() < 0.5:
+        if not self.is_roaming and self.rng.random() < 0.65:
             return self.previous if self.previous in self.linked[self.room] else self._any_room()
         budget_m = PACE_M * (self.steps - len(self.views))
         tour = self._best_tour(self.place_m, [self.room], frozenset(self.entered), budget_m)[1]
