@@ -30,7 +30,7 @@ DOOR_M = 4.0
 """Distance that it would walk in the time that a closed door takes, metres."""
 LONGEST_TOUR = 7
 """Rooms that it plans ahead."""
-ROAMING = 0.72
+ROAMING = 0.77
 """Share of the episodes that first visit new rooms, and only then go back and look around more often."""
 ENOUGH_ROOMS = 0.6
 """Share of the map's rooms after which those episodes go back."""
