@@ -1,22 +1,23 @@
 """The learned world: a video diffusion transformer with spatial memory.
 
-Open this file first. `MosaicWorld.step` moves the camera and generates the next view; `MosaicWorld.generate_clip` is
-the method in four parts: read memory, sample and decode, write memory, return views. Every call is a plain function
-of `spatial_memory.py`, `generation.py`, `observation.py`, `initialization.py` or `serialization.py`.
+Open this file first. `MosaicWorld.step` is the method: control moves the camera (`advance`), then `generate_clip`
+retrieves patches from memory, samples latents, decodes frames, and updates memory. The details are plain functions of
+`spatial_memory.py`, `generation.py`, `observation.py`, `initialization.py` and `serialization.py`.
 
 Terms:
-- A *step* is one latent frame: four video frames, each with a camera. A *clip* is several steps.
+- A *step* is one latent frame: four video frames, each with a camera. A *clip* is one or more steps.
 - A *state* (`WorldState`) is one episode at one step. It is never changed; stepping returns a new one.
 - A *view* (`View`) is what a step returns: four frames, the last one's depth, cameras, reward and termination.
-- *Memory* holds keyframes. A *keyframe* is one latent frame with its depth and four cameras; each of its cells is a
-  *patch* in 3D. *Coverage* is the share of a view's pixels that memory covers.
-- The *atlas* is a network with the map of the one recorded level. It draws what memory does not cover, and contains
-  walls that no frame has shown. Worlds without an atlas work too.
+- *Memory* holds keyframes. A *keyframe* is one latent frame with its four cameras and the last one's depth; each of
+  its cells is a *patch* in 3D. *Coverage* is the share of a view's pixels that memory covers.
+- The *atlas* is a network with the map of the one recorded level. Where an episode is located on that map, it fills
+  what memory does not cover, and adds walls to the obstacles. Worlds without an atlas work too.
 - The *history* is the latest latent frames, which condition the transformer. The *stream* is the decoder's cache.
-- A codec that *restarts* (an image-to-video model) starts a clip of its own from the last frame at every step.
+- With a codec that *restarts* (image-to-video models), every step is a new clip from the last frame.
 - An action is `[forward, strafe right, turn right]`, each in [-1, 1].
 
-Shapes: `b` states, `t` steps, `c h w` a latent frame, `H W` pixels.
+Shapes: `b` states, `t` steps, `c h w` a latent frame, `H W` pixels. Cameras `[b, t, 4, 4, 4]` are four matrices
+world_from_camera a step.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ Poses = Sequence[Sequence[Pose]]
 
 
 class MosaicWorld:
-    """Implements `World` with the networks of a `WorldModel`; one network call steps many states.
+    """Implements `World` with the networks of a `WorldModel`; many states are stepped as one batch.
 
     Args:
         model: the networks and their settings.
@@ -168,10 +169,10 @@ class MosaicWorld:
         """
         generation.check_paths(poses, len(states))
         model, memories = self.model, [state.memory for state in states]
-        # 1. Read memory: the patches that the next views show.
+        # Retrieve: the patches of memory that the next views show.
         cameras = generation.camera_tensor(poses, self.device)  # [b, t, 4, 4, 4]
         retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
-        # 2. Sample latents and decode them.
+        # Sample latents, and decode them.
         after, clips = list(states), []
         parts = generation.causal_parts(retrieved, cameras, poses, model.transformer.config.causal)
         for part, part_cameras, part_poses in parts:
@@ -181,14 +182,14 @@ class MosaicWorld:
             after = generation.condition_next_step(model, after, part_poses, latents, frames, part_cameras, streams)
             clips.append((latents, frames))  # frames [b, t, 4, 3, H, W]
         latents, frames = (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) for rows in zip(*clips, strict=True))
-        # 3. Write memory: lift the new frames into keyframes.
+        # Update memory: lift the new frames into keyframes.
         depth_m = spatial_memory.estimate_depth(model.depth, frames, retrieved, self.layout.intrinsics)
         steps = [state.step_index for state in states]
         updated = spatial_memory.update_memories(
             memories, latents, depth_m, cameras, retrieved, steps, self.layout, locates=self.atlas is not None
         )
         after = [replace(state, memory=rows[-1]) for state, rows in zip(after, updated, strict=True)]
-        # 4. Return views, with predicted rewards and terminations.
+        # Views, with predicted rewards and terminations.
         seeds = [state.seed for state in states]
         outcomes = observation.sample_outcomes(model.reward_heads, frames, seeds, steps, self.temperature)
         views = observation.make_views(
@@ -272,7 +273,7 @@ class MosaicWorld:
 
     @without_autocast
     def coverage_mask(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
-        """Which pixels of a next view from four poses memory covers, bool `[4, H, W]`."""
+        """The pixels that memory covers in views from four poses, bool `[4, H, W]`."""
         cameras = generation.camera_tensor([poses], self.device)
         return self.retrieve([state], cameras).pixels_covered[0].cpu().numpy()
 
@@ -280,7 +281,7 @@ class MosaicWorld:
 
     @without_autocast
     def start(self, start: Start) -> tuple[WorldState, View]:
-        """A body at rest in front of a start image: the start's own, or one of the checkpoint's, drawn by the seed.
+        """A new episode: a body at rest, whose first view is the start's image, or one of the checkpoint's by the seed.
 
         Without a prompt, an image of the checkpoint has its own caption, and an image of the user's has the empty
         prompt. With a memory and no image, the body rests at the start's pose, or where the memory ends, and the first
@@ -420,7 +421,7 @@ class MosaicWorld:
         return serialization.unpack_state(tensors, metadata, self.device)
 
     def close(self) -> None:
-        """Does nothing: the world holds no resource outside of Python. The World protocol has it."""
+        """Does nothing: the networks are freed with the object. The World protocol has it."""
 
     see_chunk = renamed_method("see_chunk", "generate_clip")  # old spelling
     begin = renamed_method("begin", "start_from_frames")  # old spelling
