@@ -172,7 +172,7 @@ class MosaicWorld:
         # Retrieve: the patches of memory that the next views show.
         cameras = generation.camera_tensor(poses, self.device)  # [b, t, 4, 4, 4]
         retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
-        # Sample latents, and decode them.
+        # Sample latents; decode frames and depth.
         after, clips = list(states), []
         parts = generation.causal_parts(retrieved, cameras, poses, model.transformer.config.causal)
         for part, part_cameras, part_poses in parts:
@@ -182,8 +182,8 @@ class MosaicWorld:
             after = generation.condition_next_step(model, after, part_poses, latents, frames, part_cameras, streams)
             clips.append((latents, frames))  # frames [b, t, 4, 3, H, W]
         latents, frames = (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1) for rows in zip(*clips, strict=True))
-        # Update memory: lift the new frames into keyframes.
         depth_m = spatial_memory.estimate_depth(model.depth, frames, retrieved, self.layout.intrinsics)
+        # Update memory: lift the new frames into keyframes.
         steps = [state.step_index for state in states]
         updated = spatial_memory.update_memories(
             memories, latents, depth_m, cameras, retrieved, steps, self.layout, locates=self.atlas is not None
