@@ -14,9 +14,21 @@ from tests.programs import ROOT, run
     [
         (["agents/scripted.py", "--steps", "4"], "explorer:"),
         (["agents/scripted.py", "--real", "--steps", "4"], "explorer:"),
-        (["agents/planner.py", "--memory=place", "--episodes", "1", "--steps", "1"], "memory place: home"),
-        (["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"], "memory off: home"),
-        (["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"], "in the simulator"),
+        pytest.param(
+            ["agents/planner.py", "--memory=place", "--episodes", "1", "--steps", "1"],
+            "memory place: home",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["agents/planner.py", "--method=mppi", "--memory=off", "--episodes", "1", "--steps", "1"],
+            "memory off: home",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["agents/ppo.py", "--steps", "1", "--members", "2", "--episodes", "1"],
+            "in the simulator",
+            marks=pytest.mark.slow,
+        ),
         (["examples/01_step_a_world.py"], "an image (64, 64, 3) uint8; 9 actions: noop, forward"),
         (["examples/04_plan_with_forks.py"], "step 1: "),
     ],

@@ -4,11 +4,13 @@ import re
 import runpy
 
 import numpy as np
+import pytest
 
 from mosaic_gym import ACTIONS
 from tests.programs import ROOT, run
 
 
+@pytest.mark.slow
 def test_the_walk_comes_home_and_only_memory_knows_it(tmp_path):
     said = run(tmp_path, "examples/02_walk_out_and_back.py", "sheet.png")
     told = re.findall(r"memory (on |off): home to ([\d.]+) m, ([\d.]+) dB .*elsewhere, ([\d.]+) at most", said)
@@ -19,6 +21,7 @@ def test_the_walk_comes_home_and_only_memory_knows_it(tmp_path):
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_training_takes_any_number_of_steps(tmp_path):
     assert "square metres of the simulator" in run(
         tmp_path, "examples/03_train_in_the_learned_world.py", "1", "watched.mp4"

@@ -72,6 +72,7 @@ def test_all_processes_end_and_the_same_command_resumes(number, workers, code, t
         assert not [path for path in tmp_path.glob("*/*.partial") if (path / "episode.json").exists()]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_all_processes_and_is_one_line(tmp_path):
     parent = subprocess.Popen(command(tmp_path, 400, 2), stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob("*/*/episode.json")):

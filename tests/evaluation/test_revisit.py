@@ -120,6 +120,7 @@ def test_a_return_path_leaves_what_it_saw_and_comes_back_over_the_same_poses(pat
     assert next(held_out_seeds()) % 10 == 9
 
 
+@pytest.mark.slow
 def test_memory_on_beats_memory_off_by_a_margin(shipped, path):
     variants = Variants(shipped)
     state = variants.after_history(path)

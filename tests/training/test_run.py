@@ -42,7 +42,7 @@ class _CutOff(Exception):
     pass
 
 
-@pytest.mark.parametrize("met", [{}, {"reuse": 2, "rollout": 0.0}])
+@pytest.mark.parametrize("met", [{}, pytest.param({"reuse": 2, "rollout": 0.0}, marks=pytest.mark.slow)])
 def test_resuming_equals_not_having_stopped(data, parts, tmp_path, monkeypatch, met):
     world.train(replace(tiny_world_config(data, parts, tmp_path / "whole", 4), **met))
     update = Run.update
@@ -77,6 +77,7 @@ def test_the_finished_world_loads_and_its_transformer_has_learnt_something(data,
     assert model.start_images.shape[1:] == (48, 64, 3) and len(model.start_prompts) == len(model.start_images)
 
 
+@pytest.mark.slow
 def test_the_world_trains_on_a_mixture_of_warps(data, parts, tmp_path):
     plain = tiny_world_config(data, parts, tmp_path / "both", 2)
     mixed = replace(plain, out=tmp_path / "mixed", augmentation=replace(plain.augmentation, single_warp=1.0))
@@ -222,6 +223,7 @@ def test_an_atlas_of_another_size_or_map_is_refused(data, parts):
     assert len(found.keyframes) == len(found.captions) == len(hinted.keyframes) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("a_precision_of_its_own")
 def test_the_world_trains_in_bf16(data, parts, tmp_path):
     model = world.train(replace(tiny_world_config(data, parts, tmp_path / "run", 2), precision="bf16"))
@@ -380,6 +382,7 @@ def test_a_run_of_before_the_options_and_networks_were_renamed_resumes(data, par
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_recipes_train_the_same_whatever_the_default_dtype(data, parts, tmp_path):
     def train_all(folder: Path) -> None:
         codec.train(codec.Config(data=data, out=folder / "codec", channels=24, steps=40))

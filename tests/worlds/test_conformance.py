@@ -25,8 +25,8 @@ def make_tiny() -> MosaicWorld:
 
 @pytest.mark.parametrize(
     "make",
-    [CountingWorld, make_tiny, partial(make_world, "mosaic"), partial(make_world, "mosaic", memory=False),
-     partial(make_world, "doom")],
+    [CountingWorld, make_tiny, partial(make_world, "mosaic"),
+     pytest.param(partial(make_world, "mosaic", memory=False), marks=pytest.mark.slow), partial(make_world, "doom")],
     ids=["counting", "tiny", "doom-tiny", "doom-tiny-forgetful", "engine"],
 )  # fmt: skip
 def test_every_world_conforms(make):
@@ -35,7 +35,9 @@ def test_every_world_conforms(make):
 
 @pytest.mark.parametrize("face", ["gymnasium", "sb3"])
 @pytest.mark.parametrize(
-    "make", [CountingWorld, make_tiny, partial(make_world, "mosaic")], ids=["counting", "tiny", "doom-tiny"]
+    "make",
+    [CountingWorld, make_tiny, pytest.param(partial(make_world, "mosaic"), marks=pytest.mark.slow)],
+    ids=["counting", "tiny", "doom-tiny"],
 )
 def test_the_dream_conforms_through_both_vector_faces(make, face):
     check_world(partial(ThroughFace, make, face))
