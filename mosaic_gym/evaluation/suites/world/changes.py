@@ -166,7 +166,7 @@ def _change_of(index: int, kind: str, views: Sequence[View], place: Place, promp
 def roll_out_changes(world: Any, changes: Sequence[Change]) -> list[ChangeRollout]:
     """A world (`WorldUnderTest`) driven along changes, as one batch."""
     states = [
-        world.start(change.start, Pose(change.cameras[0, -1]), change.prompt, 0, change.index, change.start_depth)
+        world.start(change.start, Pose(change.cameras[0, -1]), change.prompt, 0, change.index, change.start_depth)[0]
         for change in changes
     ]
     ends: list[list[View]] = [[] for _ in changes]

@@ -98,9 +98,11 @@ class CannedWorld:
     def __init__(self, fingerprint: str, picture: Picture, k: np.ndarray, control: Control):
         self.fingerprint, self.picture, self.k, self.control = fingerprint, picture, k, control
 
-    def start(self, frame: np.ndarray, pose: Pose, prompt: str, seed: int, index: int, depth_m: np.ndarray) -> Canned:
+    def start(
+        self, frame: np.ndarray, pose: Pose, prompt: str, seed: int, index: int, depth_m: np.ndarray
+    ) -> tuple[Canned, np.ndarray]:
         """See `WorldUnderTest`."""
-        return Canned(pose, 0, frame, depth_m, 1_000_003 * seed + index)
+        return Canned(pose, 0, frame, depth_m, 1_000_003 * seed + index), depth_m
 
     def observe(self, state: Canned, frames: np.ndarray, poses: Sequence[Pose]) -> Canned:
         """The state at the last camera; the frames are not used."""

@@ -61,8 +61,12 @@ def _moving_pairs(cameras: np.ndarray) -> np.ndarray:
 
 
 def _loop_error(scenes: Sequence[Scene], rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """How far the last frame of the way back is from the start's picture, by alignment, metres."""
-    starts = np.stack([scene.start_frame for scene in scenes]), np.stack([scene.history_depth[0] for scene in scenes])
+    """How far the last frame of the way back is from the start's picture, by alignment, metres.
+
+    Both have the world's own depth, so that a constant error of its scale does not count as a shift.
+    """
+    depth = [row.start_depth for row in rollouts]
+    starts = np.stack([scene.start_frame for scene in scenes]), np.stack(depth)
     ends = np.stack([row.invented[-1] for row in rollouts]), np.stack([row.invented_depth[-1] for row in rollouts])
     motion = align(*starts, *ends, scenes[0].k)
     return _median(np.hypot(motion.right_m, motion.ahead_m), motion, np.array([scene.index for scene in scenes]))

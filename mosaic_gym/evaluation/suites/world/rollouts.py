@@ -39,7 +39,7 @@ class WorldUnderTest(Protocol):
     has_memory: bool
 
     def start(self, frame: np.ndarray, pose: Pose, prompt: str, seed: int, index: int, depth_m: np.ndarray) -> Any:
-        """The state of a body at rest in front of a picture, uint8 `[H, W, 3]`.
+        """The state of a body at rest in front of a picture, uint8 `[H, W, 3]`, and the world's depth `[H, W]` of it.
 
         Args:
             index: of the scene's map.
@@ -77,6 +77,7 @@ class Rollout:
         invented, invented_before, invented_depth: the way out and back after the start alone.
         again: the way out after the start alone, by another seed, uint8 `[o, H, W, 3]`.
         walk, walk_depth, walk_cameras: the free walk; the first frame is the start.
+        start_depth: the world's own depth of the start's picture, `[H, W]`.
         prompted: the first `PROMPTED_STEPS` of the free walk with another theme as prompt; None without prompts.
         prompted_theme: index of that theme.
     """
@@ -93,6 +94,7 @@ class Rollout:
     walk: np.ndarray
     walk_depth: np.ndarray
     walk_cameras: np.ndarray
+    start_depth: np.ndarray | None = None
     prompted: np.ndarray | None = None
     prompted_theme: int | None = None
 
@@ -101,14 +103,14 @@ def roll_out(world: WorldUnderTest, scenes: Sequence[Scene]) -> list[Rollout]:
     """All roll-outs of a world on some scenes, as one batch."""
     rests = [scene.history_poses(0)[-1] for scene in scenes]
 
-    def begin(seed: int) -> list[Any]:
-        rows = zip(scenes, rests, strict=True)
-        return [
+    def begin(seed: int) -> tuple[list[Any], list[np.ndarray]]:
+        started = [
             world.start(scene.start_frame, rest, scene.prompt, seed, scene.index, scene.history_depth[0])
-            for scene, rest in rows
+            for scene, rest in zip(scenes, rests, strict=True)
         ]
+        return [state for state, _ in started], [clean_depth(depth_m) for _, depth_m in started]
 
-    states = begin(0)
+    states, start_depth = begin(0)
     for step in range(1, HISTORY):
         states = [
             world.observe(state, scene.history_frames[step], scene.history_poses(step))
@@ -119,8 +121,8 @@ def roll_out(world: WorldUnderTest, scenes: Sequence[Scene]) -> list[Rollout]:
     off = None
     if world.has_memory:
         off = _along_path(world, [world.without_memory(state) for state in states], scenes, lengths)
-    invented = _along_path(world, begin(0), scenes, lengths)
-    again = _along_path(world, begin(1), scenes, [scene.out for scene in scenes])
+    invented = _along_path(world, begin(0)[0], scenes, lengths)
+    again = _along_path(world, begin(1)[0], scenes, [scene.out for scene in scenes])
     walks = _walk(world, scenes, [scene.walk_prompt for scene in scenes], WALK_STEPS)
     prompted, themes = None, [None] * len(scenes)
     if world.takes_prompts:
@@ -130,7 +132,7 @@ def roll_out(world: WorldUnderTest, scenes: Sequence[Scene]) -> list[Rollout]:
     return [
         Rollout(
             scene.index, *seen[i], None if off is None else off[i][0], *invented[i], again[i][0], *walks[i],
-            None if prompted is None else prompted[i][0], themes[i],
+            start_depth[i], None if prompted is None else prompted[i][0], themes[i],
         )
         for i, scene in enumerate(scenes)
     ]  # fmt: skip
@@ -162,13 +164,11 @@ def _walk(
     """Frames, depth and cameras `[n, 4, 4]` of free walks of some steps, the start included."""
     walkers = [Walker(scene.index) for scene in scenes]
     starts = [Pose(scene.walk_cameras[0]) for scene in scenes]
-    states = [
+    started = [
         world.start(scene.walk_frames[0], pose, prompt, 0, scene.index, scene.walk_depth[0])
         for scene, pose, prompt in zip(scenes, starts, prompts, strict=True)
     ]
-    # A world has no depth before its first view: a step at rest gives it, which is not counted.
-    _, views = world.generate(states, [[pose] * 4 for pose in starts])
-    depth = [view.depth_m for view in views]
+    states, depth = ([row[column] for row in started] for column in (0, 1))
     rows = [[(scene.walk_frames[0], depth[i])] for i, scene in enumerate(scenes)]
     cameras = [[pose.world_from_camera] for pose in starts]
     for _ in range(steps):
@@ -194,5 +194,6 @@ def simulator_rollouts(scenes: Sequence[Scene]) -> list[Rollout]:
         other = scenes[(i + 1) % len(scenes)]
         path, out = (scene.path_frames, scene.path_before, scene.path_depth), min(scene.out, other.out)
         walk = scene.walk_frames, scene.walk_depth, scene.walk_cameras
-        found.append(Rollout(scene.index, *path, None, *path, other.path_frames[:out], *walk))
+        again = other.path_frames[:out]
+        found.append(Rollout(scene.index, *path, None, *path, again, *walk, scene.history_depth[0]))
     return found

@@ -38,7 +38,7 @@ from mosaic_gym.worlds.doom import DoomWorld
 
 OTHER_MAPS = 1_000_000
 """Index from which the maps of the ceiling are counted, in the same split."""
-SCENE_VERSION = 1
+SCENE_VERSION = 2
 """Version of the rules by which true walks are made; roll-outs of another version raise an error."""
 CHUNK = 6
 """Maps of a task: they are rolled out as one batch."""
@@ -162,7 +162,7 @@ def make_rollouts(subject: Subject, scenes: Sequence[Scene], workers: int) -> li
         ValueError: the folder holds roll-outs of another world.
     """
     folder = subject.out / "rollouts" / subject.name
-    check_folder(folder, {"world": _open(subject).fingerprint})
+    check_folder(folder, {"world": _open(subject).fingerprint, "version": SCENE_VERSION})
     files = [folder / f"{scene.index:07d}.npz" for scene in scenes]
     missing = [scene.index for scene, file in zip(scenes, files, strict=True) if not file.exists()]
     tasks = [(subject, folder, missing[i : i + CHUNK]) for i in range(0, len(missing), CHUNK)]

@@ -33,12 +33,13 @@ class LearnedWorld:
 
     def start(
         self, frame: np.ndarray, pose: Pose, prompt: str, seed: int, index: int, depth_m: np.ndarray
-    ) -> WorldState:
-        """See `WorldUnderTest`; index and true depth are not read."""
+    ) -> tuple[WorldState, np.ndarray]:
+        """See `WorldUnderTest`; true depth is not read."""
         seed = 2 * index + seed
         prompt = prompt.encode()[: self.prompt_bytes].decode(errors="ignore")
-        state, _ = self.world.start(Start(seed, image=frame, world_from_camera=pose.world_from_camera, prompt=prompt))
-        return state
+        start = Start(seed, image=frame, world_from_camera=pose.world_from_camera, prompt=prompt)
+        state, view = self.world.start(start)
+        return state, view.depth_m
 
     def observe(self, state: WorldState, frames: np.ndarray, poses: Sequence[Pose]) -> WorldState:
         """See `WorldUnderTest`."""
