@@ -25,7 +25,7 @@ INPUTS = 11
 
 
 class _Residual(nn.Module):
-    """A residual block with normalized input. Without the norm, residuals grew in training until all units were zero."""
+    """A residual block with normalized input. Without the norm, residuals grew until all units were zero."""
 
     def __init__(self, width: int):
         super().__init__()
