@@ -19,10 +19,9 @@ import vizdoom
 
 from mosaic_gym.geometry.control import Pose, pose_at, yaw_of
 from mosaic_gym.processes import Guard, child_ids
+from mosaic_gym.worlds.maps.layout import BODY_RADIUS, EYE_HEIGHT, UNITS_PER_M
+from mosaic_gym.worlds.maps.level import LEVEL
 from mosaic_gym.worlds.maps.levels import GeneratedLevels
-
-UNITS_PER_M = 32.0
-"""Doom's map units in a metre."""
 
 SCENARIOS = ("my_way_home", "health_gathering_supreme", "take_cover", "freedoom1", "freedoom2")
 """The scenarios by name. The last two take a map: `freedoom1:E1M1`, `freedoom2:MAP01`."""
@@ -40,8 +39,6 @@ _VARIABLES = (
 )
 _SCREEN_SIZES = ((192, 256), (240, 320), (300, 400), (384, 512), (480, 640), (600, 800), (768, 1024), (960, 1280))
 _PIXEL_ASPECT = 1.2  # Doom's pixels at 4:3 are a fifth taller than wide, at every resolution
-_BODY_RADIUS = 15.0  # map units; ViZDoom's is 16, and a body that touches a wall is at most a unit inside that
-_EYE_HEIGHT = 41.0  # map units, above the floor that the body stands on
 _MIN_OVERSAMPLING = 2  # one screen pixel per frame pixel would alias
 _OPENING = threading.Lock()  # one game is opened at a time, so a new child process belongs to it
 
@@ -154,7 +151,7 @@ def open_game(
     if level is not None:
         game.set_doom_game_path(str(Path(vizdoom.__file__).parent / "freedoom2.wad"))  # which has the textures
         game.set_doom_scenario_path(str(level))
-        game.set_doom_map("MAP01")
+        game.set_doom_map(LEVEL)
     else:
         name, map_name = check_scenario(scenario)
         game.load_config(str(Path(vizdoom.scenarios_path) / f"{name}.cfg"))
@@ -258,7 +255,7 @@ class Surfaces:
         if not any(inside):
             return set()
         under = zip(self.outlines, self.floors, inside, strict=True)
-        return {floor + _EYE_HEIGHT for outline, floor, within in under if within or _meets_body(outline, x, y).any()}
+        return {floor + EYE_HEIGHT for outline, floor, within in under if within or _meets_body(outline, x, y).any()}
 
 
 def _meets_body(lines: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -266,10 +263,10 @@ def _meets_body(lines: np.ndarray, x: float, y: float) -> np.ndarray:
     # A body is a square box. A line misses it if the line lies beyond one side of the box, or if all four corners of
     # the box lie on one side of the line.
     (x1, y1), (x2, y2) = (lines - (x, y)).transpose(1, 2, 0)
-    beyond = np.minimum(np.abs(x1), np.abs(x2)) * (np.sign(x1) == np.sign(x2)) >= _BODY_RADIUS
-    beyond |= np.minimum(np.abs(y1), np.abs(y2)) * (np.sign(y1) == np.sign(y2)) >= _BODY_RADIUS
+    beyond = np.minimum(np.abs(x1), np.abs(x2)) * (np.sign(x1) == np.sign(x2)) >= BODY_RADIUS
+    beyond |= np.minimum(np.abs(y1), np.abs(y2)) * (np.sign(y1) == np.sign(y2)) >= BODY_RADIUS
     run_x, run_y = x2 - x1, y2 - y1
-    aside = np.abs(run_x * y1 - run_y * x1) >= _BODY_RADIUS * (np.abs(run_x) + np.abs(run_y))
+    aside = np.abs(run_x * y1 - run_y * x1) >= BODY_RADIUS * (np.abs(run_x) + np.abs(run_y))
     return ~(beyond | aside)
 
 

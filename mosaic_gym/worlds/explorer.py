@@ -7,6 +7,8 @@ action occurs, and mixed continuous ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mosaic_gym.geometry.control import ACTIONS, FRAMES_PER_STEP, Pose
@@ -60,6 +62,13 @@ class Drive:
             action = named if self.rng.random() < 0.6 else tuple(self.rng.uniform(-1, 1, 3))
             for _ in range(int(self.rng.integers(1, 4))):
                 self.act(*action)
+
+
+def reversed_steps(views: Sequence[View]) -> list[list[Pose]]:
+    """The poses of a walk in reverse, four for each step, without the last one, at which the body stands."""
+    path = [Pose(camera) for view in views for camera in view.world_from_camera][-2::-1]
+    starts = range(0, len(path) - FRAMES_PER_STEP + 1, FRAMES_PER_STEP)
+    return [path[start : start + FRAMES_PER_STEP] for start in starts]
 
 
 class Explorer(Drive):
@@ -116,12 +125,10 @@ class Explorer(Drive):
         """Comes to rest, then follows every pose since step `first` in reverse."""
         for _ in range(STOPPING_STEPS):
             self.act(0.0, 0.0, 0.0)
-        path = [Pose(camera) for view in self.views[first - 1 :] for camera in view.world_from_camera]
-        path = path[-2::-1]  # the body is at the last pose already
-        for start in range(0, len(path) - FRAMES_PER_STEP + 1, FRAMES_PER_STEP):
+        for poses in reversed_steps(self.views[first - 1 :]):
             if self.done:
                 return
-            self.state, view = self.world.follow(self.state, path[start : start + FRAMES_PER_STEP])
+            self.state, view = self.world.follow(self.state, poses)
             self.actions.append(self._effective_action(view))
             self.views.append(view)
 

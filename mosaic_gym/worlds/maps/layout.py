@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mosaic_gym.worlds.maps.plan import Plan, Point, Space
+from mosaic_gym.worlds.maps.plan import Plan, Point, is_inside, meets_pillar
 
 UNITS_PER_M = 32.0
 """The simulator's map units in a metre."""
@@ -86,7 +86,7 @@ class Layout:
     def room_at(self, x_m: float, z_m: float) -> int | None:
         """The index of the room, niche included, at a place; None in corridors, doors and outside."""
         for space in self.spaces:
-            if space.kind != "corridor" and _contains(space.outline_m, x_m, z_m):
+            if space.kind != "corridor" and is_inside(space.outline_m, x_m, z_m):
                 return space.rooms[0]
         return None
 
@@ -146,13 +146,6 @@ def _metres(outline: Sequence[Point]) -> np.ndarray:
     return np.array(outline, dtype=np.float64) / UNITS_PER_M
 
 
-def _contains(outline_m: np.ndarray, x_m: float, z_m: float) -> bool:
-    (x1, z1), (x2, z2) = outline_m.T, np.roll(outline_m, -1, axis=0).T
-    crossed = (z1 > z_m) != (z2 > z_m)
-    where = x1[crossed] + (z_m - z1[crossed]) / (z2 - z1)[crossed] * (x2 - x1)[crossed]
-    return np.count_nonzero(where > x_m) % 2 == 1
-
-
 EYE_HEIGHT = 41.0
 """Height of a body's eyes over the floor, map units."""
 BODY_RADIUS = 15.0
@@ -168,16 +161,9 @@ def _is_standable(plan: Plan, x: float, y: float, margin: float) -> bool:
     """Whether a body fits at a place: within open spaces, clear of walls, pillars and props."""
     corners = [(x + dx, y + dy) for dx in (-margin, margin) for dy in (-margin, margin)]
     open_spaces = [space for space in plan.spaces if space.kind != "door"]
-    if not all(any(_holds(space, *corner) for space in open_spaces) for corner in corners):
+    if not all(any(is_inside(space.outline, *corner) for space in open_spaces) for corner in corners):
         return False
-    for space in open_spaces:
-        for pillar in space.pillars:
-            xs, ys = zip(*pillar, strict=True)
-            if min(xs) - margin < x < max(xs) + margin and min(ys) - margin < y < max(ys) + margin:
-                return False
+    if any(meets_pillar(space, x, y, margin) for space in open_spaces):
+        return False
     props = (thing for thing in plan.things if thing.kind == "prop")
     return all(max(abs(prop.x - x), abs(prop.y - y)) >= 2 * margin for prop in props)
-
-
-def _holds(space: Space, x: float, y: float) -> bool:
-    return _contains(np.array(space.outline, dtype=np.float64), x, y)

@@ -124,11 +124,16 @@ def is_free(space: Space, x: float, y: float, margin: float) -> bool:
     corners = [(x + dx, y + dy) for dx in (-margin, margin) for dy in (-margin, margin)]
     if not all(is_inside(space.outline, *corner) for corner in corners):
         return False
+    return not meets_pillar(space, x, y, margin)
+
+
+def meets_pillar(space: Space, x: float, y: float, margin: float) -> bool:
+    """Whether a pillar of a space reaches into a square around a point, `margin` to each side."""
     for pillar in space.pillars:
         west, south, east, north = bounds_of(pillar)
         if west - margin < x < east + margin and south - margin < y < north + margin:
-            return False
-    return True
+            return True
+    return False
 
 
 def edges_of(plan: Plan) -> list[Edge]:

@@ -1,7 +1,7 @@
 """Exact depth of a map: a ray for each pixel, followed from space to space until it meets a wall, floor or ceiling.
 
 The simulator's depth buffer has 256 levels, 22 cm apart, and its walls are wrong where textures are scaled. Walls,
-openings, floors and ceilings are known exactly, so their depth is computed. Things keep the buffer's reading.
+openings, floors and ceilings are known exactly, so their depth is computed.
 """
 
 from __future__ import annotations

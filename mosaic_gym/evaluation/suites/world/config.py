@@ -10,9 +10,6 @@ from mosaic_gym.evaluation.metrics.classifier import LEAST_MAPS
 from mosaic_gym.validation import Flag, Folder, OneOf, Whole, option, validate
 from mosaic_gym.worlds.maps.rooms import SPLITS
 
-FULL = 400
-"""Maps of the full size, whose figures are published."""
-
 
 @dataclass(frozen=True)
 class Config:

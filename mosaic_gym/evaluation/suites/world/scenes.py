@@ -20,7 +20,7 @@ from mosaic_gym.evaluation.suites.world.steering import Walker
 from mosaic_gym.evaluation.true_frames import theme_shares
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
 from mosaic_gym.worlds.doom import DoomWorld
-from mosaic_gym.worlds.explorer import STOPPING_STEPS
+from mosaic_gym.worlds.explorer import STOPPING_STEPS, reversed_steps
 from mosaic_gym.worlds.maps.rooms import MapOptions, map_seed
 from mosaic_gym.worlds.maps.ways import FloorGrid
 from mosaic_gym.worlds.protocol import Start, View
@@ -201,12 +201,10 @@ def _retrace(explorer: RoomExplorer, first: int) -> None:
     """Comes to rest, then follows every camera since step `first` in reverse."""
     for _ in range(STOPPING_STEPS):
         explorer.act(0.0, 0.0, 0.0)
-    path = [Pose(camera) for view in explorer.views[first - 1 :] for camera in view.world_from_camera]
-    path = path[-2::-1]  # the body is at the last pose already
-    for start in range(0, len(path) - FRAMES_PER_STEP + 1, FRAMES_PER_STEP):
+    for poses in reversed_steps(explorer.views[first - 1 :]):
         if explorer.done:
             return
-        explorer.state, view = explorer.world.follow(explorer.state, path[start : start + FRAMES_PER_STEP])
+        explorer.state, view = explorer.world.follow(explorer.state, poses)
         explorer.views.append(view)
 
 
