@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from mosaic_gym.geometry.control import ACTIONS
-
 NEAR_M = 1.2
 """A walker turns when what is in front of it is nearer than this, metres."""
-OPEN_M = 2.0
-"""It turns on to the same side until everything in front of it is farther away than this, metres."""
-TURN_STEPS = 40
-"""After so many steps of turning, a full circle of the default kinematics, `NEAR_M` is enough."""
+OPEN_M, LEAST_M = 1.0, 0.9
+"""It turns on to the same side until everything in front of it is farther away than the limit above plus the first,
+metres. What it asks for falls by every step of the turn, and is the second after a full circle."""
+TURN_STEPS = 36
+"""A full circle of the default kinematics, steps."""
+NOISE = 0.25
+"""Standard deviation of the noise in the heading, as a turn action."""
+GLANCE_STEPS = (9, 13)
+"""A glance to a side takes so many steps, the second excluded: a quarter to a third of a circle."""
 
 
 def depth_at_eye_height(depth_m: np.ndarray) -> np.ndarray:
@@ -34,15 +37,21 @@ class DepthWalker:
     """A scripted walker that uses depth only: it walks towards the deepest column, and turns in front of walls.
 
     A turn keeps its direction until the way is open. (A walker that chose the deeper side at every step would turn to
-    and fro in a corner, because the deeper side changes with the view.)
+    and fro in a corner, because the deeper side changes with the view.) The longer it turns, the less room it asks for,
+    so it does not turn for ever where no way is open.
 
     Args:
-        rng: of the noise in its heading.
+        rng: of the noise in its heading, and of its glances. It draws as many numbers at every step, so that glances do
+            not depend on what is in view.
+        pace: the forward action of a walking step, up to 1.
+        near_m: it turns when what is in front of it is nearer than this.
+        glance: chance, at every step, that it looks to a side, a quarter to a third of a circle.
     """
 
-    def __init__(self, rng: np.random.Generator):
+    def __init__(self, rng: np.random.Generator, pace: float = 1.0, near_m: float = NEAR_M, glance: float = 0.0):
         self.rng = rng
-        self._side, self._turned = 0.0, 0
+        self.pace, self.near_m, self.glance = pace, near_m, glance
+        self._side, self._turned, self._glancing = 0.0, 0, 0
 
     def act(self, depth_m: np.ndarray) -> np.ndarray:
         """The next action `[3]`: forward, strafe right, turn right, each in [-1, 1].
@@ -50,14 +59,27 @@ class DepthWalker:
         Args:
             depth_m: `[H, W]`, the depth image, metres.
         """
-        ahead_m = clearance_m(depth_at_eye_height(depth_m))
-        enough_m = OPEN_M if self._side and self._turned < TURN_STEPS else NEAR_M
-        action = steer_towards_depth(depth_m, self.rng)
-        if ahead_m >= enough_m:
-            self._side, self._turned = 0.0, 0
-            return action
-        self._side, self._turned = self._side or float(action[2]), self._turned + 1
-        return np.array([0.0, 0.0, self._side])
+        chance, steps, side = self.rng.random(), int(self.rng.integers(*GLANCE_STEPS)), self.rng.choice([-1.0, 1.0])
+        noise = self.rng.normal(0.0, NOISE)
+        if chance < self.glance and not self._glancing and not self._turned:
+            self._glancing, self._side = steps, float(side)
+        if self._glancing:
+            self._glancing -= 1
+            return np.array([0.0, 0.0, self._side])
+        columns = depth_at_eye_height(depth_m)
+        if clearance_m(columns) < self._enough_m():
+            self._side = self._side if self._turned else _deeper_side(columns)
+            self._turned += 1
+            return np.array([0.0, 0.0, self._side])
+        self._turned = 0
+        return np.array([self.pace, 0.0, np.clip(_deepest_column(columns) + noise, -1.0, 1.0)])
+
+    def _enough_m(self) -> float:
+        """The clearance with which it walks on, metres."""
+        if not self._turned:
+            return self.near_m
+        open_m = self.near_m + OPEN_M
+        return open_m - (open_m - LEAST_M) * min(self._turned / TURN_STEPS, 1.0)
 
 
 def steer_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -73,10 +95,17 @@ def steer_towards_depth(depth_m: np.ndarray, rng: np.random.Generator) -> np.nda
         `[3]`: forward, strafe right, turn right, each in [-1, 1].
     """
     columns = depth_at_eye_height(depth_m)
-    width = len(columns)
     if clearance_m(columns) < NEAR_M:
-        deeper = "turn_left" if columns[: width // 2].mean() > columns[width // 2 :].mean() else "turn_right"
-        return np.array(ACTIONS[deeper])
-    noise = rng.normal(0.0, 0.25)
-    side = float(np.argmax(columns)) / width * 2 - 1
-    return np.array([1.0, 0.0, np.clip(side + noise, -1.0, 1.0)])
+        return np.array([0.0, 0.0, _deeper_side(columns)])
+    return np.array([1.0, 0.0, np.clip(_deepest_column(columns) + rng.normal(0.0, NOISE), -1.0, 1.0)])
+
+
+def _deeper_side(columns: np.ndarray) -> float:
+    """-1 where the left half is deeper on average, else 1."""
+    width = len(columns)
+    return -1.0 if columns[: width // 2].mean() > columns[width // 2 :].mean() else 1.0
+
+
+def _deepest_column(columns: np.ndarray) -> float:
+    """Where the deepest column is, from -1 at the left to 1 at the right."""
+    return float(np.argmax(columns)) / len(columns) * 2 - 1

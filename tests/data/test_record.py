@@ -190,4 +190,20 @@ def test_a_depth_walker_keeps_its_turn_until_the_way_is_open():
     assert walker.act(free)[0] == 1.0 and walker.act(narrow)[0] == 1.0, "after that it walks on up to 1.2 m"
     assert [walker.act(right)[2], walker.act(left)[2]] == [1.0, 1.0], "the next turn has a side of its own"
     tight = DepthWalker(np.random.default_rng(0))
-    assert any(tight.act(view)[0] == 1.0 for view in [left, *[narrow] * 60]), "where nothing is open, 1.2 m is enough"
+    assert any(tight.act(view)[0] == 1.0 for view in [left, *[narrow] * 60]), "where nothing is open, 1.5 m is enough"
+    careful = DepthWalker(np.random.default_rng(0), pace=0.6, near_m=2.2)
+    acts = np.stack([careful.act(narrow) for _ in range(100)])
+    assert 0 < (acts[:, 0] == 0.6).sum() < 10 and (acts[:, 2] != 0).all(), "it turns in front of walls, not for ever"
+
+
+def test_a_depth_walker_glances_at_the_same_steps_in_any_open_view():
+    even, left = np.full((32, 50), 9.0), np.full((32, 50), 5.0)
+    left[:, :10] = 8.0
+    glances = []
+    for view in (even, left):
+        walker = DepthWalker(np.random.default_rng(3), glance=0.1)
+        glances.append([walker.act(view)[0] == 0 for _ in range(60)])
+    assert glances[0] == glances[1] and 9 <= sum(glances[0]) < 60
+    near = np.full((32, 50), 0.9)
+    walk = DepthWalker(np.random.default_rng(3))
+    assert [walk.act(view)[0] for view in (even, near, even)] == [1.0, 0.0, 1.0]

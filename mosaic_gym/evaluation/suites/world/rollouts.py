@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mosaic_gym.evaluation.suites.world.scenes import HISTORY, WALK_STEPS, Scene, clean_depth
-from mosaic_gym.evaluation.suites.world.steering import Walker
+from mosaic_gym.evaluation.suites.world.scenes import HISTORY, WALK_STEPS, Scene, clean_depth, free_walker
 from mosaic_gym.evaluation.true_frames import TRAIN_THEMES
 from mosaic_gym.geometry.control import Pose
 from mosaic_gym.worlds.protocol import View
@@ -162,7 +161,7 @@ def _walk(
     world: WorldUnderTest, scenes: Sequence[Scene], prompts: Sequence[str], steps: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Frames, depth and cameras `[n, 4, 4]` of free walks of some steps, the start included."""
-    walkers = [Walker(scene.index) for scene in scenes]
+    walkers = [free_walker(scene.index) for scene in scenes]
     starts = [Pose(scene.walk_cameras[0]) for scene in scenes]
     started = [
         world.start(scene.walk_frames[0], pose, prompt, 0, scene.index, scene.walk_depth[0])

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mosaic_gym.evaluation.metrics.visibility import Covisibility
-from mosaic_gym.evaluation.suites.world.steering import Walker
 from mosaic_gym.evaluation.true_frames import theme_shares
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
+from mosaic_gym.geometry.steering import DepthWalker
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.explorer import STOPPING_STEPS, reversed_steps
 from mosaic_gym.worlds.maps.rooms import MapOptions, map_seed
@@ -45,6 +45,8 @@ POSE_ERROR_M = 0.02
 """A path is dropped if a camera of the way back is further from that of the way out."""
 WALK_STEPS = 66
 """Steps of the free walk."""
+WALK_PACE, WALK_NEAR_M, WALK_GLANCE = 0.6, 2.2, 0.04
+"""The walker of the free walk, see `DepthWalker`. A step is at most 0.63 m long, so that successive views overlap."""
 WORST_M, FARTHEST_M = 0.05, 60.0
 """Depth is kept within these, metres."""
 
@@ -145,7 +147,7 @@ def walk_scene(still: DoomWorld, lively: DoomWorld, split: str, index: int) -> S
     layout = lively.layout()
     prompt = caption_steps([view], [layout])[0].text
     themes = theme_shares(FloorGrid(layout), view.depth_m, view.world_from_camera[-1], view.image_from_camera)
-    walker, views = Walker(index), [view]
+    walker, views = free_walker(index), [view]
     for _ in range(WALK_STEPS):
         (state,), (view,) = lively.step([state], walker.act(view.depth_m)[None])
         views.append(view)
@@ -158,6 +160,11 @@ def walk_scene(still: DoomWorld, lively: DoomWorld, split: str, index: int) -> S
         np.stack([view.frames[-1] for view in views]), _cameras(views)[:, -1], _depth(views),
         themes, found_prompt, prompt,
     )  # fmt: skip
+
+
+def free_walker(index: int) -> DepthWalker:
+    """The policy of the free walk on the map with this index, by the depth of the world that it walks in."""
+    return DepthWalker(np.random.default_rng([index, 7]), WALK_PACE, WALK_NEAR_M, WALK_GLANCE)
 
 
 def _walk_away_and_back(world: DoomWorld, start: Start, index: int) -> tuple[list[View], str] | None:

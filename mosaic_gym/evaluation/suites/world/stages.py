@@ -38,7 +38,7 @@ from mosaic_gym.worlds.doom import DoomWorld
 
 OTHER_MAPS = 1_000_000
 """Index from which the maps of the ceiling are counted, in the same split."""
-SCENE_VERSION = 2
+SCENE_VERSION = 3
 """Version of the rules by which true walks are made; roll-outs of another version raise an error."""
 CHUNK = 6
 """Maps of a task: they are rolled out as one batch."""
