@@ -7,6 +7,7 @@ latest state can be stepped.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ from mosaic_gym.geometry.control import (
     yaw_of,
 )
 from mosaic_gym.validation import Whole, check
-from mosaic_gym.worlds.doom_game import SCENARIOS, UNITS_PER_M, GameReader, Surfaces, choose_crop, open_game, pose_of
+from mosaic_gym.worlds.doom_game import (
+    SCENARIOS,
+    UNITS_PER_M,
+    GameReader,
+    Sight,
+    Surfaces,
+    choose_crop,
+    open_game,
+    pose_of,
+)
 from mosaic_gym.worlds.maps.layout import Layout, standing_heights
 from mosaic_gym.worlds.maps.level import LEVEL
 from mosaic_gym.worlds.maps.levels import SCENARIO as ROOMS
@@ -61,13 +71,20 @@ class DoomState:
 
 
 @dataclass(frozen=True)
-class _TicObservation:
-    """The observation after one tic: frame uint8 `[H, W, 3]`, depth float32 `[H, W]` metres, names in view."""
+class _Tic:
+    """What is read of the game after one tic.
+
+    Attributes:
+        pose: of the camera.
+        frame: uint8 `[H, W, 3]`.
+        depth_m: float32 `[H, W]`, metres; None on generated levels, where it is computed for all tics of a step.
+        sight: on generated levels, what depth is computed from.
+    """
 
     pose: Pose
     frame: np.ndarray
-    depth_m: np.ndarray
-    labels: tuple[str, ...]
+    depth_m: np.ndarray | None = None
+    sight: Sight | None = None
 
 
 def _game_seed(seed: int) -> int:
@@ -124,8 +141,8 @@ class DoomWorld:
         self._levels = GeneratedLevels(scenario, split or "train", maps or MapOptions()) if generated else None
         self._game, self._guard = open_game(scenario, crop, timeout_tics, self._levels and self._levels.path)
         self._surfaces: Surfaces | None = None
-        self._observation: _TicObservation | None = None
-        self._tic: vizdoom.GameState | None = None
+        self._tic: _Tic | None = None
+        self._state: vizdoom.GameState | None = None
         self._moment = 0
         self._ended = True
 
@@ -160,7 +177,7 @@ class DoomWorld:
         if game.is_episode_finished():
             raise RuntimeError(self._too_short())
         self._surfaces = Surfaces.of(game.get_state())
-        self._observation = None
+        self._tic = None
         if requested is not None:
             self._place_body(requested)
         self._ended = False
@@ -236,7 +253,7 @@ class DoomWorld:
             reason = "no episode is running" if self._levels is not None else f"{self.scenario} has no generated map"
             raise RuntimeError(f"there is no layout: {reason}")
         self._open_game()
-        return self._levels.layout(self._tic)
+        return self._levels.layout(self._state)
 
     def simulator_seconds(self, frames: int) -> float:
         """How long the simulator alone takes for some frames, with the same buffers; it ends the running episode.
@@ -339,43 +356,45 @@ class DoomWorld:
         self, targets: list[Pose], step_index: int, seed: int, action: np.ndarray | None = None
     ) -> tuple[DoomState, View]:
         """Four tics towards four poses. With an action, the targets after an obstacle are predicted again."""
-        game = self._open_game()
-        observations, reward = [], 0.0
-        before = None if self._observation is None else self._observation.pose
-        for tic in range(FRAMES_PER_STEP):
+        game, tics, reward = self._open_game(), [], 0.0
+        for index in range(FRAMES_PER_STEP):
             if not game.is_episode_finished():
-                before = pose_of(game.get_state()) if before is None else before
-                reward += game.make_action(_buttons(before, targets, tic))
+                before = pose_of(game.get_state()) if self._tic is None else self._tic.pose
+                reward += game.make_action(_buttons(before, targets, index))
             if not game.is_episode_finished():
-                state = self._tic = game.get_state()  # a copy of all buffers: once a tic
-                self._observation = self._observe(state)
-                reward += 0.0 if self._levels is None else self._levels.gather(state)
-                before = self._observation.pose
-            if self._observation is None:
+                self._state = game.get_state()  # a copy of all buffers: once a tic
+                self._tic = self._read_tic(self._state)
+                reward += 0.0 if self._levels is None else self._levels.gather(self._state)
+            if self._tic is None:
                 raise RuntimeError(self._too_short())
-            observations.append(self._observation)
-            pose = self._observation.pose
-            error_m = (pose.world_from_camera - targets[tic].world_from_camera)[[0, 2], 3]
-            if action is not None and np.hypot(*error_m) > _BLOCKED_M:
-                targets[tic + 1 :] = self.control.advance(pose, action)[: FRAMES_PER_STEP - 1 - tic]
+            tics.append(self._tic)
+            pose = self._tic.pose
+            x_m, _, z_m = (pose.world_from_camera - targets[index].world_from_camera)[:3, 3].tolist()
+            if action is not None and math.hypot(x_m, z_m) > _BLOCKED_M:
+                targets[index + 1 :] = self.control.advance(pose, action)[: FRAMES_PER_STEP - 1 - index]
         self._moment += 1
         self._ended = game.is_episode_finished()
+        if self._levels is None:
+            depths_m = np.stack([tic.depth_m for tic in tics])
+        else:
+            depths_m = self._reader.level_depths_m([tic.sight for tic in tics], self._levels)
         view = View(
-            frames=np.stack([observation.frame for observation in observations]),
-            depth_m=self._observation.depth_m,
-            world_from_camera=np.stack([observation.pose.world_from_camera for observation in observations]),
+            frames=np.stack([tic.frame for tic in tics]),
+            depth_m=depths_m[-1],
+            world_from_camera=np.stack([tic.pose.world_from_camera for tic in tics]),
             image_from_camera=self.image_from_camera,
-            labels=self._observation.labels,
+            labels=self._reader.labels(self._state),
             reward=reward,
             terminated=self._ended,
-            all_depth_m=np.stack([observation.depth_m for observation in observations]),
+            all_depth_m=depths_m,
         )
-        return DoomState(self._observation.pose, step_index, seed, self._moment), view
+        return DoomState(self._tic.pose, step_index, seed, self._moment), view
 
-    def _observe(self, state: vizdoom.GameState) -> _TicObservation:
-        reader, levels = self._reader, self._levels
-        depth_m = reader.depth_m(state, self._surfaces) if levels is None else reader.level_depth_m(state, levels)
-        return _TicObservation(pose_of(state), reader.frame(state), depth_m, reader.labels(state))
+    def _read_tic(self, state: vizdoom.GameState) -> _Tic:
+        pose, frame = pose_of(state), self._reader.frame(state)
+        if self._levels is None:
+            return _Tic(pose, frame, depth_m=self._reader.depth_m(state, self._surfaces))
+        return _Tic(pose, frame, sight=self._reader.sight(state))
 
 
 def _buttons(pose: Pose, targets: Sequence[Pose], tic: int) -> list[float]:
@@ -385,18 +404,27 @@ def _buttons(pose: Pose, targets: Sequence[Pose], tic: int) -> list[float]:
     """
     target = targets[tic].world_from_camera
     yaw_rad = yaw_of(target)
-    turn_rad = (yaw_rad - yaw_of(pose.world_from_camera) + np.pi) % (2 * np.pi) - np.pi
-    velocity = pose.velocity_m[[0, 2]] * UNITS_PER_M
-    remaining = (target - pose.world_from_camera)[[0, 2], 3] * UNITS_PER_M
-    right, forward = np.array([np.cos(yaw_rad), -np.sin(yaw_rad)]), np.array([np.sin(yaw_rad), np.cos(yaw_rad)])
-    push = 32 * (remaining - velocity)
-    if max(abs(push @ forward), abs(push @ right)) > _MAX_PUSH:
+    turn_rad = (yaw_rad - yaw_of(pose.world_from_camera) + math.pi) % (2 * math.pi) - math.pi
+    sine, cosine = math.sin(yaw_rad), math.cos(yaw_rad)
+    velocity_x, _, velocity_y = (pose.velocity_m * UNITS_PER_M).tolist()
+
+    def pushes(x: float, y: float) -> tuple[float, float]:
+        """Forward and right pushes for a movement in the next tic, map units."""
+        push_x, push_y = 32 * (x - velocity_x), 32 * (y - velocity_y)
+        return push_x * sine + push_y * cosine, push_x * cosine - push_y * sine
+
+    x, y = _movement(pose.world_from_camera, target)
+    push = pushes(x, y)
+    if max(map(abs, push)) > _MAX_PUSH:
         first, second = (targets[tic], targets[tic + 1]) if tic + 1 < len(targets) else (targets[tic - 1], targets[tic])
-        pace = (second.world_from_camera - first.world_from_camera)[[0, 2], 3] * UNITS_PER_M
-        lag = remaining - pace
-        distance = np.hypot(*lag)
-        if distance > 0:
-            remaining = pace + lag * min(1.0, np.sqrt(2 * _BRAKING / distance))
-        push = 32 * (remaining - velocity)
-    pushes = np.clip(np.rint([push @ forward, push @ right]), -_MAX_PUSH, _MAX_PUSH)
-    return [*pushes.tolist(), float(np.rad2deg(turn_rad))]
+        pace_x, pace_y = _movement(first.world_from_camera, second.world_from_camera)
+        distance = math.hypot(x - pace_x, y - pace_y)
+        share = min(1.0, math.sqrt(2 * _BRAKING / distance)) if distance > 0 else 1.0
+        push = pushes(pace_x + (x - pace_x) * share, pace_y + (y - pace_y) * share)
+    return [*(float(max(-_MAX_PUSH, min(_MAX_PUSH, round(part)))) for part in push), math.degrees(turn_rad)]
+
+
+def _movement(start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
+    """How far one camera `[4, 4]` stands from another over the ground, along Doom's x and y, map units."""
+    x_m, _, z_m = (end - start)[:3, 3].tolist()
+    return x_m * UNITS_PER_M, z_m * UNITS_PER_M

@@ -11,13 +11,14 @@ import re
 import tempfile
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import vizdoom
 
-from mosaic_gym.geometry.control import Pose, pose_at, yaw_of
+from mosaic_gym.geometry.control import Pose, yaw_of
 from mosaic_gym.processes import Guard, child_ids
 from mosaic_gym.worlds.maps.layout import BODY_RADIUS, EYE_HEIGHT, UNITS_PER_M
 from mosaic_gym.worlds.maps.level import LEVEL
@@ -76,17 +77,24 @@ class Crop:
 
     def shrink_frame(self, screen: np.ndarray) -> np.ndarray:
         """uint8 `[height, width, 3]` from the screen's uint8 `[screen_height, screen_width, 3]`."""
-        rows = screen[self.window].reshape(self.height, self.factor, -1)
-        # Added slice by slice, because NumPy's sum over short inner axes takes four times as long.
-        columns = np.add(rows[:, 0], rows[:, 1], dtype=np.uint16)  # there are at least `_MIN_OVERSAMPLING`
-        for index in range(2, self.factor):
-            columns += rows[:, index]
-        columns = columns.reshape(self.height, self.width, self.factor, 3)
-        sums = columns[:, :, 0] + columns[:, :, 1]
-        for index in range(2, self.factor):
-            sums += columns[:, :, index]
-        area = self.factor**2
-        return ((sums + area // 2) // area).astype(np.uint8)
+        factor, area = self.factor, self.factor**2
+        rows = screen[self.window].astype(np.uint16).reshape(self.height, factor, -1)
+        # Sums of long rows, because NumPy is slow on short inner axes: first of `factor` rows, then of as many pixels
+        # from each place on, of which every `factor`-th is used.
+        tall = rows[:, 0] + rows[:, 1]  # there are at least `_MIN_OVERSAMPLING`
+        for index in range(2, factor):
+            tall += rows[:, index]
+        tall = tall.ravel()
+        last = len(tall) - 3 * (factor - 1)
+        sums = tall.copy()
+        for index in range(1, factor):
+            sums[:last] += tall[3 * index : last + 3 * index]
+        blocks, frame = sums.reshape(self.height, self.width, -1), np.empty((self.height, self.width, 3), np.uint16)
+        for channel in range(3):
+            frame[..., channel] = blocks[..., channel]
+        frame += area // 2
+        frame //= area
+        return frame.astype(np.uint8)
 
     def shrink_depth(self, depth: np.ndarray) -> np.ndarray:
         """The median of every block `[height, width]`. An average would mix the depths on both sides of an edge.
@@ -285,6 +293,27 @@ _SNAP = 6.0
 _OWN_LABELS = {"DoomPlayer", "Self"}
 
 
+@dataclass(frozen=True)
+class Sight:
+    """A camera on a generated level: the few numbers of a game's state that depth is computed from.
+
+    Attributes:
+        x, y, eye: the camera's place and height over the floor, map units.
+        yaw_rad: our heading (0 looks along Doom's y).
+        ceilings: present height of each sector's ceiling, map units.
+        label_values: uint8 `[H, W]`, the label of the thing at each pixel centre, 0 for none; None without things.
+        things: (label, x, y) of every thing in view, map units.
+    """
+
+    x: float
+    y: float
+    eye: float
+    yaw_rad: float
+    ceilings: list[float]
+    label_values: np.ndarray | None
+    things: list[tuple[int, float, float]]
+
+
 class GameReader:
     """Reads frames, depth in metres and labels from the state of a game."""
 
@@ -320,34 +349,55 @@ class GameReader:
         depth = np.where(is_flat, plane, depth)
         return self.crop.shrink_depth(depth) / np.float32(UNITS_PER_M)
 
-    def level_depth_m(self, state: vizdoom.GameState, levels: GeneratedLevels) -> np.ndarray:
-        """float32 `[H, W]`, perpendicular depth at pixel centres on a generated level, metres; exact.
+    def sight(self, state: vizdoom.GameState) -> Sight:
+        """What the depth of a generated level is computed from."""
+        x, y, eye, angle_deg = state.game_variables[:4].tolist()
+        middle = slice(self.crop.factor // 2, None, self.crop.factor)
+        things = [
+            (label.value, label.object_position_x, label.object_position_y)
+            for label in state.labels
+            if label.object_name not in _OWN_LABELS
+        ]
+        ceilings = [sector.ceiling_height for sector in state.sectors]
+        values = state.labels_buffer[self.crop.window][middle, middle].copy() if things else None
+        return Sight(x, y, eye, np.deg2rad(90.0 - angle_deg), ceilings, values, things)
+
+    def level_depths_m(self, sights: Sequence[Sight], levels: GeneratedLevels) -> np.ndarray:
+        """float32 `[sights, H, W]`, perpendicular depth at pixel centres on a generated level, metres; exact.
 
         Spaces are ray-cast. A thing is a flat picture that faces the camera, as far away as its place.
         """
-        x, y, _, angle_deg, *_ = state.game_variables
-        yaw_rad, factor = np.deg2rad(90.0 - angle_deg), self.crop.factor
-        middle = slice(factor // 2, None, factor)
-        depth = levels.depth(state, yaw_rad, self._pixel_slopes, self._pixel_falls)
-        values = state.labels_buffer[self.crop.window][middle, middle]
-        for label in state.labels:
-            if label.object_name not in _OWN_LABELS:
-                offset_x, offset_y = label.object_position_x - x, label.object_position_y - y
-                distance = offset_x * np.sin(yaw_rad) + offset_y * np.cos(yaw_rad)
-                depth[values == label.value] = max(distance, 1.0)
-        return (depth / UNITS_PER_M).astype(np.float32)
+        x, y, eye, yaw_rad = np.array([(sight.x, sight.y, sight.eye, sight.yaw_rad) for sight in sights]).T
+        ceilings = np.array([sight.ceilings for sight in sights])
+        depths = levels.raycaster.depth(x, y, eye, yaw_rad, self._pixel_slopes, self._pixel_falls, ceilings)
+        for sight, depth in zip(sights, depths, strict=True):
+            for value, thing_x, thing_y in sight.things:
+                distance = (thing_x - sight.x) * np.sin(sight.yaw_rad) + (thing_y - sight.y) * np.cos(sight.yaw_rad)
+                depth[sight.label_values == value] = max(distance, 1.0)
+        return (depths / UNITS_PER_M).astype(np.float32)
 
     def labels(self, state: vizdoom.GameState) -> tuple[str, ...]:
         """Names of the things in the frame, sorted, without the player."""
-        if all(label.object_name in _OWN_LABELS for label in state.labels):
-            return ()
-        values = set(np.flatnonzero(np.bincount(state.labels_buffer[self.crop.window].ravel())).tolist())
-        names = {label.object_name for label in state.labels if label.value in values}
-        return tuple(sorted(names - _OWN_LABELS))
+        values = state.labels_buffer[self.crop.window]
+        names: set[str] = set()
+        for label in state.labels:
+            name = label.object_name
+            if name not in _OWN_LABELS and name not in names and (values == label.value).any():
+                names.add(name)
+        return tuple(sorted(names))
 
 
 def pose_of(state: vizdoom.GameState) -> Pose:
     """The camera's pose and the body's velocity, metres and metres per tic."""
-    x, y, z, angle_deg, velocity_x, velocity_y, *_ = state.game_variables
-    place = pose_at(x / UNITS_PER_M, -z / UNITS_PER_M, y / UNITS_PER_M, np.deg2rad(90.0 - angle_deg))
-    return Pose(place.world_from_camera, np.array([velocity_x, 0.0, velocity_y]) / UNITS_PER_M)
+    x, y, z, angle_deg, velocity_x, velocity_y, *_ = state.game_variables.tolist()
+    yaw_rad = np.deg2rad(90.0 - angle_deg)
+    cosine, sine = float(np.cos(yaw_rad)), float(np.sin(yaw_rad))
+    world_from_camera = np.array(
+        [
+            [cosine, 0.0, sine, x / UNITS_PER_M],
+            [0.0, 1.0, 0.0, -z / UNITS_PER_M],
+            [-sine, 0.0, cosine, y / UNITS_PER_M],
+            [0.0, 0.0, 0.0, 1.0],
+        ]
+    )
+    return Pose(world_from_camera, np.array([velocity_x / UNITS_PER_M, 0.0, velocity_y / UNITS_PER_M]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mosaic_gym.worlds.maps.layout import DoorLayout, Layout
+from mosaic_gym.worlds.maps.layout import Layout
 from mosaic_gym.worlds.maps.ways import OUTSIDE, FloorGrid
 from mosaic_gym.worlds.protocol import View
 
@@ -59,16 +59,25 @@ def caption_steps(views: Sequence[View], layouts: Sequence[Layout]) -> list[Step
     Args:
         layouts: the truth at every view.
     """
-    grid, captions = FloorGrid(layouts[0]), []
+    grid, captions, doors = FloorGrid(layouts[0]), [], _Doors(layouts[0])
+    in_view: list[bool] = []
     for step, (view, layout) in enumerate(zip(views, layouts, strict=True)):
+        in_view_before, in_view = in_view, doors.in_view(view)
         shares = _spaces_in_view(view, grid)
-        room = grid.room_at(tuple(view.world_from_camera[-1][[0, 2], 3].tolist()))
-        main = max(shares, key=lambda index: shares[index], default=room or 0)
-        space = layout.spaces[main]
-        events = () if step == 0 else _events(views[step - 1], view, layouts[step - 1], layout, shares)
+        room = grid.room_at((float(view.world_from_camera[-1, 0, 3]), float(view.world_from_camera[-1, 2, 3])))
+        main = max(shares, key=shares.__getitem__, default=room or 0)
+        space, events = layout.spaces[main], ()
+        if step > 0:
+            opened = [
+                new.is_open and not old.is_open for old, new in zip(layouts[step - 1].doors, layout.doors, strict=True)
+            ]
+            seen = [a or b for a, b in zip(in_view_before, in_view, strict=True)]
+            door_opens = any(a and b for a, b in zip(opened, seen, strict=True))
+            events = _events(views[step - 1], view, layouts[step - 1], layout, shares, door_opens)
+        closed_door = any(seen and not door.is_open for door, seen in zip(layout.doors, in_view, strict=True))
         kind = "corridor" if space.kind == "corridor" else "room"
         light = "bright" if space.light >= BRIGHT else "dim" if space.light >= DIM else "dark"
-        text = _sentence(f"{_with_article(space.theme)} {kind}, {light}", _things(view, layout), events)
+        text = _sentence(f"{_with_article(space.theme)} {kind}, {light}", _things(view, closed_door), events)
         captions.append(StepCaption(text, space.theme, room, events))
     return captions
 
@@ -92,23 +101,20 @@ def _joined(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _things(view: View, layout: Layout) -> list[str]:
+def _things(view: View, closed_door: bool) -> list[str]:
     """Words for what is in view: monsters, pickups, closed doors, props; each word once."""
     words = [names[label] for names in (MONSTERS, PICKUPS) for label in view.labels if label in names]
-    if any(not door.is_open and is_door_in_view(door, view) for door in layout.doors):
-        words.append("a closed door")
+    words += ["a closed door"] if closed_door else []
     words += [PROPS[label] for label in view.labels if label in PROPS]
     return list(dict.fromkeys(words))
 
 
 def _events(
-    before: View, view: View, layout_before: Layout, layout: Layout, shares: dict[int, float]
+    before: View, view: View, layout_before: Layout, layout: Layout, shares: dict[int, float], door_opens: bool
 ) -> tuple[str, ...]:
     """The events in view between two steps."""
     events = [f"{MONSTERS[label]} appears" for label in view.labels if label in MONSTERS and label not in before.labels]
-    for old, new in zip(layout_before.doors, layout.doors, strict=True):
-        if new.is_open and not old.is_open and (is_door_in_view(old, before) or is_door_in_view(new, view)):
-            events.append("the door opens")
+    events += ["the door opens"] if door_opens else []
     if any(old.is_there and not new.is_there for old, new in zip(layout_before.things, layout.things, strict=True)):
         events.append("a bonus is taken")
     for index, (old, new) in enumerate(zip(layout_before.spaces, layout.spaces, strict=True)):
@@ -119,32 +125,41 @@ def _events(
 
 def _spaces_in_view(view: View, grid: FloorGrid) -> dict[int, float]:
     """The share of the last frame's pixels that every space in view has; things count as the space they stand in."""
-    depth_m, k, camera = view.depth_m, view.image_from_camera, view.world_from_camera[-1]
     half = SAMPLE_EVERY_PX // 2
-    rows, columns = np.mgrid[half : depth_m.shape[0] : SAMPLE_EVERY_PX, half : depth_m.shape[1] : SAMPLE_EVERY_PX]
+    depth_m, k, camera = view.depth_m, view.image_from_camera, view.world_from_camera[-1]
+    columns = np.arange(half, depth_m.shape[1], SAMPLE_EVERY_PX)
     right = (columns + 0.5 - k[0, 2]) / k[0, 0]
-    distance_m = np.maximum(depth_m[rows, columns] - PULL_M, 0.0)
-    places_m = np.stack([
-        camera[0, 3] + distance_m * (camera[0, 2] + right * camera[0, 0]),
-        camera[2, 3] + distance_m * (camera[2, 2] + right * camera[2, 0]),
-    ], axis=-1).reshape(-1, 2)  # fmt: skip
-    spaces, counts = np.unique(grid.spaces_at(places_m), return_counts=True)
-    return {int(index): count / len(places_m) for index, count in zip(spaces, counts, strict=True) if index != OUTSIDE}
+    distance_m = np.maximum(depth_m[half::SAMPLE_EVERY_PX, half::SAMPLE_EVERY_PX] - PULL_M, 0.0)
+    x_m = camera[0, 3] + distance_m * (camera[0, 2] + right * camera[0, 0])
+    z_m = camera[2, 3] + distance_m * (camera[2, 2] + right * camera[2, 0])
+    spaces = grid.spaces_at(np.stack([x_m.ravel(), z_m.ravel()], axis=-1))
+    counts = np.bincount(spaces[spaces != OUTSIDE]).tolist()
+    return {index: count / len(spaces) for index, count in enumerate(counts) if count}
 
 
-def is_door_in_view(door: DoorLayout, view: View) -> bool:
-    """Whether the last frame shows the door, or the opening where it was: some point of its sides at eye height."""
-    low_m, high_m = door.outline_m.min(0), door.outline_m.max(0)
-    camera, k = view.world_from_camera[-1], view.image_from_camera
-    thin = int(np.argmin(high_m - low_m))
-    along_m = np.linspace(low_m, high_m, 7)[1:-1]
-    points_m = np.concatenate([along_m, along_m])
-    points_m[:5, thin], points_m[5:, thin] = low_m[thin], high_m[thin]
-    offset = points_m - camera[[0, 2], 3]
-    ahead_m = offset @ camera[[0, 2], 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        column = np.where(ahead_m > 0.05, k[0, 0] * (offset @ camera[[0, 2], 0]) / ahead_m + k[0, 2], -1.0)
-    height, width = view.depth_m.shape
-    inside = (column >= 0) & (column < width)
-    surface_m = view.depth_m[height // 2, np.where(inside, column, 0).astype(int)]
-    return bool((inside & (surface_m > ahead_m - SAME_M)).any())
+class _Doors:
+    """Which doors of a map are in view."""
+
+    def __init__(self, layout: Layout):
+        """Five points at eye height on both long sides of every door, or of the opening where it was."""
+        points_m = []
+        for door in layout.doors:
+            low_m, high_m = door.outline_m.min(0), door.outline_m.max(0)
+            thin = int(np.argmin(high_m - low_m))
+            along_m = np.linspace(low_m, high_m, 7)[1:-1]
+            sides_m = np.concatenate([along_m, along_m])
+            sides_m[:5, thin], sides_m[5:, thin] = low_m[thin], high_m[thin]
+            points_m.append(sides_m)
+        self._points_m = np.array(points_m).reshape(-1, 10, 2)
+
+    def in_view(self, view: View) -> list[bool]:
+        """For every door, whether the last frame shows some of its points."""
+        camera, k = view.world_from_camera[-1], view.image_from_camera
+        offset = self._points_m - camera[[0, 2], 3]
+        ahead_m = offset @ camera[[0, 2], 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            column = np.where(ahead_m > 0.05, k[0, 0] * (offset @ camera[[0, 2], 0]) / ahead_m + k[0, 2], -1.0)
+        height, width = view.depth_m.shape
+        inside = (column >= 0) & (column < width)
+        surface_m = view.depth_m[height // 2, np.where(inside, column, 0).astype(int)]
+        return (inside & (surface_m > ahead_m - SAME_M)).any(axis=1).tolist()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mosaic_gym.worlds.maps.plan import Plan, Point, is_inside, meets_pillar
+from mosaic_gym.worlds.maps.plan import Plan, Point, Thing, is_inside, meets_pillar
 
 UNITS_PER_M = 32.0
 """The simulator's map units in a metre."""
@@ -91,63 +91,81 @@ class Layout:
         return None
 
 
-def layout_of(
-    plan: Plan,
-    ceilings: Sequence[float] | None = None,
-    went_dark: Sequence[bool] | None = None,
-    objects: Sequence[tuple[str, float, float]] | None = None,
-) -> Layout:
-    """The layout of a plan, at the start or at present.
-
-    Args:
-        plan: the map.
-        ceilings: present height of each space's ceiling, map units; None for closed doors.
-        went_dark: for each space, whether its light has gone out; None for none.
-        objects: (name, x, y) of what the map holds at present, map units; None for what the plan has.
-    """
-    ceilings = [space.ceiling for space in plan.spaces] if ceilings is None else ceilings
-    went_dark = [False] * len(plan.spaces) if went_dark is None else went_dark
+def layout_of(plan: Plan) -> Layout:
+    """The layout of a plan at the start: doors are closed, lights are on, and pickups are there."""
     spaces, doors = [], []
-    for space, height, is_dark in zip(plan.spaces, ceilings, went_dark, strict=True):
+    for space in plan.spaces:
         outline_m = _metres(space.outline)
         if space.kind == "door":
-            doors.append(DoorLayout(outline_m, space.rooms, height > 56))  # a body is 56 high
+            doors.append(DoorLayout(outline_m, space.rooms, is_open=False))
             continue
         pillars_m = tuple(_metres(pillar) for pillar in space.pillars)
-        light = space.dark if is_dark else space.light
-        parts = outline_m, pillars_m, height / UNITS_PER_M, space.rooms, light, is_dark
-        spaces.append(RoomLayout(space.kind, space.theme, *parts))
-    return Layout(plan.seed, tuple(spaces), tuple(doors), _things(plan, objects), plan.links)
+        parts = outline_m, pillars_m, space.ceiling / UNITS_PER_M, space.rooms, space.light
+        spaces.append(RoomLayout(space.kind, space.theme, *parts, is_dark=False))
+    things = tuple(
+        ThingLayout(
+            thing.kind, NAMES.get(thing.number, thing.kind), _metres((thing.x, thing.y)), thing.room, is_there=True
+        )
+        for thing in plan.things
+    )
+    return Layout(plan.seed, tuple(spaces), tuple(doors), things, plan.links)
 
 
-def _things(plan: Plan, objects: Sequence[tuple[str, float, float]] | None) -> tuple[ThingLayout, ...]:
-    things = []
-    for thing in plan.things:
-        x, y, name, is_there = thing.x, thing.y, NAMES.get(thing.number, thing.kind), True
-        if objects is not None and thing.kind in ("pickup", "monster"):
-            # A monster is the nearest of its kind to where it started; a pickup stays at its place until it is taken.
-            same = [(px, py) for kind, px, py in objects if kind == name]
-            nearest = min(same, key=lambda place: abs(place[0] - thing.x) + abs(place[1] - thing.y), default=None)
-            if thing.kind == "monster" and nearest is not None:
-                x, y = nearest
-            is_there = nearest is not None and (
-                thing.kind == "monster" or abs(nearest[0] - x) + abs(nearest[1] - y) < 1
-            )
-        place_m = np.array([x, y]) / UNITS_PER_M
-        things.append(ThingLayout(thing.kind, name, place_m, thing.room, is_there))
-    return tuple(things)
+def layout_after(
+    layout: Layout,
+    plan: Plan,
+    ceilings: Sequence[float],
+    entered: Collection[int],
+    objects: Collection[tuple[str, float, float]],
+) -> Layout:
+    """The layout at present. What has not changed is shared with the layout at the start.
+
+    Args:
+        layout: at the start, from `layout_of`.
+        plan: of the same map.
+        ceilings: present height of each space's ceiling, map units.
+        entered: indices of the rooms in which the body has been.
+        objects: (name, x, y) of what the map holds at present, map units.
+    """
+    spaces = list(layout.spaces)
+    for index in entered:
+        if (dark := plan.spaces[index].dark) is not None:
+            spaces[index] = replace(spaces[index], light=dark, is_dark=True)
+    heights = [height for space, height in zip(plan.spaces, ceilings, strict=True) if space.kind == "door"]
+    doors = tuple(
+        replace(door, is_open=True) if height > BODY_HEIGHT else door
+        for door, height in zip(layout.doors, heights, strict=True)
+    )
+    things = tuple(_thing_after(*pair, objects) for pair in zip(layout.things, plan.things, strict=True))
+    return Layout(plan.seed, tuple(spaces), doors, things, plan.links)
+
+
+def _thing_after(before: ThingLayout, thing: Thing, objects: Collection[tuple[str, float, float]]) -> ThingLayout:
+    """A thing at present.
+
+    A pickup stays at its place until it is taken; a monster is the nearest of its kind to where it started.
+    """
+    if thing.kind == "pickup":
+        return before if (before.name, thing.x, thing.y) in objects else replace(before, is_there=False)
+    if thing.kind == "monster":
+        places = [(x, y) for name, x, y in objects if name == before.name]
+        nearest = min(places, key=lambda place: abs(place[0] - thing.x) + abs(place[1] - thing.y), default=None)
+        return replace(before, is_there=False) if nearest is None else replace(before, place_m=_metres(nearest))
+    return before
 
 
 NAMES = {2014: "HealthBonus", 2015: "ArmorBonus", 3004: "Zombieman", 3001: "DoomImp", 3002: "Demon"}
 """The simulator's names of things, which labels use, by number."""
 
 
-def _metres(outline: Sequence[Point]) -> np.ndarray:
+def _metres(outline: Sequence[Point] | Sequence[float]) -> np.ndarray:
     return np.array(outline, dtype=np.float64) / UNITS_PER_M
 
 
 EYE_HEIGHT = 41.0
 """Height of a body's eyes over the floor, map units."""
+BODY_HEIGHT = 56.0
+"""A door is open when a body fits under it, map units."""
 BODY_RADIUS = 15.0
 """Half of the side of a body's box, map units, less the unit by which walls can be entered."""
 

@@ -6,11 +6,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import vizdoom
 
 from mosaic_gym.validation import Whole, check
-from mosaic_gym.worlds.maps.layout import Layout, layout_of
+from mosaic_gym.worlds.maps.layout import Layout, layout_after, layout_of
 from mosaic_gym.worlds.maps.level import write_level
 from mosaic_gym.worlds.maps.plan import Plan
 from mosaic_gym.worlds.maps.raycast import OUTSIDE, Raycaster
@@ -30,6 +29,7 @@ class GeneratedLevels:
     Attributes:
         path: the WAD file whose level is replaced; deleted by `close`.
         plan: the present map; None before the first.
+        raycaster: of the present map.
 
     Raises:
         ValueError: a seed that is no whole number from 0, or an unknown split; the message lists the known ones.
@@ -57,30 +57,23 @@ class GeneratedLevels:
     def load(self, plan: Plan) -> None:
         """Puts a map into the WAD file, for the simulator to load."""
         write_level(self.path, plan)
-        self.plan, self._raycaster = plan, Raycaster(plan)
+        self.plan, self.raycaster, self._first_layout = plan, Raycaster(plan), layout_of(plan)
         self._space, self._entered, self._items = plan.things[0].room, set(), 0.0
 
     def gather(self, state: vizdoom.GameState) -> float:
         """Takes note of one tic; the reward is 1 for each pickup that the body took."""
-        x, y, *_, items = state.game_variables
-        before, self._space = self._space, self._raycaster.space_at(x, y)
+        x, y, *_, items = state.game_variables.tolist()
+        before, self._space = self._space, self.raycaster.space_at(x, y)
         if self._space != before and self._space != OUTSIDE and self.plan.spaces[self._space].kind == "room":
             self._entered.add(self._space)
         reward, self._items = items - self._items, items
         return float(reward)
 
-    def depth(self, state: vizdoom.GameState, yaw_rad: float, slopes: np.ndarray, falls: np.ndarray) -> np.ndarray:
-        """Depth `[rows, columns]` of walls, floors and ceilings, map units, see `Raycaster.depth`."""
-        x, y, eye = state.game_variables[:3]
-        ceilings = np.array([sector.ceiling_height for sector in state.sectors])
-        return self._raycaster.depth(x, y, eye, yaw_rad, slopes, falls, ceilings)
-
     def layout(self, state: vizdoom.GameState) -> Layout:
         """The present truth of the map, from a state with its sectors and objects."""
         objects = [(thing.name, thing.position_x, thing.position_y) for thing in state.objects]
         ceilings = [sector.ceiling_height for sector in state.sectors]
-        went_dark = [space.dark is not None and index in self._entered for index, space in enumerate(self.plan.spaces)]
-        return layout_of(self.plan, ceilings, went_dark, objects)
+        return layout_after(self._first_layout, self.plan, ceilings, self._entered, objects)
 
     @property
     def description(self) -> str:

@@ -7,10 +7,13 @@ openings, floors and ceilings are known exactly, so their depth is computed.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from mosaic_gym.worlds.maps.plan import Plan, edges_of
+from mosaic_gym.worlds.maps.plan import Plan, bounds_of, edges_of, is_inside
 
 OUTSIDE = -1
+FAR = 1e6
+"""More than the size of any map, map units."""
 
 
 class Raycaster:
@@ -22,118 +25,111 @@ class Raycaster:
 
     def __init__(self, plan: Plan):
         edges = edges_of(plan)
-        self._a = np.array([edge.a for edge in edges], dtype=np.float64)
-        self._b = np.array([edge.b for edge in edges], dtype=np.float64)
+        self._a = np.array([edge.a for edge in edges], dtype=np.float64).T
+        self._b = np.array([edge.b for edge in edges], dtype=np.float64).T
         self._front = np.array([edge.front for edge in edges])
         self._back = np.array([OUTSIDE if edge.back is None else edge.back for edge in edges])
-        outlines = [np.array(space.outline, dtype=np.float64) for space in plan.spaces]
-        self._sides = np.concatenate([np.hstack([ring, np.roll(ring, -1, axis=0)]) for ring in outlines]).T
-        self._latest: tuple[tuple[float, float] | None, int] = None, OUTSIDE
-        self._owners = np.repeat(np.arange(len(outlines)), [len(ring) for ring in outlines])
+        self._outlines = [(bounds_of(space.outline), space.outline) for space in plan.spaces]
 
     def space_at(self, x: float, y: float) -> int:
         """The index of the space at a point, map units; `OUTSIDE` for none."""
-        if self._latest[0] == (x, y):
-            return self._latest[1]
-        x1, y1, x2, y2 = self._sides
-        crossed = np.flatnonzero((y1 > y) != (y2 > y))
-        x1, y1, x2, y2 = x1[crossed], y1[crossed], x2[crossed], y2[crossed]
-        to_the_right = crossed[x1 + (y - y1) / (y2 - y1) * (x2 - x1) > x]
-        inside = np.flatnonzero(np.bincount(self._owners[to_the_right]) % 2)
-        self._latest = (x, y), int(inside[0]) if len(inside) else OUTSIDE
-        return self._latest[1]
+        for index, ((west, south, east, north), outline) in enumerate(self._outlines):
+            if west <= x < east and south <= y < north and (len(outline) == 4 or is_inside(outline, x, y)):
+                return index
+        return OUTSIDE
 
     def depth(
         self,
-        x: float,
-        y: float,
-        eye: float,
-        yaw_rad: float,
+        x: ArrayLike,
+        y: ArrayLike,
+        eye: ArrayLike,
+        yaw_rad: ArrayLike,
         slopes: np.ndarray,
         falls: np.ndarray,
         ceilings: np.ndarray,
     ) -> np.ndarray:
-        """Perpendicular depth `[rows, columns]`, map units; inf where a ray leaves the map.
+        """Perpendicular depth `[..., rows, columns]` of one camera, or of several at once, map units.
+
+        A ray that leaves the map has the depth inf.
 
         Args:
-            x, y: the camera's place; eye: its height over the floor, map units.
-            yaw_rad: heading; 0 looks along the map's y axis, positive turns right.
+            x, y: `[...]`, the cameras' places; eye: their heights over the floor, map units.
+            yaw_rad: headings; 0 looks along the map's y axis, positive turns right.
             slopes: `[columns]`, rightward over forward along each column's rays.
             falls: `[rows]`, downward over forward along each row's rays.
-            ceilings: `[spaces]`, present heights, map units.
+            ceilings: `[..., spaces]`, present heights, map units.
         """
-        edges, crossings = self._crossings(x, y, yaw_rad, slopes)
-        heights = np.append(np.asarray(ceilings, dtype=np.float64), 0.0)
-        space = np.full(len(slopes), self.space_at(x, y))
-        if ((heights > 0) & (heights < eye)).any():  # the lower edge of a moving door stops rays that fall
-            return self._follow(edges, crossings, space, eye, falls, heights)
-        # All other openings let rays that fall through: they end at the floor or at the first wall or closed door.
-        depth, falling = np.empty((len(falls), len(slopes))), falls > 0
-        depth[~falling] = self._follow(edges, crossings, space, eye, falls[~falling], heights)
-        solid = (self._back[edges] == OUTSIDE) | (heights[self._back[edges]] <= 0) | (heights[self._front[edges]] <= 0)
-        wall = np.where(solid, crossings, np.inf).min(axis=1, initial=np.inf)
-        depth[falling] = np.minimum(eye / falls[falling][:, None], wall)
-        depth[falling] = np.where(np.isfinite(wall), depth[falling], np.inf)
-        return depth
+        x, y, eye, yaw_rad = (np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in (x, y, eye, yaw_rad))
+        above = np.full((len(x), np.shape(ceilings)[-1] + 1), -np.inf)  # the last is `OUTSIDE`: no ray gets there
+        above[:, :-1] = np.asarray(ceilings) - eye[:, None]
+        ends, ceilings_before, steepest = self._crossings(x, y, yaw_rad, slopes, above)
+        # Rays of a column pass one edge after the other, up to the first that is too low for them. So the number of
+        # edges that a ray passes says which edge it may meet, and which ceiling in front of it.
+        rises, rays = -falls[:, None], len(x) * len(slopes)
+        passed = np.zeros((len(x), len(falls), len(slopes)), dtype=np.int8)
+        for least in steepest:
+            passed += (rises <= least.reshape(len(x), 1, -1)).view(np.int8)
+        where = passed * np.intp(rays)
+        where += np.arange(rays).reshape(len(x), 1, -1)
+        end, height = ends.take(where), ceilings_before.take(where)
+        np.copyto(height, eye[:, None, None], where=rises <= 0)  # rays that fall meet the floor
+        with np.errstate(divide="ignore", invalid="ignore"):
+            height /= np.abs(rises)
+        depth = np.where(end < np.inf, np.minimum(height, end), np.inf)
+        return depth.reshape(*np.shape(ceilings)[:-1], len(falls), len(slopes))
 
-    def _follow(
-        self,
-        edges: np.ndarray,
-        crossings: np.ndarray,
-        space: np.ndarray,
-        eye: float,
-        falls: np.ndarray,
-        heights: np.ndarray,
-    ) -> np.ndarray:
-        """Depth `[rows, columns]` of rays that are followed from edge to edge.
+    def _crossings(
+        self, x: np.ndarray, y: np.ndarray, yaw_rad: np.ndarray, slopes: np.ndarray, above: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The edges that every column's rays cross, nearest first, the columns of all cameras side by side.
 
         Args:
-            edges, crossings: of `_crossings`.
-            space: `[columns]`, index of the space where each column's rays start.
-            heights: `[spaces + 1]`, of the ceilings; the last is 0.
-        """
-        fall = falls[:, None]
-        depth = np.full((len(falls), len(space)), np.inf)
-        flying = np.ones(depth.shape, dtype=bool)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            to_floor = np.where(fall > 0, eye / fall, np.inf)
-            for k in range(edges.shape[1]):
-                edge, distance = edges[:, k], crossings[:, k]
-                bounds = np.isfinite(distance) & ((self._front[edge] == space) | (self._back[edge] == space))
-                # 1. The floor or ceiling of the present space, if a ray meets it before the edge.
-                plane = np.where(fall < 0, (heights[space] - eye) / -fall, to_floor)
-                meets = flying & bounds & (plane <= distance)
-                depth[meets] = plane[meets]
-                flying &= ~meets
-                # 2. The edge: a wall, or the part of it above an opening.
-                behind = np.where(self._front[edge] == space, self._back[edge], self._front[edge])
-                closed = (behind == OUTSIDE) | (eye - fall * distance > heights[behind])
-                meets = flying & bounds & closed
-                depth[meets] = np.broadcast_to(distance, depth.shape)[meets]
-                flying &= ~meets
-                if not flying.any():
-                    break
-                # 3. On through the opening.
-                space = np.where(bounds & (behind != OUTSIDE), behind, space)
-        return depth
+            x, y, yaw_rad: `[cameras]`.
+            above: `[cameras, spaces + 1]`, heights of the ceilings over the eye.
 
-    def _crossings(self, x: float, y: float, yaw_rad: float, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The edges that every column's rays cross, nearest first, and how far away: `[columns, edges]` each."""
-        right, ahead = np.array([np.cos(yaw_rad), -np.sin(yaw_rad)]), np.array([np.sin(yaw_rad), np.cos(yaw_rad)])
-        from_a, from_b = self._a - (x, y), self._b - (x, y)
-        a_right, a_ahead, b_right, b_ahead = from_a @ right, from_a @ ahead, from_b @ right, from_b @ ahead
-        # Edges in view only: not behind the camera, nor wholly to the left or right of all rays.
-        left, right_most = slopes.min(), slopes.max()
-        near = (a_ahead > 0) | (b_ahead > 0)
-        near &= (a_right >= left * a_ahead) | (b_right >= left * b_ahead)
-        near = np.flatnonzero(near & ((a_right <= right_most * a_ahead) | (b_right <= right_most * b_ahead)))
-        a_right, a_ahead, b_right, b_ahead = a_right[near], a_ahead[near], b_right[near], b_ahead[near]
-        slope = slopes[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            along = (slope * a_ahead - a_right) / ((b_right - a_right) - slope * (b_ahead - a_ahead))
-            distance = a_ahead + along * (b_ahead - a_ahead)
-            hit = (along >= -1e-9) & (along <= 1 + 1e-9) & (distance > 1e-6)
-        distance = np.where(hit, distance, np.inf)
-        count = max(int(hit.sum(1).max(initial=0)), 1)
-        order = np.argsort(distance, axis=1)[:, :count]
-        return near[order], np.take_along_axis(distance, order, axis=1)
+        Returns:
+            `[edges + 1, columns]`, the distance of an edge, inf behind the last one; the same shape, the height over
+            the eye of the ceiling in front of it; and `[edges, columns]`, how steeply, height over distance, a ray may
+            rise at most to get past this edge and all before it.
+        """
+        (a_right, a_ahead), (b_right, b_ahead) = (_as_seen(ends, x, y, yaw_rad) for ends in (self._a, self._b))
+        faces = a_right * b_ahead <= a_ahead * b_right  # the camera is in front
+        # Edges in view only: not behind the cameras, nor wholly to the left or right of all rays; walls from the front.
+        in_view = ((a_ahead > 0) | (b_ahead > 0)) & (faces | (self._back != OUTSIDE)[:, None])
+        in_view &= (a_right >= slopes.min() * a_ahead) | (b_right >= slopes.min() * b_ahead)
+        in_view &= (a_right <= slopes.max() * a_ahead) | (b_right <= slopes.max() * b_ahead)
+        seen = np.flatnonzero(in_view.any(axis=1))
+        # A ray crosses an edge whose ends lie on both sides of it. Edges that share an end agree on its side, so that
+        # no ray slips through between them.
+        sides = [
+            right[seen, :, None] >= slopes * ahead[seen, :, None]
+            for right, ahead in ((a_right, a_ahead), (b_right, b_ahead))
+        ]
+        edge, ray = np.nonzero((sides[0] != sides[1]).reshape(len(seen), -1))
+        edge, camera, slope = seen[edge], ray // len(slopes), np.tile(slopes, len(x))[ray]
+        where = edge * len(x) + camera
+        a_right, a_ahead, b_right, b_ahead = (part.take(where) for part in (a_right, a_ahead, b_right, b_ahead))
+        along = (slope * a_ahead - a_right) / ((b_right - a_right) - slope * (b_ahead - a_ahead))
+        distance = a_ahead + along * (b_ahead - a_ahead)
+        front, back, from_front = self._front[edge], self._back[edge], faces.take(where)
+        before = above[camera, np.where(from_front, front, back)]
+        slope = np.minimum(before, above[camera, np.where(from_front, back, front)]) / distance
+        # One row for the nearest edges of all columns, one for the next, and so on.
+        columns = len(x) * len(slopes)
+        order = np.argsort(ray * FAR + distance)
+        order = order[distance[order] > 1e-6]
+        ray = ray[order]
+        counts = np.bincount(ray, minlength=columns)
+        rank = np.arange(len(ray)) - (np.cumsum(counts) - counts)[ray]
+        ends, ceilings, steepest = np.full((3, int(counts.max(initial=0)) + 1, columns), np.inf)
+        for table, values in ((ends, distance), (ceilings, before), (steepest, slope)):
+            table[rank, ray] = values[order]
+        steepest = np.minimum.accumulate(steepest[:-1])
+        return ends, ceilings, steepest[(steepest > -np.inf).any(axis=1)]
+
+
+def _as_seen(points: np.ndarray, x: np.ndarray, y: np.ndarray, yaw_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far to the right of and how far ahead of cameras points `[2, points]` lie, `[points, cameras]` each."""
+    east, north = points[0][:, None] - x, points[1][:, None] - y
+    cosine, sine = np.cos(yaw_rad), np.sin(yaw_rad)
+    return east * cosine - north * sine, east * sine + north * cosine

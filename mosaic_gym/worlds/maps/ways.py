@@ -6,6 +6,7 @@ For recordings and pictures: the ways use the truth about a map, which no model 
 from __future__ import annotations
 
 import heapq
+import math
 
 import numpy as np
 
@@ -75,8 +76,8 @@ class FloorGrid:
 
     def _square(self, place_m: np.ndarray | Place) -> tuple[int, int]:
         """Column and row of the square at a place."""
-        column, row = np.floor((np.asarray(place_m) - self._origin_m) / SQUARE_M).astype(int)
-        return int(column), int(row)
+        (x_m, z_m), (origin_x_m, origin_z_m) = place_m, self._origin_m.tolist()
+        return math.floor((x_m - origin_x_m) / SQUARE_M), math.floor((z_m - origin_z_m) / SQUARE_M)
 
     def spaces_at(self, places_m: np.ndarray) -> np.ndarray:
         """Indices `[n]` of the spaces at places `[n, 2]`; `OUTSIDE` where there is none."""
@@ -87,7 +88,9 @@ class FloorGrid:
 
     def room_at(self, place_m: Place) -> int | None:
         """The index of the room, niche included, at a place; None in corridors, doors and outside."""
-        index = int(self.spaces_at(np.array([place_m]))[0])
+        column, row = self._square(place_m)
+        n_z, n_x = self.space.shape
+        index = int(self.space[row, column]) if 0 <= column < n_x and 0 <= row < n_z else OUTSIDE
         space = None if index == OUTSIDE else self.layout.spaces[index]
         return None if space is None or space.kind == "corridor" else space.rooms[0]
 
