@@ -7,6 +7,7 @@ import torch
 from mosaic_gym.geometry.camera import invert_pose, project, transform, unproject
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose, pose_at
 from mosaic_gym.worlds.doom import DoomWorld
+from mosaic_gym.worlds.doom_game import choose_crop
 from mosaic_gym.worlds.protocol import StaleStateError, Start, World
 
 FORWARD, RIGHT, REST = (np.array([a], dtype=float) for a in ([1, 0, 0], [0, 0, 1], [0, 0, 0]))
@@ -268,3 +269,11 @@ def test_poses_that_no_body_can_follow_move_nothing(world, change, named):
         world.follow(state, change(poses))
     after, _ = world.follow(state, poses)
     assert np.abs(after.pose.world_from_camera - poses[-1].world_from_camera).max() < 2e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 64), (120, 160), (96, 96), (100, 75)])
+def test_a_frame_is_the_mean_of_square_blocks(height, width):
+    crop = choose_crop(height, width)
+    screen = np.random.default_rng(0).integers(0, 256, (crop.screen_height, crop.screen_width, 3), dtype=np.uint8)
+    blocks = screen[crop.window].reshape(height, crop.factor, width, crop.factor, 3)
+    np.testing.assert_array_equal(crop.shrink_frame(screen), np.floor(blocks.mean((1, 3)) + 0.5))

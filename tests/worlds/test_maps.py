@@ -19,9 +19,14 @@ def plans() -> list[Plan]:
     return [draw_plan(seed) for seed in SEEDS]
 
 
-def floor_plan(plan: Plan) -> tuple:
-    """A map without its looks: outlines and pillars of its spaces."""
-    return tuple((space.kind, space.outline, space.pillars) for space in plan.spaces)
+def floor_plan(plan: Plan) -> frozenset:
+    """The outlines and pillars of a map's rooms, wherever the map lies: without looks, corridors, doors and niches."""
+    west, south = (min(point[axis] for room in plan.rooms for point in room.outline) for axis in (0, 1))
+
+    def moved(ring: tuple) -> tuple:
+        return tuple((x - west, y - south) for x, y in ring)
+
+    return frozenset((moved(room.outline), frozenset(map(moved, room.pillars))) for room in plan.rooms)
 
 
 def test_a_map_is_its_seed_and_options(plans):
@@ -30,11 +35,22 @@ def test_a_map_is_its_seed_and_options(plans):
     assert draw_plan(5, options=MapOptions(pickups=0)) != plans[5]
 
 
-def test_floor_plans_are_distinct_within_and_between_splits(plans):
-    found = {floor_plan(plan) for plan in plans}
-    assert len(found) >= 0.99 * len(plans)
-    unseen = {floor_plan(draw_plan(seed, "heldout-themes")) for seed in SEEDS}
-    assert not found & unseen
+def floor_plans(split: str, count: int) -> set[int]:
+    """Hashes of the floor plans of a split's first maps."""
+    bare = MapOptions(pickups=0, monsters=0)  # things do not change a floor plan
+    return {hash(floor_plan(draw_plan(map_seed(seed, split), split, bare))) for seed in range(count)}
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_floor_plans_are_distinct_within_and_between_splits(count):
+    found = {split: floor_plans(split, count) for split in SPLITS}
+    shares = {split: len(plans) / count for split, plans in found.items()}
+    print("share of distinct floor plans:", shares)
+    assert min(shares.values()) >= 0.99, shares
+    assert len(set.union(*found.values())) == sum(map(len, found.values())), "a floor plan stands in two splits"
+
+
+def test_splits_share_no_map_seed():
     train = {map_seed(seed, "train") for seed in range(1000)}
     heldout = {map_seed(seed, "heldout") for seed in range(1000)}
     assert len(train) == len(heldout) == 1000 and not train & heldout
@@ -141,6 +157,53 @@ def test_depth_of_a_room_is_what_geometry_says():
         caster.depth(x, y, 41.0, yaw, np.linspace(-1, 1, 9), np.linspace(-0.6, 0.6, 9), ceilings) for yaw in (0, 2, 4)
     ]
     assert all(np.isfinite(depth).all() and (depth > 0).all() for depth in around), "no ray leaves the map"
+
+
+def test_depth_is_that_of_single_rays_followed_from_space_to_space(plans):
+    """Beside a slow, obvious ray caster: several cameras at once, with doors closed, open, and on their way up."""
+    rng = np.random.default_rng(0)
+    slopes, falls = np.linspace(-0.7, 0.7, 13), np.array([-0.9, -0.3, -0.05, 0.0, 0.05, 0.3, 0.9])
+    for plan in plans[:12]:
+        moving = rng.choice([0, 20, 50, 96], len(plan.spaces))
+        ceilings = np.array([space.ceiling or height for space, height in zip(plan.spaces, moving, strict=True)])
+        rooms = [plan.rooms[index] for index in rng.integers(len(plan.rooms), size=3)]
+        places = np.array([free_point(rng, room) for room in rooms])
+        yaws = rng.uniform(-np.pi, np.pi, 3)
+        depth = Raycaster(plan).depth(*places.T, np.full(3, 41.0), yaws, slopes, falls, np.stack([ceilings] * 3))
+        for (x, y), yaw, found in zip(places, yaws, depth, strict=True):
+            true = [[follow_ray(plan, ceilings, x, y, yaw, slope, fall) for slope in slopes] for fall in falls]
+            np.testing.assert_allclose(found, true, rtol=1e-9)
+
+
+def free_point(rng: np.random.Generator, room) -> tuple[float, float]:
+    west, south, east, north = bounds_of(room.outline)
+    while True:
+        x, y = rng.uniform(west + 8, east - 8), rng.uniform(south + 8, north - 8)
+        if is_free(room, x, y, 4):
+            return x, y
+
+
+def follow_ray(plan: Plan, ceilings: np.ndarray, x: float, y: float, yaw: float, slope: float, fall: float) -> float:
+    """Depth along one ray from an eye at height 41, map units."""
+    across, along = np.sin(yaw) + slope * np.cos(yaw), np.cos(yaw) - slope * np.sin(yaw)
+    space = next(i for i, part in enumerate(plan.spaces) if is_inside(part.outline, x, y))
+    before = 0.0
+    while True:
+        distance, behind = np.inf, None
+        for edge in edges_of(plan):
+            if space in (edge.front, edge.back):
+                upright = edge.a[0] == edge.b[0]
+                run, offset = (across, edge.a[0] - x) if upright else (along, edge.a[1] - y)
+                if run == 0 or not before < offset / run < distance:
+                    continue
+                where = y + offset / run * along if upright else x + offset / run * across
+                low, high = sorted((edge.a[1], edge.b[1]) if upright else (edge.a[0], edge.b[0]))
+                if low <= where <= high:
+                    distance, behind = offset / run, edge.back if edge.front == space else edge.front
+        flat = 41 / fall if fall > 0 else (ceilings[space] - 41) / -fall if fall < 0 else np.inf
+        if flat <= distance or behind is None or 41 - fall * distance > ceilings[behind]:
+            return min(flat, distance)
+        space, before = behind, distance
 
 
 @pytest.mark.parametrize(
