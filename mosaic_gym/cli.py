@@ -80,6 +80,12 @@ COMMANDS: dict[str, Command] = {
         LOG,
         f"{SMALLER_SAMPLES}, or train adapters (without --full); samples are run one at a time, whatever the batch",
     ),
+    "train rgbd-codec": Command(
+        "mosaic_gym.training.rgbd_codec", "Config", "train", "train the codec of pictures with depth", LOG
+    ),
+    "train generator": Command(
+        "mosaic_gym.training.generator", "Config", "train", "train the generative model of generated maps", LOG
+    ),
     "train student": Command(
         "mosaic_gym.training.distill",
         "Config",

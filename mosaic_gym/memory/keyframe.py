@@ -38,6 +38,9 @@ class Keyframe:
         place: `[4]`, (x, z, heading, trust): where on the atlas's map the keyframe image was taken, and how reliable
             that is. The trust is `ASSUMED` for a best guess, `FROM_ATLAS` for an image that the atlas generated there;
             all are 0 if the place is unknown.
+        image: `[3, H, W]`, colors in [-1, 1] of the last video frame, for memories that hold pictures beside latents
+            (`pictures.py`); None for those that decode latents.
+        written: bool `[H, W]`, the pixels of `image` that are new in this keyframe; None together with `image`.
     """
 
     latent: Tensor
@@ -48,6 +51,8 @@ class Keyframe:
     step: int
     points_m: Tensor
     place: Tensor
+    image: Tensor | None = None
+    written: Tensor | None = None
 
     @cached_property
     def place_values(self) -> tuple[float, ...]:
@@ -81,11 +86,17 @@ class Keyframe:
         """Shapes of `latent`, `depth_m` and `alive`, which are equal for all keyframes of one memory."""
         return tuple(self.latent.shape), tuple(self.depth_m.shape), tuple(self.alive.shape)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the keyframe by name; those that it does not have are left out."""
+        values = {name: getattr(self, name) for name in TENSOR_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
+
     def to(self, device: torch.device) -> Keyframe:
         """The same keyframe on a device; itself, if it is there already."""
         if self.latent.device == device:
             return self
-        return replace(self, **{name: getattr(self, name).to(device) for name in TENSOR_FIELDS})
+        return replace(self, **{name: value.to(device) for name, value in self.tensors.items()})
 
     def transformed(self, edit: Tensor) -> Keyframe:
         """The same patches elsewhere: composes the edit transform E `[4, 4]` (world from world) into the warp.
@@ -193,3 +204,5 @@ def stack_geometry(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, T
 
 TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")
 """The saved fields of a keyframe besides its step."""
+OPTIONAL_FIELDS = ("image", "written")
+"""Those of them that only memories of pictures have."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from mosaic_gym.deprecation import renamed_method
 from mosaic_gym.geometry.camera import check_rigid
 from mosaic_gym.memory.files import load_with_metadata, save_with_metadata
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS, Keyframe, stack_geometry
+from mosaic_gym.memory.keyframe import OPTIONAL_FIELDS, TENSOR_FIELDS, Keyframe, stack_geometry
 
 FORMAT = "mosaic-memory-2"
 
@@ -119,8 +119,8 @@ class MosaicMemory:
         """All that a file has to hold: tensors by name, and metadata for JSON."""
         tensors = {}
         for index, keyframe in enumerate(self.keyframes):
-            for name in TENSOR_FIELDS:
-                tensors[f"{index}.{name}"] = getattr(keyframe, name).contiguous()
+            for name, value in keyframe.tensors.items():
+                tensors[f"{index}.{name}"] = value.contiguous()
         steps = [keyframe.step for keyframe in self.keyframes]
         return tensors, {"capacity": self.capacity, "steps": steps, "made_with": self.made_with}
 
@@ -133,8 +133,7 @@ class MosaicMemory:
         """
         try:
             keyframes = tuple(
-                Keyframe(**{name: tensors[f"{index}.{name}"] for name in TENSOR_FIELDS}, step=step)
-                for index, step in enumerate(metadata["steps"])
+                Keyframe(**_keyframe_tensors(tensors, index), step=step) for index, step in enumerate(metadata["steps"])
             )
             memory = MosaicMemory(keyframes, metadata["capacity"], metadata.get("made_with", ""))
         except (KeyError, TypeError) as error:
@@ -164,6 +163,12 @@ class MosaicMemory:
     remember = renamed_method("remember", "update")  # old spelling
     edited = renamed_method("edited", "edit", chosen="masks")
     spliced = renamed_method("spliced", "splice")
+
+
+def _keyframe_tensors(tensors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The tensors of one keyframe by name; KeyError for one that every keyframe has and that is missing."""
+    found = {name: tensors.get(f"{index}.{name}") for name in OPTIONAL_FIELDS}
+    return {name: tensors[f"{index}.{name}"] for name in TENSOR_FIELDS if name not in OPTIONAL_FIELDS} | found
 
 
 def _checked_mask(index: int, mask: Any, keyframe: Keyframe) -> Tensor:

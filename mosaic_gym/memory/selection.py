@@ -83,7 +83,30 @@ def select(
     if k == 0:
         return _empty_selection(world_from_camera, max_sources, max_patches)
     tensors = stack_geometry(pad_members(memories), n)
-    points, generation, alive, world_from_source = (tensor.unflatten(0, (b, k)) for tensor in tensors)
+    geometry = (tensor.unflatten(0, (b, k)) for tensor in tensors)
+    return select_stacked(*geometry, world_from_camera, image_from_camera, grid, max_sources, max_patches, use_distant)
+
+
+@torch.no_grad()
+def select_stacked(
+    points: Tensor,
+    generation: Tensor,
+    alive: Tensor,
+    world_from_source: Tensor,
+    world_from_camera: Tensor,
+    image_from_camera: Tensor,
+    grid: tuple[int, int],
+    max_sources: int,
+    max_patches: int,
+    use_distant: Sequence[bool] | None = None,
+) -> Selection:
+    """As `select`, for keyframes whose geometry is stacked already: `k` for each member, at least one.
+
+    Args:
+        points: `[b, k, 3, n]`, patch centres in the world, metres; generation, alive: `[b, k, n]`.
+        world_from_source: `[b, k, 4, 4]`, the keyframe images' cameras.
+    """
+    k, n = points.shape[1], points.shape[3]
     projection = _project(points, generation, alive, world_from_source, world_from_camera, image_from_camera, grid)
     patches, exists, uv = _select_patches(projection, n, max_patches)
     return Selection(

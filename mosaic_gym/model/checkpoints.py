@@ -25,10 +25,12 @@ from torch import Tensor
 from mosaic_gym.model.atlas import Atlas
 from mosaic_gym.model.codec import LinearCodec
 from mosaic_gym.model.depth import ConvDepth, DepthEstimator
+from mosaic_gym.model.hourglass import HourglassTransformer
 from mosaic_gym.model.locate import is_wan, resolve
 from mosaic_gym.model.parts import fingerprint_of, load_part, load_scheduler, save_part
 from mosaic_gym.model.refiner import Refiner
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
+from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.settings import FOLDERS, FORMAT, WorldSettings, load_settings
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
@@ -40,16 +42,16 @@ if TYPE_CHECKING:
 
 WAN_SIZE = (352, 640)
 """Height and width of a Wan world's frames when no resolution is requested, pixels."""
-NETWORKS = {
-    "transformer": MosaicTransformer3DModel,
-    "refiner": Refiner,
-    "codec": LinearCodec,
-    "text_encoder": ByteTextEncoder,
-    "depth": ConvDepth,
-    "reward_heads": RewardTerminationHeads,
-    "atlas": Atlas,
+NETWORKS: dict[str, tuple[type, ...]] = {
+    "transformer": (MosaicTransformer3DModel, HourglassTransformer),
+    "refiner": (Refiner,),
+    "codec": (LinearCodec, RGBDCodec),
+    "text_encoder": (ByteTextEncoder,),
+    "depth": (ConvDepth,),
+    "reward_heads": (RewardTerminationHeads,),
+    "atlas": (Atlas,),
 }
-"""The class of each network, by its attribute in `WorldModel`."""
+"""The classes that a network can have, by its attribute in `WorldModel`; its config.json names one of them."""
 
 
 @dataclass
@@ -57,10 +59,10 @@ class WorldModel:
     """All the networks of a learned world, and the settings that they are used with."""
 
     settings: WorldSettings
-    transformer: MosaicTransformer3DModel
+    transformer: MosaicTransformer3DModel | HourglassTransformer
     refiner: Refiner | None
     """None: frames are output as the codec decodes them."""
-    codec: LinearCodec | WanCodec
+    codec: LinearCodec | RGBDCodec | WanCodec
     text_encoder: ByteTextEncoder | WanPrompts
     depth: DepthEstimator
     reward_heads: RewardTerminationHeads | None
@@ -215,8 +217,8 @@ class WorldModel:
             )
         scheduler = load_scheduler(folder)
         networks = {
-            name: load_part(network, folder, FOLDERS[name]) if FOLDERS[name] in parts else None
-            for name, network in NETWORKS.items()
+            name: load_part(kinds, folder, FOLDERS[name]) if FOLDERS[name] in parts else None
+            for name, kinds in NETWORKS.items()
         }
         return WorldModel(
             settings=settings, scheduler=scheduler, start_images=images, start_prompts=prompts, **networks

@@ -66,6 +66,9 @@ class LinearCodec(ModelMixin, ConfigMixin):
     restarts = False
     """Whether every step starts a new clip; see `WanCodec`."""
 
+    has_depth = False
+    """Whether latents hold depth too; without it, an estimator follows the decoder."""
+
     def _blocks(self, frames: Tensor) -> Tensor:
         """`[b, 4, 3, H, W]` to `[b, h, w, numbers]`."""
         s = self.stride

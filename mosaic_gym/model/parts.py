@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,11 @@ def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
         raise ValueError(f"the part 'scheduler' in {folder} is damaged ({error}); copy the folder again") from error
 
 
-def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
+def load_part(kinds: type | tuple[type, ...], folder: Path, name: str) -> torch.nn.Module:
     """The network in the subfolder `name` of a checkpoint's folder, in float32.
+
+    Args:
+        kinds: its class, or the classes that it can have: config.json names one of them.
 
     Raises:
         ValueError: the network is missing, damaged or of another version, or a weight is not finite.
@@ -79,6 +83,7 @@ def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     path = folder / name / "diffusion_pytorch_model.safetensors"
     if not path.is_file() or not (folder / name / "config.json").is_file():
         raise ValueError(f"checkpoint {folder} lacks its part {name!r}; copy the whole folder again")
+    kind = _kind_of(kinds, folder / name / "config.json")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             present = set(file.keys())
@@ -105,3 +110,14 @@ def load_part(kind: type, folder: Path, name: str) -> torch.nn.Module:
     if broken:
         raise ValueError(f"the weights of {name!r} in {folder} are not finite in {broken[:3]}; copy the folder again")
     return network
+
+
+def _kind_of(kinds: type | tuple[type, ...], config: Path) -> type:
+    """The class that a network's config names; the first one if it names none of them, so that its checks report it."""
+    if isinstance(kinds, type):
+        return kinds
+    try:
+        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return kinds[0]
+    return next((kind for kind in kinds if kind.__name__ == name), kinds[0])

@@ -10,6 +10,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from mosaic_gym.memory.retrieval import Retrieved
+from mosaic_gym.model.hourglass import HourglassTransformer, Reading
 from mosaic_gym.model.transformer import MosaicTransformer3DModel
 
 
@@ -86,4 +87,32 @@ def denoise(
             output = negative_output + guidance * (output - negative_output)
         velocity = (latents - output) / sigma if transformer.config.insertion == "split" else output
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+@torch.no_grad()
+def sample_flow(
+    model: HourglassTransformer,
+    reading: Reading,
+    noise: Tensor,
+    denoising_steps: int,
+    shift: float = 1.0,
+    negative: Reading | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """The latents that Euler steps lead to from noise `[b, c, h, w]`, at the noise levels of `even_sigmas`.
+
+    Args:
+        negative, guidance: the reading of the negative prompt, and the scale of classifier-free guidance (Ho and
+            Salimans, arXiv 2207.12598); None and 1 for none.
+    """
+    levels = even_sigmas(denoising_steps, shift)
+    latents = noise
+    for level, following in zip(levels[:-1], levels[1:], strict=True):
+        noise_level = noise.new_full((len(noise),), float(level))
+        velocity = model(latents, noise_level, reading)
+        if negative is not None and guidance != 1.0:
+            away = model(latents, noise_level, negative)
+            velocity = away + guidance * (velocity - away)
+        latents = latents + float(following - level) * velocity.to(latents.dtype)
     return latents

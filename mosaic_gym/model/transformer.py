@@ -112,6 +112,11 @@ class MosaicTransformer3DModel(WanTransformer3DModel):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
+    @property
+    def patch(self) -> int:
+        """Latent cells along each side of a token."""
+        return self.config.patch_size[1]
+
     def initialize_cameras(self) -> None:
         """Sets the camera projections to zero where loading left them on the meta device, as Wan's checkpoints do."""
         for block in self.blocks if self.config.insertion == "parallel" else ():

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 PARTS = ("codec", "depth", "reward_heads", "atlas", "begin")
 """Fields of a recipe's config that name folders of weights; a fingerprint of those weights is compared instead."""
-CHANGEABLE = ("out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", *PARTS)
+CHANGEABLE = (
+    "out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", "report_minutes", "cuda", *PARTS
+)  # fmt: skip
 """Fields of a recipe's config that may differ when a run is resumed."""
 CHANGEABLE_INSIDE = ("compile",)
 """The same for fields of a nested config such as `loading`: compiling only changes rounding."""

@@ -14,12 +14,14 @@ from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose, check_poses, is_l
 from mosaic_gym.memory import whereabouts
 from mosaic_gym.memory.keyframe import Keyframe
 from mosaic_gym.memory.mosaic import MosaicMemory
+from mosaic_gym.memory.pictures import depth_of_channel
 from mosaic_gym.memory.retrieval import retrieve
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.model.depth import align_scale
 from mosaic_gym.model.device import out_of_memory_guard
-from mosaic_gym.worlds.generation import camera_tensor, denoise_latents
+from mosaic_gym.worlds.generation import camera_tensor, condition_next_step, denoise_latents
+from mosaic_gym.worlds.picture_steps import PictureOptions, advance_pictures, lift_observed, retrieve_step, sample_step
 from mosaic_gym.worlds.protocol import Start
 from mosaic_gym.worlds.spatial_memory import FrameLayout, lift_keyframes, retrieve_views
 from mosaic_gym.worlds.state import WorldState
@@ -122,6 +124,8 @@ def first_image(
         image, caption = draw_start_view(model.start_images, model.start_prompts, start.seed)
         return image, caption if prompt is None else prompt
     prompt = DEFAULT_PROMPT if prompt is None else prompt
+    if model.codec.has_depth:
+        return sample_first_picture(model, layout, prompt, start.seed, denoising_steps), prompt
     return generate_first_image(model, layout, prompt, start.seed, denoising_steps, negative_text), prompt
 
 
@@ -143,6 +147,23 @@ def generate_first_image(
     latents = denoise_latents(model, layout, *inputs, noise_keys, denoising_steps, negative_text)
     (stream,) = model.codec.start_clips(latents[:, 0])
     return frames_to_uint8(model.codec.last_frame(latents[0, 0], stream)).cpu().numpy()
+
+
+@torch.no_grad()
+def sample_first_picture(
+    model: WorldModel, layout: FrameLayout, prompt: str, seed: int, denoising_steps: int
+) -> np.ndarray:
+    """A first frame from the prompt alone, uint8 `[H, W, 3]`: sampled without memory, after an empty latent."""
+    device = layout.intrinsics.device
+    poses = [pose_at(0.0, 0.0, 0.0, 0.0)] * FRAMES_PER_STEP
+    cameras = camera_tensor([poses], device)  # [1, 1, 4, 4, 4]
+    latents = torch.zeros(1, *layout.latent_shape, dtype=torch.float32, device=device)
+    state = state_at_rest(model, poses[-1], latents, cameras[0], MosaicMemory(), prompt, seed)
+    state = replace(state, step_index=FIRST_FRAME_STEP)
+    retrieved = retrieve_step(model, layout, [state], cameras[:, 0])
+    sampled = sample_step(model, layout, [state], retrieved, cameras[:, 0], PictureOptions(denoising_steps, 0.0, None))
+    colors = model.codec.decode_pictures(sampled[:, :-1])[0, :3].clamp(-1, 1)
+    return frames_to_uint8(colors).cpu().numpy()
 
 
 def frames_tensor(frames: np.ndarray, device: torch.device) -> Tensor:
@@ -180,6 +201,67 @@ def state_at_rest(
         step_index=0,
         stream=model.codec.start_clips(latents)[0],
     )
+
+
+def start_from_true_frames(
+    model: WorldModel,
+    layout: FrameLayout,
+    atlas: Atlas | None,
+    memory: MosaicMemory,
+    frames: np.ndarray,
+    poses: Sequence[Pose],
+    cameras: Tensor,
+    prompt: str,
+    seed: int,
+) -> tuple[WorldState, Tensor]:
+    """The state after checked first frames, uint8 `[4, H, W, 3]`, and the depth `[H, W]` of the last one, metres.
+
+    Args:
+        model, layout, atlas: of the world.
+        memory: that the episode starts with.
+        poses: four; cameras: theirs, `[1, 1, 4, 4, 4]`.
+    """
+    if model.codec.has_depth:
+        memory, picture = lift_observed(model, layout, memory, frames[-1], cameras[0, 0], 0)
+        latents = model.codec.encode_pictures(picture[None])
+        state = state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
+        return replace(state, stream=(picture,)), depth_of_channel(picture[3])
+    latents = model.codec.encode(frames_tensor(frames, layout.intrinsics.device))  # [1, c, h, w]
+    state = state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
+    keyframe, depth_m = lift_true_frames(model, layout, atlas, memory, frames, latents, cameras[0], step=0)
+    return replace(state, memory=memory.update(keyframe)), depth_m
+
+
+def observe_true_frames(
+    model: WorldModel,
+    layout: FrameLayout,
+    atlas: Atlas | None,
+    state: WorldState,
+    frames: np.ndarray,
+    poses: Sequence[Pose],
+    cameras: Tensor,
+) -> WorldState:
+    """The state after four more true frames, uint8 `[4, H, W, 3]`, from four poses; arguments as above."""
+    step = state.step_index + 1
+    if model.codec.has_depth:
+        memory, picture = lift_observed(model, layout, state.memory, frames[-1], cameras[0, 0], step)
+        (after,), _ = advance_pictures(model, [state], [poses], cameras[:, 0], picture[None])
+        return replace(after, memory=memory)
+    previous = model.codec.last_frame(state.history[-1], state.stream)[None]
+    pixels = frames_tensor(frames, layout.intrinsics.device)
+    latents = model.codec.encode(pixels, previous)[None]  # [1, 1, c, h, w]
+    streams = [state.stream]
+    if not model.codec.restarts:  # otherwise `condition_next_step` starts a clip with the observed frame
+        _, streams = model.codec.decode_next(latents[0], streams)
+    keyframe, _ = lift_true_frames(model, layout, atlas, state.memory, frames, latents[0], cameras[0], step)
+    (after,) = condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
+    return replace(after, memory=state.memory.update(keyframe))
+
+
+def renumber(memory: MosaicMemory, step: int, number: int) -> MosaicMemory:
+    """The memory, with the keyframes of one environment step counted as another's."""
+    keyframes = [replace(row, step=number) if row.step == step else row for row in memory.keyframes]
+    return replace(memory, keyframes=tuple(keyframes))
 
 
 def lift_true_frames(

@@ -14,6 +14,7 @@ Terms:
   what memory does not cover, and adds walls to the obstacles. Worlds without an atlas work too.
 - The *history* is the latest latent frames, which condition the transformer. The *stream* is the decoder's cache.
 - With a codec that *restarts* (image-to-video models), every step is a new clip from the last frame.
+- With a codec that *has depth*, depth is generated with color, and a step is in `picture_steps.py`.
 - An action is `[forward, strafe right, turn right]`, each in [-1, 1].
 
 Shapes: `b` states, `t` steps, `c h w` a latent frame, `H W` pixels. Cameras `[b, t, 4, 4, 4]` are four matrices
@@ -48,7 +49,7 @@ from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_uint8
 from mosaic_gym.model.device import check_device, out_of_memory_guard, without_autocast
 from mosaic_gym.validation import Number, Whole, check
-from mosaic_gym.worlds import generation, initialization, observation, serialization, spatial_memory
+from mosaic_gym.worlds import generation, initialization, observation, picture_steps, serialization, spatial_memory
 from mosaic_gym.worlds.protocol import Start, View
 from mosaic_gym.worlds.state import LatentObservation, WorldState, advance_state
 
@@ -128,7 +129,7 @@ class MosaicWorld:
     # Stepping
 
     def step(self, states: Sequence[WorldState], actions: np.ndarray) -> tuple[list[WorldState], list[View]]:
-        """Moves every body by its action `[b, 3]`, and generates its next view: the World protocol's step.
+        """Moves every body by its action `[b, 3]`, and generates its next view.
 
         Raises:
             ValueError: wrong number of actions, or one that is NaN or out of range.
@@ -168,6 +169,8 @@ class MosaicWorld:
                 infinite or no rigid transform; or a network that returns NaN.
         """
         generation.check_paths(poses, len(states))
+        if self.model.codec.has_depth:
+            return picture_steps.generate_pictures(self.model, self.layout, states, poses, self._picture_options)
         model, memories = self.model, [state.memory for state in states]
         # Retrieve: the patches of memory that the next views show.
         cameras = generation.camera_tensor(poses, self.device)  # [b, t, 4, 4, 4]
@@ -212,11 +215,17 @@ class MosaicWorld:
             )
         poses = self.advance(states, actions)
         cameras = generation.camera_tensor(poses, self.device)
-        retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
-        latents = self.sample(states, retrieved, cameras)
-        rows = zip(states, poses, latents, cameras, [state.stream for state in states], strict=True)
+        if self.model.codec.has_depth:
+            inputs = self.model, self.layout, states, cameras[:, 0], self._picture_options
+            latents, covered = picture_steps.sample_step_latents(*inputs)
+            streams = [()] * len(states)  # no picture belongs to a latent that was not decoded
+        else:
+            retrieved = self.retrieve(states, cameras, self.map_views(states, cameras, poses))
+            latents, covered = self.sample(states, retrieved, cameras), retrieved.coverage
+            streams = [state.stream for state in states]
+        rows = zip(states, poses, latents, cameras, streams, strict=True)
         after = [advance_state(*row, self.model.settings.history) for row in rows]
-        coverage = retrieved.coverage.tolist()
+        coverage = covered.tolist()
         return after, [LatentObservation(latents[i, 0], coverage[i]) for i in range(len(states))]
 
     # Parts of a step that training, evaluation and planning use too
@@ -266,6 +275,11 @@ class MosaicWorld:
             self.model, self.layout, states, retrieved, cameras, self.denoising_steps, self._negative_text
         )
 
+    @property
+    def _picture_options(self) -> picture_steps.PictureOptions:
+        denoising_steps = self.denoising_steps if self.network else None
+        return picture_steps.PictureOptions(denoising_steps, self.temperature, self._negative_text)
+
     @cached_property
     def _negative_text(self) -> Tensor | None:
         settings = self.model.settings
@@ -275,7 +289,11 @@ class MosaicWorld:
     def coverage_mask(self, state: WorldState, poses: Sequence[Pose]) -> np.ndarray:
         """The pixels that memory covers in views from four poses, bool `[4, H, W]`."""
         cameras = generation.camera_tensor([poses], self.device)
-        return self.retrieve([state], cameras).pixels_covered[0].cpu().numpy()
+        if not self.model.codec.has_depth:
+            return self.retrieve([state], cameras).pixels_covered[0].cpu().numpy()
+        every = cameras[0, 0][:, None].expand(-1, FRAMES_PER_STEP, -1, -1)  # each frame's camera as a last one
+        retrieved = picture_steps.retrieve_step(self.model, self.layout, [state] * FRAMES_PER_STEP, every)
+        return retrieved.covered.cpu().numpy()
 
     # Starting an episode
 
@@ -329,19 +347,8 @@ class MosaicWorld:
             ValueError: frames of another shape or dtype, or not four usable poses; the given state is unchanged.
         """
         frames = initialization.check_frames(frames, poses, self.layout.frame_size)
-        model, cameras = self.model, generation.camera_tensor([poses], self.device)
-        previous = model.codec.last_frame(state.history[-1], state.stream)[None]
-        pixels = initialization.frames_tensor(frames, self.device)
-        latents = model.codec.encode(pixels, previous)[None]  # [1, 1, c, h, w]
-        streams = [state.stream]
-        if not model.codec.restarts:  # otherwise `condition_next_step` starts a clip with the observed frame
-            _, streams = model.codec.decode_next(latents[0], streams)
-        keyframe, _ = initialization.lift_true_frames(
-            model, self.layout, self.atlas, state.memory, frames, latents[0], cameras[0],
-            state.step_index + 1,
-        )  # fmt: skip
-        (after,) = generation.condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
-        return replace(after, memory=state.memory.update(keyframe))
+        inputs = state, frames, poses, generation.camera_tensor([poses], self.device)
+        return initialization.observe_true_frames(self.model, self.layout, self.atlas, *inputs)
 
     def _check_memory(self, memory: MosaicMemory | None) -> MosaicMemory:
         fingerprint, shape = self.model.memory_fingerprint, self.layout.latent_shape
@@ -360,8 +367,7 @@ class MosaicWorld:
         state = initialization.state_at_rest(self.model, pose, latents, cameras, memory, prompt, seed)
         state = replace(state, step_index=initialization.FIRST_FRAME_STEP)  # which keys the noise of the first view
         (state,), (view,) = self.generate([state], [[pose] * FRAMES_PER_STEP])
-        *before, newest = state.memory.keyframes
-        memory = replace(state.memory, keyframes=(*before, replace(newest, step=0)))
+        memory = initialization.renumber(state.memory, initialization.FIRST_FRAME_STEP + 1, 0)
         # No action has been taken, so there is no reward and no termination yet.
         return replace(state, memory=memory, step_index=0), replace(view, reward=0.0, terminated=False)
 
@@ -371,14 +377,10 @@ class MosaicWorld:
         self, frames: np.ndarray, poses: Sequence[Pose], seed: int, prompt: str, memory: MosaicMemory
     ) -> tuple[WorldState, Tensor]:
         """The state after checked first frames, and the depth `[H, W]` of the last one, metres."""
-        model = self.model
-        latents = model.codec.encode(initialization.frames_tensor(frames, self.device))  # [1, c, h, w]
         cameras = generation.camera_tensor([poses], self.device)
-        state = initialization.state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
-        keyframe, depth_m = initialization.lift_true_frames(
-            model, self.layout, self.atlas, memory, frames, latents, cameras[0], step=0
+        return initialization.start_from_true_frames(
+            self.model, self.layout, self.atlas, memory, frames, poses, cameras, prompt, seed
         )
-        return replace(state, memory=memory.update(keyframe)), depth_m
 
     # States
 

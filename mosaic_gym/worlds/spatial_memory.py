@@ -56,7 +56,7 @@ def frame_layout(model: WorldModel, device: torch.device) -> FrameLayout:
         intrinsics=torch.tensor(settings.image_from_camera, dtype=torch.float32, device=device),
         frame_size=(height, width),
         latent_shape=(codec.channels, height // codec.stride, width // codec.stride),
-        patch=model.transformer.config.patch_size[1],
+        patch=model.transformer.patch,
         image_grid=(height // codec.image_stride, width // codec.image_stride),
     )
 

@@ -13,7 +13,7 @@ from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.geometry.control import yaw_matrix
 from mosaic_gym.memory import batching, retrieval
 from mosaic_gym.memory.files import load_with_metadata, save_with_metadata
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift, median_per_cell
+from mosaic_gym.memory.keyframe import lift, median_per_cell
 from mosaic_gym.memory.mosaic import FORMAT, MosaicMemory
 from mosaic_gym.memory.retrieval import retrieve
 from mosaic_gym.memory.selection import select
@@ -237,8 +237,7 @@ def test_keyframes_that_were_lifted_together_do_not_keep_one_another_alive():
     assert [keyframe.trust for keyframe in keyframes] == [0.5, 0.0, 0.25]
     for keyframe, latent in zip(keyframes, latents, strict=True):
         assert torch.equal(keyframe.latent, latent)
-        for name in TENSOR_FIELDS:
-            value = getattr(keyframe, name)
+        for name, value in keyframe.tensors.items():
             assert value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes, name
 
 
@@ -284,7 +283,7 @@ def test_save_and_load_are_exact_and_say_what_is_wrong(tmp_path):
     for edited in (memory.edit(everything, pose(2.0), keep_original=True), memory.splice(memory, pose(0.0, 2.0))):
         edited.save(path)  # what was moved shares latents with what was not
         for one, other in zip(edited.keyframes, MosaicMemory.load(path).keyframes, strict=True):
-            assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in TENSOR_FIELDS)
+            assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged or cut short"):
         MosaicMemory.load(path)
@@ -306,7 +305,7 @@ def test_a_keyframe_comes_to_a_device_whole_and_stays_itself_where_it_is():
     keyframe = wall(3.0, pose(), step=4)
     assert keyframe.to(torch.device("cpu")) is keyframe
     elsewhere = keyframe.to(torch.device("meta"))
-    assert elsewhere.step == 4 and all(getattr(elsewhere, name).is_meta for name in TENSOR_FIELDS)
+    assert elsewhere.step == 4 and all(value.is_meta for value in elsewhere.tensors.values())
 
 
 def test_a_warped_latent_is_covered_by_what_covers_the_frames_that_it_shows():

@@ -33,6 +33,9 @@ class WanCodec(nn.Module):
             otherwise one clip continues over all steps.
     """
 
+    has_depth = False
+    """Whether latents hold depth too; without it, an estimator follows the decoder."""
+
     def __init__(self, vae: AutoencoderKLWan, restarts: bool = True):
         super().__init__()
         self.vae = vae

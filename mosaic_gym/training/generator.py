@@ -1,0 +1,231 @@
+"""Recipe: the generative model of generated maps, by flow matching over all noise levels."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.model.hourglass import HourglassTransformer, Reading
+from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half, save_part
+from mosaic_gym.model.rgbd_codec import RGBDCodec
+from mosaic_gym.model.sampler import sample_flow
+from mosaic_gym.model.text import ByteTextEncoder
+from mosaic_gym.training.budget import budget_of, check_one_budget, recipe_of
+from mosaic_gym.training.encoded import EncodedRecording, encode_recording
+from mosaic_gym.training.generator_samples import Augmentation, Batch, draw_batch
+from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.run import Run
+from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
+
+VALID_WEIGHT = 0.3
+"""Weight of the loss in cells that memory shows as they are; elsewhere 1."""
+TEST_EPISODES = 60
+TEST_SAMPLES = 256
+"""Held-out samples of a report."""
+SHEET_ROWS = 12
+"""Samples in a report's sheet."""
+REPORT_STEPS = 6
+"""Denoising steps of a report."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train the generative model."""
+
+    data: Annotated[Path, Folder()] = Path("data/rooms")
+    """Recorded episodes, with depth."""
+    codec: Annotated[Path, Folder()] = Path("runs/rgbd-codec/weights")
+    """The trained codec."""
+    out: Annotated[Path, Folder()] = Path("runs/generator")
+    """The run's folder: latents, checkpoints, log, reports, and the finished weights in `weights/`."""
+    minutes: Annotated[float | None, Number(above=0.0)] = None
+    """Wall time of training, earlier parts included; 600 without --steps."""
+    steps: Annotated[int | None, Whole(1)] = None
+    """Optimizer steps of the whole run, instead of minutes."""
+    batch: Annotated[int, Whole(1)] = 32
+    """Samples in a batch."""
+    learning_rate: Annotated[float, Number(0.0)] = 5e-4
+    """The peak."""
+    history: Annotated[int, Whole(1)] = 2
+    """Recent latent frames that condition the next one."""
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (96, 256)
+    """Channels of the convolutions, and width of the transformer."""
+    fine_blocks: Annotated[int, Whole(1)] = 2
+    """Convolutional blocks before and after the transformer."""
+    blocks: Annotated[int, Whole(1)] = 8
+    """Transformer blocks."""
+    episodes: Annotated[int | None, Whole(1)] = None
+    """Recorded episodes to train on; None for all."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How the memories of samples vary."""
+    report_minutes: Annotated[float, Number(above=0.0)] = 30.0
+    """Time between two reports: a sheet of held-out samples and three figures."""
+    cuda: bool = False
+    """Train on a CUDA device."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range, or for both budgets."""
+        validate(self, option)
+        check_one_budget(self)
+        if len(self.widths) != 2:
+            raise ValueError(f"--widths are two numbers; got {self.widths}")
+
+
+class Generator(nn.Module):
+    """The networks that are trained together."""
+
+    def __init__(self, transformer: HourglassTransformer, text_encoder: ByteTextEncoder):
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+    def read(self, batch: Batch, image_from_camera: Tensor, size: tuple[int, int]) -> Reading:
+        """The context of a batch; see `HourglassTransformer.read`."""
+        k = image_from_camera.expand(len(batch.index), 3, 3)
+        text = self.text_encoder(batch.prompts)
+        return self.transformer.read(batch.memory, batch.recent, batch.recent_cameras, batch.cameras, k, size, text)
+
+    def forward(
+        self, batch: Batch, noisy: Tensor, noise_level: Tensor, image_from_camera: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """The velocity of noisy latents; one call, so that autocast covers all of it."""
+        return self.transformer(noisy, noise_level, self.read(batch, image_from_camera, size))
+
+
+def draw_noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels in (0, 1) `[b]` on the generator's device: logit-normal, and a tenth of them nearly pure noise."""
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    uniform = torch.rand(count, 2, generator=generator, device=generator.device)
+    return torch.where(uniform[:, 0] < 0.1, 0.9 + 0.1 * uniform[:, 1], torch.sigmoid(0.4 + 1.2 * normal))
+
+
+def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor) -> Tensor:
+    """Weighted squared error of the velocity (flow matching, Lipman et al., arXiv 2210.02747)."""
+    weight = torch.where(target[:, -1:] > 0, VALID_WEIGHT, 1.0)
+    squares = (velocity.float() - (noise - target)).square().mean(1, keepdim=True)
+    return (squares * weight).sum() / weight.sum()
+
+
+@float32_by_default()
+def train(config: Config) -> Generator:
+    """Trains, reports every `report_minutes`, and writes the averaged weights, rounded to float16.
+
+    Raises:
+        FileNotFoundError: no episodes, or no codec. ValueError: a recording without depth, or an unfit folder.
+    """
+    budget = budget_of(config, minutes=600.0)
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)
+    store = EpisodeStore(config.data, "train")
+    codec = load_part(RGBDCodec, config.codec.parent, config.codec.name).eval().requires_grad_(False)
+    accelerator = Accelerator(cpu=not config.cuda, mixed_precision="bf16")
+    device = accelerator.device
+    codec.to(device)
+    model = Generator(
+        HourglassTransformer(
+            codec.channels, 1, widths=tuple(config.widths), num_fine_blocks=config.fine_blocks, num_blocks=config.blocks
+        ),
+        ByteTextEncoder(),
+    )
+    encoded = encode_recording(store, codec, model.text_encoder, config.out, config.episodes).to(device)
+    test = encode_recording(
+        EpisodeStore(config.data, "heldout"), codec, model.text_encoder, config.out, TEST_EPISODES
+    ).to(device)
+    run = Run(
+        config.out, model, config.learning_rate, *budget, accelerator, ema_decay=0.9995,
+        parts=fingerprint_of((codec,)), recipe=recipe_of(config, store),
+    )  # fmt: skip
+    size, k = tuple(encoded.recorded.frames.shape[1:3]), encoded.recorded.image_from_camera
+    reported_at = time.monotonic()
+    with run:
+        run.start_clock()
+        while not run.finished:
+            generator = run.generator(device)
+            with torch.autocast(device.type, enabled=False):
+                batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
+            level = draw_noise_levels(config.batch, generator)
+            noise = torch.randn(batch.target.shape, generator=generator, device=device)
+            noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
+            loss = flow_loss(run.model(batch, noisy, level, k, size), noise, batch.target)
+            run.update(loss)
+            if time.monotonic() - reported_at > 60 * config.report_minutes:
+                report(run.average, test, codec, config, run.step_index)
+                reported_at = time.monotonic()
+    finished = run.average.eval().cpu()
+    report(finished.to(device), test, codec, config, run.step_index)
+    for name, network in (("transformer", finished.transformer), ("text_encoder", finished.text_encoder)):
+        round_to_half(network)
+        save_part(network, config.out / "weights" / name)
+    return finished
+
+
+@torch.no_grad()
+def report(model: Generator, test: EncodedRecording, codec: RGBDCodec, config: Config, step: int) -> dict[str, float]:
+    """A sheet of held-out samples and three figures, written to the run's folder; training is not affected.
+
+    Returns:
+        `loss`: flow-matching loss; `sharpness`: gradient energy of sampled pictures over the true ones', where memory
+        shows nothing; `validity`: share of covered cells whose validity is predicted.
+    """
+    device = test.latents.device
+    generator = torch.Generator(device).manual_seed(0)
+    size, k = tuple(test.recorded.frames.shape[1:3]), test.recorded.image_from_camera
+    losses, energies, right, rows = [], [], [], []
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        for _ in range(TEST_SAMPLES // 64):
+            batch = draw_batch(test, codec, 64, config.history, config.augmentation, generator)
+            noise = torch.randn(batch.target.shape, generator=generator, device=device)
+            level = draw_noise_levels(64, generator)
+            reading = model.read(batch, k, size)
+            noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
+            losses.append(float(flow_loss(model.transformer(noisy, level, reading), noise, batch.target)))
+            sampled = sample_flow(model.transformer, reading, noise, REPORT_STEPS)
+            picture = codec.decode_pictures(sampled[:, :-1]).float()
+            true = test.recorded.pictures(batch.index)
+            kept = (sampled[:, -1:] > 0).repeat_interleave(4, -1).repeat_interleave(4, -2) & batch.covered[:, None]
+            shown = torch.where(kept, batch.warped, picture)
+            hidden = ~batch.covered[:, None, :-1, :-1]
+            energies.append([float((_energy(x) * hidden).sum()) for x in (shown, true)])
+            cells = batch.memory.coverage[:, :4].mean(1, keepdim=True) > 0.5
+            right.append(float(((sampled[:, -1:] > 0) == (batch.target[:, -1:] > 0))[cells].float().mean()))
+            rows.append(torch.cat([batch.warped, shown, true], -1))
+    figures = {
+        "step": step,
+        "loss": sum(losses) / len(losses),
+        "sharpness": sum(row[0] for row in energies) / sum(row[1] for row in energies),
+        "validity": sum(right) / len(right),
+    }
+    with (config.out / "figures.jsonl").open("a") as file:
+        file.write(json.dumps(figures) + "\n")
+    _write_sheet(
+        torch.cat(rows)[:: max(1, TEST_SAMPLES // SHEET_ROWS)][:SHEET_ROWS], config.out / f"sheet-{step:07d}.png"
+    )
+    return figures
+
+
+def _energy(pictures: Tensor) -> Tensor:
+    """Squared color gradients `[b, 1, H - 1, W - 1]`."""
+    colors = pictures[:, :3]
+    squares = colors.diff(dim=-1)[:, :, :-1].square() + colors.diff(dim=-2)[..., :-1].square()
+    return squares.mean(1, keepdim=True)
+
+
+def _write_sheet(pictures: Tensor, path: Path) -> None:
+    """Pictures `[n, 4, H, W]` side by side in two columns, each with its depth below."""
+    colors = ((pictures[:, :3].clamp(-1, 1) + 1) * 127.5).byte()
+    depth = ((pictures[:, 3:].clamp(-2, 2) + 2) * 63.75).byte().expand(-1, 3, -1, -1)
+    tiles = torch.cat([colors, depth], 2).permute(0, 2, 3, 1).cpu()
+    half = (len(tiles) + 1) // 2
+    columns = [torch.cat(list(part)) for part in tiles.split(half)]
+    height = max(len(column) for column in columns)
+    padded = [torch.nn.functional.pad(column, (0, 0, 0, 0, 0, height - len(column))) for column in columns]
+    image = Image.fromarray(torch.cat(padded, 1).numpy())
+    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)

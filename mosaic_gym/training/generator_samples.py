@@ -1,0 +1,255 @@
+"""Training samples of the generative model, drawn and retrieved in batches on the device of the recording.
+
+A sample is one recorded step: its latent, the latent frames before it, and what a random part of the episode's past
+shows in its view, by the operators that play uses (`memory.selection`, `memory.warp`). No sample needs the CPU when the
+recording is on an accelerator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mosaic_gym.geometry.camera import rescale_intrinsics
+from mosaic_gym.memory.pictures import LOG_DEPTH_SCALE, MemoryInputs, memory_coverage, warped_picture
+from mosaic_gym.memory.selection import Selection, select_stacked
+from mosaic_gym.memory.warp import WarpedViews, warp_frames
+from mosaic_gym.model.hourglass import PATCH
+from mosaic_gym.model.rgbd_codec import RGBDCodec
+from mosaic_gym.model.text import PADDING
+from mosaic_gym.training.encoded import EncodedRecording
+from mosaic_gym.validation import Number, Whole, option, validate
+
+SOURCES = 3
+"""Keyframes that are warped into a view."""
+PATCHES = 24
+"""Patches that become tokens."""
+COLOR_TOLERANCE = 0.16
+"""Memory of a cell is valid where smoothed colors, in [-1, 1], differ from the true ones by less than this."""
+DEPTH_TOLERANCE = 0.15
+"""... and depth by less than this share."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How the memories of training samples vary. All but the counts are shares of samples."""
+
+    no_memory: Annotated[float, Number(0.0, 1.0)] = 0.04
+    """Share of samples with an empty memory."""
+    last_only: Annotated[float, Number(0.0, 1.0)] = 0.35
+    """Share of samples with the latest keyframe alone."""
+    max_keyframes: Annotated[int, Whole(1)] = 12
+    """Most keyframes that are drawn from the past."""
+    degraded: Annotated[float, Number(0.0, 1.0)] = 0.4
+    """Share of samples whose memory went through the codec once or twice more, as generated memory has."""
+    recent_noise: Annotated[float, Number(0.0)] = 0.15
+    """Largest standard deviation of noise on the recent latent frames, against drift."""
+    no_prompt: Annotated[float, Number(0.0, 1.0)] = 0.2
+    """Share of samples without a prompt, for classifier-free guidance."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range."""
+        validate(self, lambda name: option(f"augmentation.{name}"))
+        if self.no_memory + self.last_only > 1.0:
+            raise ValueError(
+                "--augmentation.no-memory and --augmentation.last-only are shares of the same samples, together at "
+                f"most 1; got {self.no_memory} and {self.last_only}"
+            )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples.
+
+    Attributes:
+        index: `[b]`, the recorded steps.
+        memory: what memory shows.
+        recent, recent_cameras: `[b, t, c, h, w]`, `[b, t, 4, 4, 4]`.
+        cameras: `[b, 4, 4, 4]`, of the target.
+        target: `[b, c + 1, h, w]`: clean latents, and whether memory is valid in each cell (1, else -1).
+        prompts: `[b, l]`, byte tokens.
+        warped, covered: the warped picture `[b, 4, H, W]`, holes filled, and its mask `[b, H, W]`.
+    """
+
+    index: Tensor
+    memory: MemoryInputs
+    recent: Tensor
+    recent_cameras: Tensor
+    cameras: Tensor
+    target: Tensor
+    prompts: Tensor
+    warped: Tensor
+    covered: Tensor
+
+
+@torch.no_grad()
+def draw_batch(
+    encoded: EncodedRecording,
+    codec: RGBDCodec,
+    count: int,
+    history: int,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+) -> Batch:
+    """Draws samples; the generator is on the recording's device.
+
+    Args:
+        codec: frozen, on the same device.
+        history: recent latent frames.
+    """
+    device = encoded.latents.device
+    eligible = len(encoded)
+    index = torch.randint(eligible, (count,), generator=generator, device=device)
+    index = torch.where(encoded.step_of[index] == 0, index + 1, index)  # the first step has no past
+    past, alive = draw_past(encoded.step_of[index], augmentation, generator)
+    return make_batch(encoded, codec, index, past, alive, history, augmentation, generator)
+
+
+def draw_past(step_of: Tensor, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The past steps in each sample's memory, as distances back `[b, k]`, and which of them exist, bool `[b, k]`.
+
+    Half of the memories are a stretch of the past, half are single moments of it; four of five hold the latest step.
+    """
+    device, b = step_of.device, len(step_of)
+    most, longest = augmentation.max_keyframes, max(int(step_of.max()), 1)
+    uniform = torch.rand(b, 5, generator=generator, device=device)
+    back = torch.arange(1, longest + 1, device=device)
+    order = torch.rand(b, longest, generator=generator, device=device)
+    centre = 1 + uniform[:, :1] * (step_of[:, None] - 1)
+    order = torch.where(uniform[:, 1:2] < 0.5, order, (back - centre).abs())
+    order = order.masked_fill(back > step_of[:, None], torch.inf)
+    order[:, 0] = torch.where(uniform[:, 2] < 0.8, -1.0, order[:, 0])  # the latest step comes first
+    keep = min(most, longest)
+    values, chosen = order.topk(keep, dim=1, largest=False)
+    number = 1 + (uniform[:, 3:4] * most).long()
+    kind = uniform[:, 4:5]
+    number = torch.where(kind < augmentation.no_memory + augmentation.last_only, 1, number)
+    alive = (torch.arange(keep, device=device) < number) & values.isfinite() & (kind >= augmentation.no_memory)
+    latest_only = (kind >= augmentation.no_memory) & (kind < augmentation.no_memory + augmentation.last_only)
+    chosen = torch.where(latest_only, 0, chosen)
+    return chosen + 1, alive
+
+
+@torch.no_grad()
+def make_batch(
+    encoded: EncodedRecording,
+    codec: RGBDCodec,
+    index: Tensor,
+    past: Tensor,
+    alive: Tensor,
+    history: int,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+) -> Batch:
+    """The samples of steps `[b]` whose memory holds the steps `past` `[b, k]` back, where `alive`."""
+    recorded, device, b = encoded.recorded, index.device, len(index)
+    cameras = recorded.cameras[index]
+    rows = torch.where(alive, index[:, None] - past, index[:, None])
+    h, w = encoded.latents.shape[-2:]
+    grid = (h // PATCH, w // PATCH)
+    patch_k = rescale_intrinsics(recorded.image_from_camera, tuple(recorded.frames.shape[1:3]), grid)
+    zeros = torch.zeros(*rows.shape, grid[0] * grid[1], device=device)
+    world_from_source = recorded.cameras[rows, -1]
+    selection = select_stacked(
+        encoded.points_m[rows], zeros, alive[..., None].expand_as(zeros).contiguous(), world_from_source,
+        cameras[:, [0, -1]], patch_k, grid, SOURCES, PATCHES,
+    )  # fmt: skip
+    warped = _warp(encoded, rows, selection, cameras)
+    covered = warped.covered[:, 0]
+    picture = warped_picture(warped)
+    true = recorded.pictures(index)
+    valid = memory_validity(picture, true, covered)
+
+    degraded = torch.rand(b, 2, generator=generator, device=device)
+    generation = torch.where(degraded[:, 0] < augmentation.degraded, 1 + (degraded[:, 1] < 0.4).long(), 0)
+    worn = degrade(picture, generation, codec)
+    warped_latent = codec.encode_pictures(worn)
+    coverage = memory_coverage(covered, warped.cost[:, 0], generation[:, None, None].float() * covered, (h, w))
+
+    back = torch.arange(history, 0, -1, device=device)
+    recent_rows = index[:, None] - torch.minimum(back, encoded.step_of[index][:, None])
+    recent = encoded.latents[recent_rows].float()
+    noise = torch.randn(recent.shape, generator=generator, device=device)
+    strength = augmentation.recent_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=device)
+    drop = torch.rand(b, 1, generator=generator, device=device) < augmentation.no_prompt
+    patches, patch_cameras = _patches(encoded, rows, selection, cameras)
+    return Batch(
+        index=index,
+        memory=MemoryInputs(
+            warped_latent, coverage, patches, selection.patch_uv * PATCH, patch_cameras, selection.patch_exists
+        ),
+        recent=recent + strength * noise,
+        recent_cameras=recorded.cameras[recent_rows],
+        cameras=cameras,
+        target=torch.cat([encoded.latents[index].float(), valid], 1),
+        prompts=encoded.prompts[index].long().masked_fill(drop, PADDING),
+        warped=worn,
+        covered=covered,
+    )
+
+
+def _warp(encoded: EncodedRecording, rows: Tensor, selection: Selection, cameras: Tensor) -> WarpedViews:
+    """The selected sources, warped into the last of each sample's cameras."""
+    recorded = encoded.recorded
+    exists = selection.sources >= 0
+    sources = rows.gather(1, selection.sources.clamp_min(0))  # [b, s]
+    colors = recorded.frames[sources].movedim(-1, -3).float() / 127.5 - 1.0
+    depth_m = recorded.depth_m[sources].float().clamp_min(0.05)
+    return warp_frames(
+        colors,
+        depth_m,
+        torch.zeros_like(depth_m),
+        exists[..., None, None].expand(depth_m.shape),
+        recorded.cameras[sources, -1],
+        cameras[:, -1:],
+        recorded.image_from_camera.expand(len(rows), 3, 3),
+    )
+
+
+def memory_validity(picture: Tensor, true: Tensor, covered: Tensor) -> Tensor:
+    """1 in latent cells that memory covers and shows as they are, -1 elsewhere, `[b, 1, h, w]`.
+
+    Colors are compared after smoothing, since a warp moves fine texture by a fraction of a pixel.
+
+    Args:
+        picture: warped, `[b, 4, H, W]`; true: the recorded picture; covered: bool `[b, H, W]`.
+    """
+    mask = covered[:, None].float()
+    error = F.avg_pool2d((picture - true) * mask, 3, stride=1, padding=1).abs()
+    stride = RGBDCodec.stride
+    share = F.avg_pool2d(mask, stride)
+    colors = F.avg_pool2d(error[:, :3].mean(1, keepdim=True), stride) / share.clamp_min(1e-3)
+    depth = F.avg_pool2d(error[:, 3:], stride) * LOG_DEPTH_SCALE / share.clamp_min(1e-3)
+    valid = (share > 0.5) & (colors < COLOR_TOLERANCE) & (depth < DEPTH_TOLERANCE)
+    return torch.where(valid, 1.0, -1.0)
+
+
+def degrade(picture: Tensor, rounds: Tensor, codec: RGBDCodec) -> Tensor:
+    """Pictures that went through the codec `rounds` `[b]` times, as generated memory has."""
+    picture = picture.clone()
+    for number in range(1, int(rounds.max()) + 1):
+        chosen = (rounds >= number).nonzero()[:, 0]
+        decoded = codec.decode_pictures(codec.encode_pictures(picture[chosen]))
+        picture[chosen] = torch.cat([decoded[:, :3].clamp(-1, 1), decoded[:, 3:]], 1)
+    return picture
+
+
+def _patches(encoded: EncodedRecording, rows: Tensor, selection: Selection, cameras: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents `[b, n, c * 4]` and cameras `[b, n, 4, 4, 4]` of the selected patches; padding has the target's."""
+    exists = selection.patch_exists
+    keyframe, cell = selection.patches.unbind(-1)
+    steps = rows.gather(1, keyframe)  # [b, n]
+    columns = encoded.latents.shape[-1] // PATCH
+    row, column = cell // columns * PATCH, cell % columns * PATCH
+    inside = torch.arange(PATCH, device=rows.device)
+    y = (row[..., None] + inside)[..., :, None]
+    x = (column[..., None] + inside)[..., None, :]
+    values = encoded.latents[steps[..., None, None], :, y, x]  # [b, n, p, p, c]
+    values = values.permute(0, 1, 4, 2, 3).flatten(2).float()  # as pixel_unshuffle orders them
+    patch_cameras = encoded.recorded.cameras[steps]
+    own = cameras[:, None].expand_as(patch_cameras)
+    return values * exists[..., None], torch.where(exists[..., None, None, None], patch_cameras, own)
