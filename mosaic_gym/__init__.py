@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mosaic_gym.worlds.doom import DoomWorld
     from mosaic_gym.worlds.maps.rooms import MapOptions
     from mosaic_gym.worlds.mosaic import MosaicWorld
+    from mosaic_gym.worlds.room_explorer import RoomExplorer
 
 __all__ = [
     "ACTIONS",
@@ -61,6 +62,7 @@ __all__ = [
     "Planner",
     "Pose",
     "ReturnTask",
+    "RoomExplorer",
     "Rules",
     "Search",
     "SimulatorTask",
@@ -95,6 +97,7 @@ _LAZY = {
     "MapOptions": "mosaic_gym.worlds.maps.rooms",
     "MosaicMemory": "mosaic_gym.memory.mosaic",
     "MosaicWorld": "mosaic_gym.worlds.mosaic",
+    "RoomExplorer": "mosaic_gym.worlds.room_explorer",
     "WanOptions": "mosaic_gym.model.wan.options",
     "fuse_adapters": "mosaic_gym.model.wan.adapters",
     "write_episode": "mosaic_gym.data.episodes",

@@ -29,6 +29,11 @@ from tests.programs import ROOT, run
             "in the simulator",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            ["agents/rooms.py", "--steps", "1", "--members", "2", "--episodes", "2", "--model", "ppo.zip"],
+            "| PPO, 512 steps |",
+            marks=pytest.mark.slow,
+        ),
         (["examples/01_step_a_world.py"], "an image (64, 64, 3) uint8; 9 actions: noop, forward"),
         (["examples/04_plan_with_forks.py"], "step 1: "),
     ],

@@ -362,6 +362,7 @@ class DoomWorld:
                 before = pose_of(game.get_state()) if self._tic is None else self._tic.pose
                 reward += game.make_action(_buttons(before, targets, index))
             if not game.is_episode_finished():
+                self._state = None  # its memory is used again
                 self._state = game.get_state()  # a copy of all buffers: once a tic
                 self._tic = self._read_tic(self._state)
                 reward += 0.0 if self._levels is None else self._levels.gather(self._state)

@@ -77,18 +77,17 @@ class Crop:
 
     def shrink_frame(self, screen: np.ndarray) -> np.ndarray:
         """uint8 `[height, width, 3]` from the screen's uint8 `[screen_height, screen_width, 3]`."""
-        factor, area = self.factor, self.factor**2
-        rows = screen[self.window].astype(np.uint16).reshape(self.height, factor, -1)
         # Sums of long rows, because NumPy is slow on short inner axes: first of `factor` rows, then of as many pixels
         # from each place on, of which every `factor`-th is used.
-        tall = rows[:, 0] + rows[:, 1]  # there are at least `_MIN_OVERSAMPLING`
+        factor, area, window = self.factor, self.factor**2, screen[self.window]
+        rows = np.add(window[::factor], window[1::factor], dtype=np.uint16)  # there are at least `_MIN_OVERSAMPLING`
         for index in range(2, factor):
-            tall += rows[:, index]
-        tall = tall.ravel()
-        last = len(tall) - 3 * (factor - 1)
-        sums = tall.copy()
+            rows += window[index::factor]
+        rows = rows.ravel()
+        last = len(rows) - 3 * (factor - 1)
+        sums = rows.copy()
         for index in range(1, factor):
-            sums[:last] += tall[3 * index : last + 3 * index]
+            sums[:last] += rows[3 * index : last + 3 * index]
         blocks, frame = sums.reshape(self.height, self.width, -1), np.empty((self.height, self.width, 3), np.uint16)
         for channel in range(3):
             frame[..., channel] = blocks[..., channel]

@@ -51,8 +51,10 @@ def figures(explorer: RoomExplorer) -> dict[str, float]:
 
 def check_targets(rows: list[dict[str, float]], slack: float = 0.0) -> None:
     mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    assert np.median([row["rooms"] for row in rows]) >= 0.6 - slack, mean
-    assert np.median([row["depth_m"] for row in rows]) >= 2.5, mean
+    rooms, depth_m = (float(np.median([row[name] for row in rows])) for name in ("rooms", "depth_m"))
+    print(f"{len(rows)} maps, medians: {rooms:.2f} of the rooms, {depth_m:.1f} m of depth; means: {mean}")
+    assert rooms >= 0.6 - slack, mean
+    assert depth_m >= 2.5, mean
     assert mean["returned"] >= 0.3 - slack, mean
     assert mean["wall_ahead"] < 0.15 and mean["reward"] > 1.0 and mean["doors"] > 0.5, mean
 
