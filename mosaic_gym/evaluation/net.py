@@ -8,6 +8,7 @@ world may be trained with it, because its figures would then be biased towards t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ FEATURES = 64
 KINDS = ("DoomImp", "Demon", "HealthBonus", "ArmorBonus", "Zombieman")
 """The simulator's names of the things that a map can hold and that the net names. Props are part of a theme."""
 BATCH = 128
+LEAST_CONTRAST = 1e-4
+"""Added to local contrasts before their logarithm: a channel without any is not infinitely far from the others."""
 
 
 class EvaluationNet(ModelMixin, ConfigMixin):
@@ -74,6 +77,24 @@ class EvaluationNet(ModelMixin, ConfigMixin):
         return features, self.theme_head(nn.functional.silu(features)), kinds
 
     @torch.no_grad()
+    def read_with_contrasts(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features `[n, 64]`, and the logarithms of local contrast `[n, channels]` of the net's finest grid.
+
+        The contrast of a channel is the mean squared difference of neighbors to the right plus that of neighbors below.
+        The 64 features name themes, which a blur leaves as they are; the contrasts show blur, noise and mush.
+
+        Args:
+            frames: uint8 `[n, H, W, 3]`.
+        """
+        self.eval()
+        parts = []
+        for pixels in self._batches(frames):
+            grid = self.stages[0](pixels)
+            right, down = (grid.diff(dim=dim).square().mean((2, 3)) for dim in (3, 2))
+            parts.append((self(pixels)[0].numpy(), torch.log(right + down + LEAST_CONTRAST).numpy()))
+        return tuple(np.concatenate(rows) for rows in zip(*parts, strict=True))
+
+    @torch.no_grad()
     def read(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features `[n, 64]`, theme probabilities `[n, themes]` and kind probabilities `[n, kinds]`.
 
@@ -82,11 +103,15 @@ class EvaluationNet(ModelMixin, ConfigMixin):
         """
         self.eval()
         parts = []
-        for start in range(0, len(frames), BATCH):
-            pixels = torch.tensor(frames[start : start + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        for pixels in self._batches(frames):
             features, themes, kinds = self(pixels)
             parts.append((features.numpy(), themes.softmax(1).numpy(), kinds.sigmoid().numpy()))
         return tuple(np.concatenate(rows) for rows in zip(*parts, strict=True))
+
+    @staticmethod
+    def _batches(frames: np.ndarray) -> Iterator[Tensor]:
+        for start in range(0, len(frames), BATCH):
+            yield torch.tensor(frames[start : start + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def load_evaluation_net(folder: Path = WEIGHTS) -> tuple[EvaluationNet, dict[str, float | str]]:

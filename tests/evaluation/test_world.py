@@ -9,16 +9,19 @@ import pytest
 import torch
 
 import mosaic_gym
+from mosaic_gym.data.episodes import write_episode
 from mosaic_gym.evaluation.metrics.neighbors import pooled_pixels
 from mosaic_gym.evaluation.net import FEATURES, KINDS, EvaluationNet, load_evaluation_net
 from mosaic_gym.evaluation.suites.world import benchmark, calibration, changes, known_worlds, rollouts, scenes, stages
 from mosaic_gym.evaluation.suites.world.config import Config
-from mosaic_gym.evaluation.suites.world.faithfulness import return_psnr
-from mosaic_gym.evaluation.suites.world.figures import Reference, measure
+from mosaic_gym.evaluation.suites.world.faithfulness import TrueWalks, return_psnr
+from mosaic_gym.evaluation.suites.world.figures import measure
+from mosaic_gym.evaluation.suites.world.reference import recorded_pixels
 from mosaic_gym.evaluation.suites.world.rollouts import Rollout, roll_out, simulator_rollouts
 from mosaic_gym.evaluation.suites.world.subjects import LearnedWorld
 from mosaic_gym.evaluation.true_frames import TRAIN_THEMES, draw_frames
 from mosaic_gym.geometry.control import Control
+from mosaic_gym.worlds.protocol import View
 from tests.test_import import MODULES, imports_of
 from tests.tiny import tiny_model
 
@@ -191,24 +194,28 @@ def test_known_worlds_are_caught_and_the_ceiling_passes(tmp_path, capsys):
     assert 0.6 < results["figures"]["sharpness_16"]["value"] < 1.6 and results["figures"]["mirror_psnr"]["value"] > 40
     assert len(list((tmp_path / "pictures").glob("*.png"))) >= 3
 
-    simulation, maps = stages.Simulation("heldout", SIZE, Control()), 20
-    own, others, again = (stages.make_scenes(simulation, tmp_path, k * stages.OTHER_MAPS, maps, 2) for k in range(3))
-    training = stages.make_training_frames(simulation, tmp_path, 20, 2)
-    pixels = pooled_pixels(np.concatenate([row.frames for row in training]))
-    reference = Reference(own, pixels, load_evaluation_net()[0])
-    truth = simulator_rollouts(others)
+    simulation, net = stages.Simulation("heldout", SIZE, Control()), load_evaluation_net()[0]
+    bench = benchmark.Bench(config, simulation, benchmark._reference(config, simulation, net), "net")
+    others, again = (TrueWalks(stages.make_scenes(simulation, tmp_path, k * stages.OTHER_MAPS, 20, 2)) for k in (1, 2))
+    truth = simulator_rollouts(others.scenes)
     worlds = {
         "simulator": results["figures"],
-        "simulator again": measure(again, simulator_rollouts(again), reference),
-        "blur": measure(others, [known_worlds.changed(row, known_worlds.blurred) for row in truth], reference),
-        "noise": measure(others, [known_worlds.changed(row, known_worlds.noisy) for row in truth], reference),
+        "simulator again": measure(again, simulator_rollouts(again.scenes), bench.reference),
     }
+    for name, change in (("blur", known_worlds.blurred), ("noise", known_worlds.noisy)):
+        changed = [known_worlds.changed(row, change) for row in truth]
+        worlds[name] = bench.row(name, others, changed, name, same_depth=worlds["simulator"])
+        assert worlds[name] == bench.row(name, others, [], name), "read from the file"
     for kind in stages.CANNED:
-        subject = stages.Subject(kind, kind, "", None, tmp_path, Control())
-        worlds[kind] = measure(own, stages.make_rollouts(subject, own, 1), reference)
+        rollouts = stages.make_rollouts(bench.subject(kind, kind, ""), bench.own.scenes, 1)
+        worlds[kind] = measure(bench.own, rollouts, bench.reference)
     caught = calibration.catches(worlds, worlds["simulator"])
     lines = calibration.verdicts(caught, {"simulator", "simulator again"})
     assert not [line for line in lines if line.startswith("FAILED")], "\n".join(lines)
+    for world in ("blur", "noise", "one frame", "wall", "regression"):
+        assert "frechet_ratio" in caught[world]
+    for world in ("blur", "one frame", "wall", "playback", "regression"):
+        assert "nmr_seen_of_truth" in caught[world] and "nmr_invented_of_truth" in caught[world]
 
 
 def test_true_frames_name_what_they_show(simulators):
@@ -222,3 +229,17 @@ def test_fields_of_roll_outs_that_are_missing_stay_missing(scene, tmp_path):
     scenes.save_arrays(tmp_path / "row.npz", truth)
     again = scenes.load_arrays(Rollout, tmp_path / "row.npz")
     assert again.off is None and again.prompted_theme is None and again.index == scene.index
+
+
+def test_frames_of_a_recording_are_training_frames(tmp_path, scene):
+    with pytest.raises(FileNotFoundError, match="no train episodes"):
+        recorded_pixels(tmp_path, SIZE)
+    rows = zip(scene.walk_frames[:3], scene.walk_depth, scene.walk_cameras, strict=False)
+    views = [
+        View(np.repeat(frame[None], 4, 0), depth_m, camera[None].repeat(4, 0), scene.k, all_depth_m=depth_m[None])
+        for frame, depth_m, camera in rows
+    ]
+    write_episode(tmp_path, 0, "rooms", views, np.zeros((3, 3)), ["", "", ""])
+    np.testing.assert_array_equal(recorded_pixels(tmp_path, SIZE), pooled_pixels(scene.walk_frames[:3]))
+    with pytest.raises(ValueError, match="the world's are of \\(32, 32\\): give the world's recording"):
+        recorded_pixels(tmp_path, (32, 32))

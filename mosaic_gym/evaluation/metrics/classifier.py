@@ -59,15 +59,41 @@ def auc_of_classifier(
     Raises:
         ValueError: unknown `at`, or fewer than `LEAST_MAPS` maps on a side.
     """
+    inputs = (features_at(frames, at, dither, seed + side) for side, frames in enumerate((generated, true)))
+    return auc_of_features(*inputs, maps_generated, maps_true, folds, draws, seed)
+
+
+def features_at(frames: np.ndarray, at: str, dither: float = 0.0, seed: int = 0) -> np.ndarray:
+    """The features `[n, d]` of frames that `auc_of_classifier` uses; `seed`: of the dither.
+
+    Raises:
+        ValueError: unknown `at`.
+    """
     if at not in FEATURES:
         raise ValueError(f"unknown features {at!r}; known: {', '.join(FEATURES)}")
+    if dither:
+        frames = _dithered(frames, dither, np.random.default_rng(seed))
+    return FEATURES[at](frames)
+
+
+def auc_of_features(
+    generated: np.ndarray,
+    true: np.ndarray,
+    maps_generated: np.ndarray,
+    maps_true: np.ndarray,
+    folds: int = 5,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """`auc_of_classifier` of features `[n, d]` and `[m, d]`, from `features_at`.
+
+    Raises:
+        ValueError: fewer than `LEAST_MAPS` maps on a side.
+    """
     names = np.concatenate(
         [check_maps(maps_generated, len(generated), LEAST_MAPS), check_maps(maps_true, len(true), LEAST_MAPS)]
     )
-    if dither:
-        rng = np.random.default_rng(seed)
-        generated, true = (_dithered(frames, dither, rng) for frames in (generated, true))
-    inputs = np.concatenate([FEATURES[at](generated), FEATURES[at](true)])
+    inputs = np.concatenate([generated, true])
     labels = np.concatenate([np.ones(len(generated)), -np.ones(len(true))])
     fold = _deal(names, labels, folds, seed)
     scores = np.empty(len(labels))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mosaic_gym.evaluation.metrics.halves import ratio_to_true_halves
@@ -42,7 +44,11 @@ def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
 
     In one dimension it is the mean difference of the sets' quantiles, here at 200 levels.
     """
-    return float(np.abs(_quantiles(one) - _quantiles(other)).mean())
+    return _mean_difference(_quantiles(one), _quantiles(other))
+
+
+def _mean_difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).mean())
 
 
 def _quantiles(rows: np.ndarray) -> np.ndarray:
@@ -69,8 +75,20 @@ def depth_distance(
     Returns:
         As `ratio_to_true_halves`, with distances in natural logarithms of depth.
     """
-    ours, true = depth_percentiles(depth_m), depth_percentiles(true_depth_m)
-    return ratio_to_true_halves(wasserstein, ours, true, maps, true_maps, seed=seed)
+    return depth_distance_of_percentiles(
+        depth_percentiles(depth_m), depth_percentiles(true_depth_m), maps, true_maps, seed
+    )
+
+
+def depth_distance_of_percentiles(
+    ours: np.ndarray, true: np.ndarray, maps: np.ndarray, true_maps: np.ndarray, seed: int = 0
+) -> dict[str, float | str | None]:
+    """`depth_distance` of `depth_percentiles`, `[n, 3]` and `[m, 3]`."""
+
+    def of_maps(rows: Sequence[np.ndarray]) -> np.ndarray:
+        return _quantiles(np.concatenate(rows))
+
+    return ratio_to_true_halves(np.asarray, of_maps, _mean_difference, ours, true, maps, true_maps, seed=seed)
 
 
 def floor_error(
@@ -169,6 +187,17 @@ def manhattan_share(
     """
     ours = upright_shares(depth_m, cameras, image_from_camera, maps)
     true = upright_shares(true_depth_m, true_cameras, image_from_camera, true_maps)
+    return share_over_true(ours, true, maps, true_maps)
+
+
+def share_over_true(
+    ours: np.ndarray, true: np.ndarray, maps: np.ndarray, true_maps: np.ndarray
+) -> dict[str, float | str | None]:
+    """`manhattan_share` of `upright_shares`, `[n]` and `[m]`; NaN counts on neither side.
+
+    Raises:
+        ValueError: too few maps whose frames show anything but floor and ceiling.
+    """
     found, true_found = np.isfinite(ours), np.isfinite(true)
     both = {"share": float(np.nanmean(ours)), "true_share": float(np.nanmean(true))}
     ratio = bootstrap_maps_ratio(

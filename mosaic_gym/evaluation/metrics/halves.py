@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,14 @@ SPLITS, SPLITS_OF_A_DRAW = 32, 6
 """Random halvings whose distances are averaged: for the value, and for each draw of the interval. The distance of two
 halves varies much from one halving to the next."""
 
-Distance = Callable[[np.ndarray, np.ndarray], float]
+OfMap = Callable[[np.ndarray], Any]
+OfMaps = Callable[[Sequence[Any]], Any]
+Distance = Callable[[Any, Any], float]
 
 
 def ratio_to_true_halves(
+    of_map: OfMap,
+    of_maps: OfMaps,
     distance: Distance,
     generated: np.ndarray,
     true: np.ndarray,
@@ -33,7 +38,9 @@ def ratio_to_true_halves(
     no map is on both sides: what a distance gains from few samples cancels, and other true maps give about 1.
 
     Args:
-        distance: of two sets of rows `[a, d]` and `[b, d]`.
+        of_map: what the distance needs of the rows `[r, d]` of one map, computed once a map.
+        of_maps: what it needs of a set of maps, from that of each; maps can occur more than once.
+        distance: of two sets of maps.
         generated: `[n, d]`; `maps_generated`: `[n]`, the map of every row. If the maps are those of `maps_true`, both
             are split alike.
         true: `[m, d]`; `maps_true`: `[m]`.
@@ -50,8 +57,8 @@ def ratio_to_true_halves(
         if not np.isfinite(rows).all():
             raise ValueError(f"{name} holds values that are not finite: leave those rows out")
     rng = np.random.default_rng(seed)
-    generated_rows = _rows_by_map(generated, maps_generated)
-    true_rows = _rows_by_map(true, maps_true)
+    generated_rows = {name: of_map(rows) for name, rows in _rows_by_map(generated, maps_generated).items()}
+    true_rows = {name: of_map(rows) for name, rows in _rows_by_map(true, maps_true).items()}
     paired = generated_rows.keys() == true_rows.keys()
 
     def measure(splits: int, resample: bool) -> tuple[float, float]:
@@ -62,8 +69,8 @@ def ratio_to_true_halves(
         for _ in range(splits):
             true_halves = _halves(true_maps, rng)
             generated_halves = true_halves if paired else _halves(generated_maps, rng)
-            true_a, true_b = (np.concatenate([true_rows[name] for name in half]) for half in true_halves)
-            ours_a, ours_b = (np.concatenate([generated_rows[name] for name in half]) for half in generated_halves)
+            true_a, true_b = (of_maps([true_rows[name] for name in half]) for half in true_halves)
+            ours_a, ours_b = (of_maps([generated_rows[name] for name in half]) for half in generated_halves)
             ours = (distance(ours_a, true_b) + distance(ours_b, true_a)) / 2
             found.append((ours, distance(true_a, true_b)))
         top, bottom = np.mean(found, axis=0)

@@ -33,28 +33,40 @@ def copy_ratio(queries: np.ndarray, training: np.ndarray) -> np.ndarray:
     return (distances[:, 0] + 1e-6) / (distances.mean(1) + 1e-6)
 
 
-def memorised_share(
-    invented: np.ndarray, heldout: np.ndarray, training: np.ndarray, maps: np.ndarray
-) -> dict[str, float]:
-    """Share of invented frames that are nearer to a training frame than true held-out frames are.
+def copy_threshold(heldout: np.ndarray, training: np.ndarray) -> float:
+    """The `copy_ratio` below which a frame counts as memorised: the first percentile of true held-out frames'.
 
-    A frame counts as memorised if its `copy_ratio` is below the first percentile of true held-out frames'. The minimum
-    would depend on how many held-out frames there are. True frames of other maps give 1 % by construction. It catches
-    copies, blurred, noisy, shifted by some pixels or brightened; not a map that is known from another side.
+    The minimum would depend on how many held-out frames there are.
 
     Args:
-        invented: `[n, d]`, `pooled_pixels` or features; `maps`: `[n]`.
         heldout: `[h, d]`, true frames of maps that are not in training, from the same policy.
         training: `[m, d]`; may be a memory map.
 
-    Returns:
-        value, low, high (95 %, bootstrap over maps), and `threshold`, the ratio below which a frame counts.
-
     Raises:
-        ValueError: fewer than `LEAST_HELD_OUT` held-out frames, or too few training frames or maps.
+        ValueError: fewer than `LEAST_HELD_OUT` held-out frames, or too few training frames.
     """
     if len(heldout) < LEAST_HELD_OUT:
         raise ValueError(f"{len(heldout)} held-out frames are too few: use at least {LEAST_HELD_OUT}")
-    threshold = float(np.percentile(copy_ratio(heldout, training), THRESHOLD_PERCENTILE))
+    return float(np.percentile(copy_ratio(heldout, training), THRESHOLD_PERCENTILE))
+
+
+def memorised_share(invented: np.ndarray, training: np.ndarray, maps: np.ndarray, threshold: float) -> dict[str, float]:
+    """Share of invented frames that are nearer to a training frame than true held-out frames are.
+
+    A frame counts as memorised if its `copy_ratio` is below the threshold. True frames of other maps give 1 % by its
+    construction. It catches copies, blurred, noisy, shifted by some pixels or brightened; not a map that is known from
+    another side.
+
+    Args:
+        invented: `[n, d]`, `pooled_pixels` or features; `maps`: `[n]`.
+        training: `[m, d]`; may be a memory map.
+        threshold: from `copy_threshold`.
+
+    Returns:
+        value, low, high (95 %, bootstrap over maps), and `threshold`.
+
+    Raises:
+        ValueError: too few training frames or maps.
+    """
     share = bootstrap_maps((copy_ratio(invented, training) < threshold).astype(np.float64), maps)
     return {**share, "threshold": threshold}

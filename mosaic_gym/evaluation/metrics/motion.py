@@ -8,7 +8,7 @@ so that the result is not biased towards the commanded motion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,12 +28,15 @@ PLANAR = 0.05
 """The largest residual of a plane at a point that counts, see `fit_planes`."""
 LEAST_INLIERS = 0.4
 """Alignments with a smaller share of pixels that agree have failed."""
+SMALLEST_STEP = 1e-7
+"""A search is at its end with a smaller step, in radians or metres."""
 LARGEST_STEP = 2e-3
 """An alignment has also failed if its last step, in radians or metres, is larger."""
 LARGEST_SIGMA = 0.015
 """An alignment has also failed if the standard error of its least certain direction is larger, as in front of a bare
 wall."""
-CHUNK = 64
+CHUNK = 8
+"""Pairs that are aligned at once: more of them do not fit into a processor's cache, and take twice as long."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,14 @@ class Motion:
 class _Pairs:
     """First frames prepared for look-up, and second frames as points; `n` pairs."""
 
-    points: np.ndarray  # [n, H * W, 3] of the first frame, its camera's axes
-    normals: np.ndarray  # [n, H * W, 3]
-    planar: np.ndarray  # [n, H * W]
+    surface: np.ndarray  # [n, H * W, 7] of the first frame: points, normals (its camera's axes), 1 where planar
     grey: np.ndarray  # [n, H, W] in [0, 1]
     second_points: np.ndarray  # [n, H, W, 3]
     second_grey: np.ndarray  # [n, H, W]
     k: np.ndarray  # [3, 3]
 
     def rows(self, index: np.ndarray) -> _Pairs:
-        arrays = (self.points, self.normals, self.planar, self.grey, self.second_points, self.second_grey)
+        arrays = (self.surface, self.grey, self.second_points, self.second_grey)
         return _Pairs(*(array[index] for array in arrays), self.k)
 
 
@@ -99,9 +100,7 @@ def align(
         points = lift(depth[part], image_from_camera)
         count = len(points)
         pairs = _Pairs(
-            points.reshape(count, -1, 3),
-            normals.reshape(count, -1, 3),
-            (residual < PLANAR).reshape(count, -1),
+            np.concatenate([points, normals, (residual < PLANAR)[..., None]], -1).reshape(count, -1, 7),
             frames[part].mean(-1) / 255,
             lift(next_depth[part], image_from_camera),
             next_frames[part].mean(-1) / 255,
@@ -168,7 +167,7 @@ def _align(pairs: _Pairs) -> tuple[np.ndarray, ...]:
 def _descend(
     pairs: _Pairs, motion: np.ndarray, blur: int, stride: int, iterations: int, factor: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gauss-Newton on one level.
+    """Gauss-Newton on one level. A pair whose step is below `SMALLEST_STEP` is done.
 
     Args:
         motion: `[n, 3]`: yaw, right, ahead.
@@ -176,18 +175,59 @@ def _descend(
     Returns:
         The motions, mean weights (share of inliers), sizes of the last steps and largest standard errors, `[n]` each.
     """
-    count, height, width = pairs.grey.shape
-    first, second = _blurred(pairs.grey, blur), _blurred(pairs.second_grey, blur)
-    slopes = np.gradient(first, axis=2), np.gradient(first, axis=1)
-    images = np.stack([first, *slopes], -1).reshape(count, height * width, 3)
-    chosen = slice(stride // 2, None, stride)
-    points = pairs.second_points[:, chosen, chosen].reshape(count, -1, 3)
-    grey = second[:, chosen, chosen].reshape(count, -1)
-    pixels = points.shape[1]
-    (fx, _, cx), (_, fy, cy), _ = pairs.k
-    x, y, z = np.moveaxis(points, -1, 0)
-    step = np.zeros((count, 3))
-    for _ in range(iterations):
+    motion, count = motion.copy(), len(motion)
+    score, size, sigma = np.zeros(count), np.zeros(count), np.zeros(count)
+    level = _Level.of(pairs, blur, stride, factor)
+    active = np.arange(count)
+    for iteration in range(iterations):
+        step, score[active], hessian = level.step(motion[active])
+        motion[active] += step
+        size[active] = np.abs(step).max(1)
+        going = size[active] >= SMALLEST_STEP
+        done = active if iteration == iterations - 1 else active[~going]
+        ended = slice(None) if iteration == iterations - 1 else ~going
+        sigma[done] = 1 / np.sqrt(np.maximum(np.linalg.eigvalsh(hessian[ended])[:, 0], 1e-12))
+        if not going.any():
+            break
+        if not going.all():
+            active, level = active[going], level.rows(going)
+    return motion, score, size, sigma
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Pairs on one level of the search: the first frames for look-up, and some of the second frames' pixels."""
+
+    surface: np.ndarray  # [n, H * W, 7]
+    images: np.ndarray  # [n, H * W, 3]: grey values and their slopes to the right and down
+    points: np.ndarray  # [n, p, 3]
+    grey: np.ndarray  # [n, p]
+    size: tuple[int, int]
+    k: np.ndarray
+    factor: float
+
+    @classmethod
+    def of(cls, pairs: _Pairs, blur: int, stride: int, factor: float) -> _Level:
+        count, height, width = pairs.grey.shape
+        first, second = _blurred(pairs.grey, blur), _blurred(pairs.second_grey, blur)
+        slopes = np.gradient(first, axis=2), np.gradient(first, axis=1)
+        images = np.stack([first, *slopes], -1).reshape(count, height * width, 3)
+        chosen = slice(stride // 2, None, stride)
+        points = pairs.second_points[:, chosen, chosen].reshape(count, -1, 3)
+        grey = second[:, chosen, chosen].reshape(count, -1)
+        return cls(pairs.surface, images, points, grey, (height, width), pairs.k, factor)
+
+    def rows(self, index: np.ndarray) -> _Level:
+        return replace(
+            self, surface=self.surface[index], images=self.images[index], points=self.points[index],
+            grey=self.grey[index],
+        )  # fmt: skip
+
+    def step(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps `[n, 3]`, mean weights `[n]` and Hessians `[n, 3, 3]` at some motions `[n, 3]`."""
+        (height, width), pixels, factor = self.size, self.points.shape[1], self.factor
+        (fx, _, cx), (_, fy, cy), _ = self.k
+        x, y, z = np.moveaxis(self.points, -1, 0)
         cosine, sine = np.cos(motion[:, :1]), np.sin(motion[:, :1])
         px, pz = cosine * x + sine * z, -sine * x + cosine * z  # turned, not yet shifted
         qx, qz = px + motion[:, 1:2], pz + motion[:, 2:3]
@@ -196,34 +236,31 @@ def _descend(
         inside = (qz > 0.05) & (u >= 0.5) & (u < width - 0.5) & (v >= 0.5) & (v < height - 0.5)
         u, v = np.where(inside, u, 1.0), np.where(inside, v, 1.0)
         # 1. Points against planes.
-        cell = v.astype(np.int64) * width + u.astype(np.int64)
-        target = np.take_along_axis(pairs.points, cell[..., None], 1)
-        normal = np.take_along_axis(pairs.normals, cell[..., None], 1)
-        planar = np.take_along_axis(pairs.planar, cell, 1)
-        scale = DISTANCE_SCALE * factor * target[..., 2]
-        away = normal[..., 0] * (qx - target[..., 0]) + normal[..., 1] * (y - target[..., 1])
-        away = (away + normal[..., 2] * (qz - target[..., 2])) / scale
-        seen = inside & (np.abs(qz - target[..., 2]) < 0.1 * factor * target[..., 2])
-        jacobian = np.stack([normal[..., 0] * pz - normal[..., 2] * px, normal[..., 0], normal[..., 2]], -1)
-        jacobian /= scale[..., None]
+        found = _at(self.surface, v.astype(np.int64) * width + u.astype(np.int64))
+        tx, ty, tz, nx, ny, nz, planar = np.moveaxis(found, -1, 0)
+        scale = DISTANCE_SCALE * factor * tz
+        away = (nx * (qx - tx) + ny * (y - ty) + nz * (qz - tz)) / scale
+        seen = inside & (np.abs(qz - tz) < 0.1 * factor * tz)
+        jacobian = np.stack([nx * pz - nz * px, nx, nz], -1) / scale[..., None]
         # 2. Grey values.
-        sampled = _bilinear(images, u, v, width)
-        differs = (sampled[..., 0] - grey) / (GREY_SCALE * factor)
+        sampled = _bilinear(self.images, u, v, width)
+        differs = (sampled[..., 0] - self.grey) / (GREY_SCALE * factor)
         along, down = sampled[..., 1] * fx / ahead, sampled[..., 2] * fy / ahead
         inward = -(along * qx + down * y) / ahead
         photo = np.stack([along * pz - inward * px, along, inward], -1) / (GREY_SCALE * factor)
         # 3. A step.
         weight, photo_weight = seen * planar * _tukey(away), seen * _tukey(differs)
-        hessian = np.einsum("np,npi,npj->nij", weight, jacobian, jacobian)
-        hessian += np.einsum("np,npi,npj->nij", photo_weight, photo, photo)
-        slope = np.einsum("np,npi->ni", weight * away, jacobian)
-        slope += np.einsum("np,npi->ni", photo_weight * differs, photo)
-        step = -np.linalg.solve(hessian + (1.0 + 1e-4 * pixels) * np.eye(3), slope[..., None])[..., 0]
-        step = np.clip(step, -0.2, 0.2)
-        motion = motion + step
-    score = (weight * photo_weight).sum(1) / pixels
-    sigma = 1 / np.sqrt(np.maximum(np.linalg.eigvalsh(hessian)[:, 0], 1e-12))
-    return motion, score, np.abs(step).max(1), sigma
+        weighted = np.concatenate([weight[..., None] * jacobian, photo_weight[..., None] * photo], 1).swapaxes(1, 2)
+        both = np.concatenate([jacobian, photo], 1), np.concatenate([away, differs], 1)
+        hessian, slope = weighted @ both[0], weighted @ both[1][..., None]
+        step = -np.linalg.solve(hessian + (1.0 + 1e-4 * pixels) * np.eye(3), slope)[..., 0]
+        return np.clip(step, -0.2, 0.2), (weight * photo_weight).sum(1) / pixels, hessian
+
+
+def _at(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Entries `[n, p, c]` of rows `[n, m, c]` at indices `[n, p]`."""
+    count, size, _ = rows.shape
+    return rows.reshape(count * size, -1)[index + size * np.arange(count)[:, None]]
 
 
 def _bilinear(images: np.ndarray, u: np.ndarray, v: np.ndarray, width: int) -> np.ndarray:
@@ -232,10 +269,9 @@ def _bilinear(images: np.ndarray, u: np.ndarray, v: np.ndarray, width: int) -> n
     column = np.minimum((u - 0.5).astype(np.int64), width - 2)
     row = np.minimum((v - 0.5).astype(np.int64), height - 2)
     right, down = (u - 0.5 - column)[..., None], (v - 0.5 - row)[..., None]
-    cell = (row * width + column)[..., None]
-    above = np.take_along_axis(images, cell, 1) * (1 - right) + np.take_along_axis(images, cell + 1, 1) * right
-    cell = cell + width
-    below = np.take_along_axis(images, cell, 1) * (1 - right) + np.take_along_axis(images, cell + 1, 1) * right
+    cell = row * width + column
+    above = _at(images, cell) * (1 - right) + _at(images, cell + 1) * right
+    below = _at(images, cell + width) * (1 - right) + _at(images, cell + width + 1) * right
     return above * (1 - down) + below * down
 
 

@@ -100,20 +100,24 @@ def pair_ssim(frames: np.ndarray, pairs: np.ndarray, mask: np.ndarray | None = N
 
 
 def normalized_memory_ratio(
-    walks: Sequence[np.ndarray], pairs: Sequence[Pairs], maps: np.ndarray
+    walks: Sequence[np.ndarray], pairs: Sequence[Pairs], maps: np.ndarray, margin: np.ndarray | None = None
 ) -> dict[str, float | int | str | None]:
     """The normalized memory ratio (NMR) of R2M-Bench: mean(R - B) / mean(S - B).
 
     R is the mean SSIM of revisits, B that of pairs as far apart in time without a revisit, S that of neighbors in time.
     1 means that a place looks the same after a long way as after one step; 0 that it looks like any other place. Where
     views change little anyway, S - B is near zero and the ratio is undefined. It is also undefined for a frozen
-    picture, and for a world that draws the same everywhere. Texture that changes from frame to frame lowers S and is
-    not detected.
+    picture, and for a world that draws the same everywhere.
+
+    The ratio depends on how far the camera moves between neighbors: the faster, the lower S, and the truth's own ratio
+    exceeds 1. Texture that changes from frame to frame lowers S too, and raises the ratio. `revisit_margin` has neither
+    fault.
 
     Args:
         walks: uint8 frames `[t, H, W, 3]` of every walk.
         pairs: of every walk, from `find_pairs` over its cameras.
         maps: `[walks]`, the map of each.
+        margin: the `revisit_margin` of the walks where it is known.
 
     Returns:
         value, low, high (95 %, bootstrap over maps); `revisit`, `control` and `neighbor`: R, B and S; `walks`: how many
@@ -122,18 +126,30 @@ def normalized_memory_ratio(
     Raises:
         ValueError: walks with revisits come from too few maps.
     """
-    rows = [
-        (name, *(pair_ssim(frames, part).mean() for part in (found.revisits, found.controls, found.neighbors)))
-        for frames, found, name in zip(walks, pairs, maps, strict=True)
-        if len(found.revisits)
-    ]
-    if not rows:
+    rows = revisit_margin(walks, pairs) if margin is None else margin
+    found = np.isfinite(rows).all(1)
+    if not found.any():
         raise ValueError("no walk has a revisit with a control: use longer walks, or a smaller min_gap")
-    names = np.array([row[0] for row in rows])
-    r, b, s = np.array([row[1:] for row in rows]).T
+    s = np.array([
+        pair_ssim(frames, part.neighbors).mean() for frames, part, has in zip(walks, pairs, found, strict=True) if has
+    ])  # fmt: skip
+    (r, b), names = rows[found].T, np.asarray(maps)[found]
     ratio = bootstrap_maps_ratio(r - b, names, s - b, names)
     means = {"revisit": float(r.mean()), "control": float(b.mean()), "neighbor": float(s.mean())}
-    return {**ratio, **means, "walks": len(rows)}
+    return {**ratio, **means, "walks": len(names)}
+
+
+def revisit_margin(walks: Sequence[np.ndarray], pairs: Sequence[Pairs]) -> np.ndarray:
+    """R and B of every walk, see `normalized_memory_ratio`, `[walks, 2]`; NaN for a walk without revisits.
+
+    R - B over that of the truth along the same cameras needs no neighbors in time: 1 is as good as the truth, 0 is a
+    place that looks like any other, as that of a frozen picture does.
+    """
+    rows = [
+        [pair_ssim(frames, part).mean() if len(part) else np.nan for part in (found.revisits, found.controls)]
+        for frames, found in zip(walks, pairs, strict=True)
+    ]
+    return np.array(rows).reshape(-1, 2)
 
 
 def masked_psnr(frames: np.ndarray, true: np.ndarray, mask: np.ndarray) -> np.ndarray:

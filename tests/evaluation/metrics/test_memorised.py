@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 from mosaic_gym.evaluation.metrics.diversity import diversity_ratio
-from mosaic_gym.evaluation.metrics.memorised import memorised_share
+from mosaic_gym.evaluation.metrics.memorised import copy_threshold, memorised_share
 from mosaic_gym.evaluation.metrics.neighbors import nearest_distances, pooled_pixels
 from tests.evaluation.metrics.scenes import blurred, noisy, views
 
 TRAINING, HELDOUT, OTHER = views(range(40), 12), views(range(100, 140), 13), views(range(200, 240))
 TRAINING_PIXELS, HELDOUT_PIXELS = pooled_pixels(TRAINING.frames), pooled_pixels(HELDOUT.frames)
 
+THRESHOLD = copy_threshold(HELDOUT_PIXELS, TRAINING_PIXELS)
+
 
 def share(frames, maps):
-    return memorised_share(pooled_pixels(frames), HELDOUT_PIXELS, TRAINING_PIXELS, maps)["value"]
+    return memorised_share(pooled_pixels(frames), TRAINING_PIXELS, maps, THRESHOLD)["value"]
 
 
 def test_nearest_distances_equal_the_obvious_ones_in_any_blocks():
@@ -51,9 +53,9 @@ def test_diversity_of_true_maps_is_one_and_of_one_world_zero():
 
 def test_bad_input_is_refused_with_the_fix():
     with pytest.raises(ValueError, match="use at least 500"):
-        memorised_share(TRAINING_PIXELS, HELDOUT_PIXELS[:99], TRAINING_PIXELS, TRAINING.maps)
+        copy_threshold(HELDOUT_PIXELS[:99], TRAINING_PIXELS)
     with pytest.raises(ValueError, match="use at least 50"):
-        memorised_share(TRAINING_PIXELS, HELDOUT_PIXELS, TRAINING_PIXELS[:9], TRAINING.maps)
+        memorised_share(HELDOUT_PIXELS, TRAINING_PIXELS[:9], HELDOUT.maps, THRESHOLD)
     with pytest.raises(ValueError, match="change `cells`"):
         pooled_pixels(OTHER.frames, 7)
     with pytest.raises(ValueError, match="expected features"):

@@ -13,7 +13,7 @@ Figure = Mapping[str, Any]
 
 WORSE = {
     "return_psnr_seen": "lower", "return_gain_seen": "lower", "nmr_seen": "lower", "nmr_invented": "lower",
-    "mirror_psnr": "lower",
+    "nmr_seen_of_truth": "lower", "nmr_invented_of_truth": "lower", "mirror_psnr": "lower",
     "auc_pixels_4": "higher", "auc_pixels_16": "higher", "auc_pixels_64": "higher",
     "auc_layout_4": "higher", "auc_layout_16": "higher", "auc_layout_64": "higher",
     "frechet_ratio": "higher",

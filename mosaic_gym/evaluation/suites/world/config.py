@@ -29,6 +29,8 @@ class Config:
     """Also measure worlds whose answer is known, and print what each figure catches."""
     train_maps: Annotated[int, Whole(16)] = 100
     """Maps of the split `train` whose frames are the training frames of `memorised_share`."""
+    recording: Path | None = None
+    """Folder of recorded maps that the world was trained on; their frames are then training frames too."""
     denoising_steps: Annotated[int | None, Whole(1)] = None
     """None for the shipped number."""
     workers: Annotated[int, Whole(1)] = 2

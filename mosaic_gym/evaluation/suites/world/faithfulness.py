@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from mosaic_gym.evaluation.metrics.image import decibels, squared_error
-from mosaic_gym.evaluation.metrics.intervals import bootstrap_maps
-from mosaic_gym.evaluation.metrics.revisit import Pairs, find_pairs, mirror_psnr, normalized_memory_ratio
+from mosaic_gym.evaluation.metrics.intervals import bootstrap_maps, bootstrap_maps_ratio
+from mosaic_gym.evaluation.metrics.revisit import (
+    Pairs,
+    find_pairs,
+    mirror_psnr,
+    normalized_memory_ratio,
+    revisit_margin,
+)
 from mosaic_gym.evaluation.suites.world.rollouts import Rollout
 from mosaic_gym.evaluation.suites.world.scenes import AWAY_STEPS, HISTORY, Scene
 
@@ -23,9 +31,57 @@ MOST_PAIRS = 12
 """Most pairs of each kind from one walk."""
 
 
-def faithfulness_figures(scenes: Sequence[Scene], rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
-    """`return_psnr_seen`, `return_gain_seen`, `nmr_seen`, `nmr_invented` and `mirror_psnr`."""
-    maps = np.array([scene.index for scene in scenes])
+@dataclass(frozen=True, eq=False)
+class TrueWalks:
+    """True scenes, and what is computed of them once for all worlds that are driven along them."""
+
+    scenes: Sequence[Scene]
+
+    @cached_property
+    def maps(self) -> np.ndarray:
+        """The map of every scene."""
+        return np.array([scene.index for scene in self.scenes])
+
+    @cached_property
+    def seen_pairs(self) -> list[Pairs]:
+        """Pairs of frames of `seen_walk` that show places of the look around."""
+        pairs = []
+        for scene in self.scenes:
+            cameras = np.concatenate([scene.history_cameras[:, -1], scene.path_cameras[:, -1]])
+            shares = np.concatenate([np.ones(HISTORY), scene.seen.mean((1, 2))])
+            found = find_pairs(cameras, SEEN_GAP, away=AWAY_STEPS)
+            # The later frame is generated, and both show what was seen.
+            keep = (found.revisits[:, 1] >= HISTORY) & (shares[found.revisits] >= SEEN_SHARE).all(1)
+            pairs.append(_chosen(found, keep, HISTORY, len(cameras)))
+        return pairs
+
+    @cached_property
+    def invented_pairs(self) -> list[Pairs]:
+        """Pairs of frames of the path that do not show the start's view."""
+        pairs = []
+        for scene in self.scenes:
+            shares = scene.seen_at_start.mean((1, 2))
+            found = find_pairs(scene.path_cameras[:, -1], INVENTED_GAP)
+            keep = (shares[found.revisits] <= INVENTED_SHARE).all(1)
+            pairs.append(_chosen(found, keep, 0, len(shares)))
+        return pairs
+
+    @cached_property
+    def seen_margin(self) -> np.ndarray:
+        """`revisit_margin` of the truth at `seen_pairs`."""
+        walks = (seen_walk(scene, scene.path_frames, scene.path_before) for scene in self.scenes)
+        return revisit_margin(list(walks), self.seen_pairs)
+
+    @cached_property
+    def invented_margin(self) -> np.ndarray:
+        """`revisit_margin` of the truth at `invented_pairs`."""
+        walks = [_interleaved(scene.path_before, scene.path_frames) for scene in self.scenes]
+        return revisit_margin(walks, self.invented_pairs)
+
+
+def faithfulness_figures(truth: TrueWalks, rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
+    """`return_psnr_seen`, `return_gain_seen`, `nmr_*`, `nmr_*_of_truth` and `mirror_psnr`."""
+    scenes, maps = truth.scenes, truth.maps
     on = np.array([return_psnr(scene, rollout.seen) for scene, rollout in zip(scenes, rollouts, strict=True)])
     figures = {"return_psnr_seen": {**bootstrap_maps(on, maps), "reason": None}}
     if rollouts[0].off is None:
@@ -34,8 +90,10 @@ def faithfulness_figures(scenes: Sequence[Scene], rollouts: Sequence[Rollout]) -
         off = np.array([return_psnr(scene, rollout.off) for scene, rollout in zip(scenes, rollouts, strict=True)])
         gain = {**bootstrap_maps(on - off, maps), "memory_off": float(off.mean()), "reason": None}
     figures["return_gain_seen"] = gain
-    figures["nmr_seen"] = _nmr(*_seen_walks(scenes, rollouts), maps)
-    figures["nmr_invented"] = _nmr(*_invented_walks(scenes, rollouts), maps)
+    seen = [seen_walk(scene, row.seen, row.seen_before) for scene, row in zip(scenes, rollouts, strict=True)]
+    figures |= _nmr("nmr_seen", seen, truth.seen_pairs, truth.seen_margin, maps)
+    invented = [_interleaved(row.invented_before, row.invented) for row in rollouts]
+    figures |= _nmr("nmr_invented", invented, truth.invented_pairs, truth.invented_margin, maps)
     # The way back passes every camera of the way out in reverse; the last step is at the start, which was given.
     figures["mirror_psnr"] = {**mirror_psnr([rollout.invented[:-1] for rollout in rollouts], maps), "reason": None}
     return figures
@@ -53,32 +111,10 @@ def return_psnr(scene: Scene, frames: np.ndarray) -> float:
     return decibels(float(error[mask[counted]].mean()))
 
 
-def _seen_walks(scenes: Sequence[Scene], rollouts: Sequence[Rollout]) -> tuple[list[np.ndarray], list[Pairs]]:
-    """The true look around and the generated path, with pairs of frames that show places of the look around."""
-    walks, pairs = [], []
-    for scene, rollout in zip(scenes, rollouts, strict=True):
-        last = np.concatenate([scene.history_frames[:, -1], rollout.seen])
-        before = np.concatenate([scene.history_frames[:, -2], rollout.seen_before])
-        walks.append(_interleaved(before, last))
-        cameras = np.concatenate([scene.history_cameras[:, -1], scene.path_cameras[:, -1]])
-        shares = np.concatenate([np.ones(HISTORY), scene.seen.mean((1, 2))])
-        found = find_pairs(cameras, SEEN_GAP, away=AWAY_STEPS)
-        # The later frame is generated, and both show what was seen.
-        keep = (found.revisits[:, 1] >= HISTORY) & (shares[found.revisits] >= SEEN_SHARE).all(1)
-        pairs.append(_chosen(found, keep, HISTORY, len(last)))
-    return walks, pairs
-
-
-def _invented_walks(scenes: Sequence[Scene], rollouts: Sequence[Rollout]) -> tuple[list[np.ndarray], list[Pairs]]:
-    """The generated path after the start alone, with pairs of frames that do not show the start's view."""
-    walks, pairs = [], []
-    for scene, rollout in zip(scenes, rollouts, strict=True):
-        walks.append(_interleaved(rollout.invented_before, rollout.invented))
-        shares = scene.seen_at_start.mean((1, 2))
-        found = find_pairs(scene.path_cameras[:, -1], INVENTED_GAP)
-        keep = (shares[found.revisits] <= INVENTED_SHARE).all(1)
-        pairs.append(_chosen(found, keep, 0, len(rollout.invented)))
-    return walks, pairs
+def seen_walk(scene: Scene, frames: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Two video frames of every step of the true look around and then of a path, `[2 (h + p), H, W, 3]`."""
+    last = np.concatenate([scene.history_frames[:, -1], frames])
+    return _interleaved(np.concatenate([scene.history_frames[:, -2], before]), last)
 
 
 def _interleaved(before: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -99,8 +135,16 @@ def _chosen(pairs: Pairs, keep: np.ndarray, first: int, steps: int) -> Pairs:
     return Pairs(2 * pairs.revisits[rows] + 1, 2 * pairs.controls[rows] + 1, neighbors)
 
 
-def _nmr(walks: list[np.ndarray], pairs: list[Pairs], maps: np.ndarray) -> dict[str, Any]:
+def _nmr(
+    name: str, walks: list[np.ndarray], pairs: list[Pairs], true_margin: np.ndarray, maps: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """The normalized memory ratio, and R - B over the truth's."""
+    margin, found = revisit_margin(walks, pairs), np.isfinite(true_margin).all(1)
     try:
-        return normalized_memory_ratio(walks, pairs, maps)
+        ratio = normalized_memory_ratio(walks, pairs, maps, margin)
+        r, b = margin[found].T
+        true_r, true_b = true_margin[found].T
+        of_truth = bootstrap_maps_ratio(r - b, maps[found], true_r - true_b, maps[found])
     except ValueError as error:
-        return {"value": None, "low": None, "high": None, "reason": f"undefined: {error}"}
+        ratio = of_truth = {"value": None, "low": None, "high": None, "reason": f"undefined: {error}"}
+    return {name: ratio, f"{name}_of_truth": of_truth}

@@ -156,13 +156,15 @@ def _draw_training_frames(simulation: Simulation, folder: Path, indices: Sequenc
 
 
 def make_rollouts(subject: Subject, scenes: Sequence[Scene], workers: int) -> list[Rollout]:
-    """The roll-outs of a world on scenes that `make_scenes` wrote.
+    """The roll-outs of a world on scenes that `make_scenes` wrote; of canned worlds, which take no time, no files.
 
     Raises:
         ValueError: the folder holds roll-outs of another world.
     """
+    if subject.kind in CANNED:
+        return [roll_out(_open(subject), [scene])[0] for scene in scenes]
     folder = subject.out / "rollouts" / subject.name
-    check_folder(folder, {"world": _open(subject).fingerprint, "version": SCENE_VERSION})
+    check_folder(folder, {"world": fingerprint_of(subject), "version": SCENE_VERSION})
     files = [folder / f"{scene.index:07d}.npz" for scene in scenes]
     missing = [scene.index for scene, file in zip(scenes, files, strict=True) if not file.exists()]
     tasks = [(subject, folder, missing[i : i + CHUNK]) for i in range(0, len(missing), CHUNK)]
@@ -198,7 +200,7 @@ def make_change_rollouts(subject: Subject, changes: Sequence[Change], workers: i
     if not changes:
         return []
     folder = subject.out / "rollouts" / subject.name / changes[0].kind
-    check_folder(folder, {"world": _open(subject).fingerprint})
+    check_folder(folder, {"world": fingerprint_of(subject)})
     files = [folder / f"{change.index:07d}.npz" for change in changes]
     missing = [change.index for change, file in zip(changes, files, strict=True) if not file.exists()]
     tasks = [(subject, folder, missing[i : i + CHUNK]) for i in range(0, len(missing), CHUNK)]
@@ -219,6 +221,11 @@ def _roll_out(subject: Subject, folder: Path, indices: Sequence[int]) -> int:
     for rollout in roll_out(_open(subject), scenes):
         save_arrays(folder / f"{rollout.index:07d}.npz", rollout)
     return len(indices)
+
+
+def fingerprint_of(subject: Subject) -> str:
+    """What distinguishes a world from others."""
+    return _open(subject).fingerprint
 
 
 @lru_cache(maxsize=2)

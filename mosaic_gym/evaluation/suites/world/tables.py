@@ -8,11 +8,11 @@ from typing import Any
 from mosaic_gym.evaluation.suites.world.calibration import WORSE, is_caught
 
 BESIDE = (
-    "memory_off", "through_codec", "share", "failed_share", "without_prompt", "frames_a_side", "walks", "cases",
-    "truth",
+    "memory_off", "dithered", "through_codec", "share", "failed_share", "without_prompt", "frames_a_side", "walks",
+    "cases", "truth",
 )  # fmt: skip
 """Entries that are printed beside a figure."""
-COLUMNS = 9
+COLUMNS = 7
 """Figures in one block of the calibration table."""
 
 Figures = Mapping[str, Mapping[str, Any]]
@@ -20,18 +20,18 @@ Figures = Mapping[str, Mapping[str, Any]]
 
 def figure_lines(figures: Figures, ceiling: Figures) -> list[str]:
     """One line a figure: value, interval, the simulator's value on other maps, and what belongs to it."""
-    lines = [f"{'figure':<17}{'value':>9}   {'95 % interval':<18}{'simulator':>10}"]
+    lines = [f"{'figure':<24}{'value':>9}   {'95 % interval':<18}{'simulator':>10}"]
     for name in WORSE:
         if name not in figures:
             continue
         figure, true = figures[name], ceiling.get(name, {"value": None})
         if figure["value"] is None:
-            lines.append(f"{name:<17}{figure['reason']}")
+            lines.append(f"{name:<24}{figure['reason']}")
             continue
         interval = f"[{short(figure['low'])}, {short(figure['high'])}]"
         beside = "; ".join(f"{key} {short(figure[key])}" for key in BESIDE if key in figure)
         lines.append(
-            f"{name:<17}{short(figure['value']):>9}   {interval:<18}{short(true['value']):>10}   {beside}".rstrip()
+            f"{name:<24}{short(figure['value']):>9}   {interval:<18}{short(true['value']):>10}   {beside}".rstrip()
         )
     return lines
 
@@ -43,9 +43,9 @@ def calibration_lines(worlds: Mapping[str, Figures], ceiling: Figures) -> list[s
     lines = []
     for start in range(0, len(names), COLUMNS):
         block = names[start : start + COLUMNS]
-        lines += ["", " " * wide + "".join(f"{name:>18}" for name in block)]
+        lines += ["", " " * wide + "".join(f"{name:>24}" for name in block)]
         for world, figures in worlds.items():
-            lines.append(f"{world:<{wide}}" + "".join(f"{_cell(name, figures, ceiling):>18}" for name in block))
+            lines.append(f"{world:<{wide}}" + "".join(f"{_cell(name, figures, ceiling):>24}" for name in block))
     return lines[1:]
 
 
