@@ -48,6 +48,7 @@ COVERAGE_CHANNELS = 6
 class PictureCodec(Protocol):
     """The methods of a codec that this memory uses."""
 
+    channels: int
     stride: int
 
     def encode_pictures(self, pictures: Tensor) -> Tensor: ...
@@ -142,7 +143,7 @@ def retrieve_pictures(
     inputs = MemoryInputs(
         warped_latent=codec.encode_pictures(picture),
         coverage=memory_coverage(covered, warped.cost[:, 0], generation, latent_grid),
-        **_gather_patches(memories, selection, patch, world_from_camera),
+        **_gather_patches(memories, selection, codec.channels, patch, world_from_camera),
     )
     return RetrievedPictures(inputs, picture, covered, warped.cost[:, 0], sources)
 
@@ -216,7 +217,7 @@ def memory_coverage(
 
 
 def _gather_patches(
-    memories: Sequence[Sequence[Keyframe]], selection: Selection, patch: int, cameras: Tensor
+    memories: Sequence[Sequence[Keyframe]], selection: Selection, channels: int, patch: int, cameras: Tensor
 ) -> dict[str, Tensor]:
     """The selected patches as padded rows. Padding has the target's cameras, so that its numbers stay in range."""
     exists = selection.patch_exists
@@ -227,7 +228,6 @@ def _gather_patches(
     # Forks share keyframes; each is stacked once.
     used = {id(memories[i][index]): memories[i][index] for i, row in enumerate(rows) for index in row if index >= 0}
     if not used:
-        channels = next((keyframes[0].latent.shape[0] for keyframes in memories if keyframes), 0)
         return {"patches": cameras.new_zeros(*exists.shape, channels * patch**2), "patch_cameras": own, **places}
     order = {key: position for position, key in enumerate(used)}
     position = torch.tensor(

@@ -94,7 +94,7 @@ class RGBDCodec(ModelMixin, ConfigMixin):
     def channels(self) -> int:
         return self.config.channels
 
-    def encode_pictures(self, pictures: Float[Tensor, "b 4 H W"]) -> Float[Tensor, "b c h w"]:
+    def encode_pictures(self, pictures: Float[Tensor, "b n H W"]) -> Float[Tensor, "b c h w"]:
         """Latents of pictures.
 
         Raises:

@@ -41,7 +41,9 @@ class Config:
     widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (24, 48, 96, 128)
     """Channels at half, quarter, eighth and sixteenth resolution, multiples of 8."""
     precision: Annotated[str, OneOf("no", "bf16")] = "no"
-    """`no` (float32), or `bf16` on an accelerator."""
+    """`no` (float32) or `bf16`."""
+    episodes: Annotated[int | None, Whole(1)] = None
+    """Recorded episodes to train on, spread over the recording, None for all: all frames of them are in memory."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, or for both budgets."""
@@ -95,7 +97,8 @@ def train(config: Config) -> ConvDepth:
     model = ConvDepth(widths=config.widths)
     with Run(config.out, model, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store)) as run:
         # The accelerator holds the whole recording: copying frames to it one by one would take longer than the step.
-        recording = [store.all(key).flatten(0, 1).to(device) for key in ("frames", "depth_m")]
+        every = 1 if config.episodes is None else max(1, len(store) // config.episodes)
+        recording = [store.all(key, every=every).flatten(0, 1).to(device) for key in ("frames", "depth_m")]
         run.start_clock()
         k = intrinsics.to(device).expand(config.batch, 3, 3)
         while not run.finished:

@@ -74,11 +74,7 @@ def make_views(
     # Each tensor is fetched once for all states, because each transfer waits for the accelerator.
     pixels, depths_m = frames_to_uint8(frames).cpu().numpy(), depth_m.float().cpu().numpy()
     *covered, brightness = torch.cat([coverage, frames.mean(dtype=coverage.dtype).view(1)]).tolist()
-    if not np.isfinite(brightness):
-        raise ValueError(
-            "the network returned NaN or infinity, and no state has moved: its weights are damaged, or too large for "
-            "their precision (loading={'dtype': 'bfloat16'} holds numbers that float16 does not)"
-        )
+    check_finite(brightness)
     covered = np.reshape(covered, depth_m.shape[:2])
     views: list[list[View]] = [[] for _ in memories]
     for i, k in np.ndindex(*depth_m.shape[:2]):
@@ -86,6 +82,15 @@ def make_views(
         parts = memories[i][k], step_poses, pixels[i, k], depths_m[i, k], covered[i][k], image_from_camera, atlas
         views[i].append(make_view(*parts, outcomes[i][k]))
     return views
+
+
+def check_finite(brightness: float) -> None:
+    """Raises ValueError if the mean of generated frames is NaN or infinite, because some pixel is."""
+    if not np.isfinite(brightness):
+        raise ValueError(
+            "the network returned NaN or infinity, and no state has moved: its weights are damaged, or too large for "
+            "their precision (loading={'dtype': 'bfloat16'} holds numbers that float16 does not)"
+        )
 
 
 def make_view(

@@ -31,7 +31,7 @@ from mosaic_gym.model.device import out_of_memory_guard
 from mosaic_gym.model.hourglass import Reading
 from mosaic_gym.model.sampler import sample_flow, step_noise
 from mosaic_gym.worlds.generation import camera_tensor
-from mosaic_gym.worlds.observation import make_views, sample_outcomes
+from mosaic_gym.worlds.observation import check_finite, make_views, sample_outcomes
 from mosaic_gym.worlds.protocol import View
 from mosaic_gym.worlds.spatial_memory import FrameLayout
 from mosaic_gym.worlds.state import WorldState, advance_state
@@ -91,6 +91,7 @@ def generate_pictures(
         retrieved = retrieve_step(model, layout, before, cameras)
         sampled = sample_step(model, layout, before, retrieved, cameras, options)
         decoded = decode_step(model, layout, before, retrieved, sampled, cameras)
+        check_finite(float(decoded.pictures.mean()))
         after, latents = advance_pictures(model, before, step_poses, cameras, decoded.pictures)
         memories, steps = [state.memory for state in before], [index + 1 for index in indices]
         updated = update_step(memories, layout, retrieved, decoded, latents, cameras, steps)
