@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor, nn
 
 from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.geometry.control import Control, control_settings
+from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.hourglass import HourglassTransformer, Reading
-from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half, save_part
+from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half
+from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.sampler import sample_flow
+from mosaic_gym.model.settings import WorldSettings
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.budget import budget_of, check_one_budget, recipe_of
 from mosaic_gym.training.encoded import EncodedRecording, encode_recording
-from mosaic_gym.training.generator_samples import Augmentation, Batch, draw_batch
+from mosaic_gym.training.generator_samples import PATCHES, Augmentation, Batch, draw_batch
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
+from mosaic_gym.training.world import start_views
 from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
 
 VALID_WEIGHT = 0.3
@@ -33,8 +41,10 @@ TEST_SAMPLES = 256
 """Held-out samples of a report."""
 SHEET_ROWS = 12
 """Samples in a report's sheet."""
-REPORT_STEPS = 6
-"""Denoising steps of a report."""
+DENOISING_STEPS = 6
+"""Denoising steps of reports, and of the finished world."""
+MAX_SOURCES = 6
+"""Keyframes that the finished world warps into a view: memory that is written once is spread over more of them."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,12 @@ class Config:
     """Recorded episodes, with depth."""
     codec: Annotated[Path, Folder()] = Path("runs/rgbd-codec/weights")
     """The trained codec."""
+    depth: Annotated[Path, Folder()] = Path("runs/rooms-depth/weights")
+    """The trained depth estimator, for first frames, which come without depth."""
+    reward_heads: Annotated[Path | None, Folder()] = None
+    """Trained reward and termination heads; None for a world without rewards."""
     out: Annotated[Path, Folder()] = Path("runs/generator")
-    """The run's folder: latents, checkpoints, log, reports, and the finished weights in `weights/`."""
+    """The run's folder: latents, checkpoints, log, reports, and in `world/` the world with the averaged weights."""
     minutes: Annotated[float | None, Number(above=0.0)] = None
     """Wall time of training, earlier parts included; 600 without --steps."""
     steps: Annotated[int | None, Whole(1)] = None
@@ -114,18 +128,71 @@ def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor) -> Tensor:
     return (squares * weight).sum() / weight.sum()
 
 
-@float32_by_default()
-def train(config: Config) -> Generator:
-    """Trains, reports every `report_minutes`, and writes the averaged weights, rounded to float16.
+def load_parts(config: Config) -> dict[str, nn.Module | None]:
+    """The trained networks that the generator is not trained with: codec, depth estimator, reward heads.
 
     Raises:
-        FileNotFoundError: no episodes, or no codec. ValueError: a recording without depth, or an unfit folder.
+        FileNotFoundError: there is none in a folder; the message names the command that trains it.
+    """
+    kinds = {"codec": (RGBDCodec, "rgbd-codec"), "depth": (ConvDepth, "depth --data data/rooms --out runs/rooms-depth"),
+             "reward_heads": (RewardTerminationHeads, "reward-heads --data data/rooms")}  # fmt: skip
+    parts: dict[str, nn.Module | None] = {}
+    for name, (kind, command) in kinds.items():
+        folder = getattr(config, name)
+        if folder is None:
+            parts[name] = None
+            continue
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"there are no trained weights in {folder}: run `mosaic-gym train {command}` first, or give their "
+                f"folder ({option(name)})"
+            )
+        parts[name] = load_part(kind, folder.parent, folder.name).eval().requires_grad_(False)
+    return parts
+
+
+def assemble(
+    config: Config, model: Generator, parts: Mapping[str, nn.Module | None], store: EpisodeStore
+) -> WorldModel:
+    """The world of a generator, with the recording's first frames as start images."""
+    images, prompts = start_views(store)
+    settings = WorldSettings(
+        height=images.shape[1],
+        width=images.shape[2],
+        image_from_camera=tuple(tuple(map(float, row)) for row in store.image_from_camera),
+        control=control_settings(Control()),
+        denoising_steps=DENOISING_STEPS,
+        history=config.history,
+        max_sources=MAX_SOURCES,
+        max_patches=PATCHES,
+        scenario=store.metadata(0)["scenario"],
+    )
+    return WorldModel(
+        settings=settings,
+        transformer=model.transformer,
+        refiner=None,
+        text_encoder=model.text_encoder,
+        atlas=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        start_images=images,
+        start_prompts=prompts,
+        **parts,
+    )
+
+
+@float32_by_default()
+def train(config: Config) -> WorldModel:
+    """Trains, reports every `report_minutes`, and writes the world with the averaged weights, rounded to float16.
+
+    Raises:
+        FileNotFoundError: no episodes, or a part that is not trained yet. ValueError: a recording without depth.
     """
     budget = budget_of(config, minutes=600.0)
+    parts = load_parts(config)
+    codec = parts["codec"]
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     store = EpisodeStore(config.data, "train")
-    codec = load_part(RGBDCodec, config.codec.parent, config.codec.name).eval().requires_grad_(False)
     accelerator = Accelerator(cpu=not config.cuda, mixed_precision="bf16")
     device = accelerator.device
     codec.to(device)
@@ -159,12 +226,12 @@ def train(config: Config) -> Generator:
             if time.monotonic() - reported_at > 60 * config.report_minutes:
                 report(run.average, test, codec, config, run.step_index)
                 reported_at = time.monotonic()
+    report(run.average, test, codec, config, run.step_index)
     finished = run.average.eval().cpu()
-    report(finished.to(device), test, codec, config, run.step_index)
-    for name, network in (("transformer", finished.transformer), ("text_encoder", finished.text_encoder)):
-        round_to_half(network)
-        save_part(network, config.out / "weights" / name)
-    return finished
+    round_to_half(finished)
+    world = assemble(config, finished, {name: part and part.cpu() for name, part in parts.items()}, store)
+    world.save_pretrained(config.out / "world")
+    return world
 
 
 @torch.no_grad()
@@ -187,7 +254,7 @@ def report(model: Generator, test: EncodedRecording, codec: RGBDCodec, config: C
             reading = model.read(batch, k, size)
             noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
             losses.append(float(flow_loss(model.transformer(noisy, level, reading), noise, batch.target)))
-            sampled = sample_flow(model.transformer, reading, noise, REPORT_STEPS)
+            sampled = sample_flow(model.transformer, reading, noise, DENOISING_STEPS)
             picture = codec.decode_pictures(sampled[:, :-1]).float()
             true = test.recorded.pictures(batch.index)
             kept = (sampled[:, -1:] > 0).repeat_interleave(4, -1).repeat_interleave(4, -2) & batch.covered[:, None]
