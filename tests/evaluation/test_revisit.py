@@ -133,7 +133,7 @@ def test_memory_on_beats_memory_off_by_a_margin(shipped, path):
 def test_the_true_frames_are_a_perfect_return(path):
     perfect = np.stack([view.frames for view in path.views[path.history :]])
     measured = measure_return(path, perfect)
-    assert min(measured["truth"], measured["way"]) > 70 and measured["ssim"] > 0.999
+    assert measured.keys() == {"truth", "ssim", "self"} and measured["truth"] > 70 and measured["ssim"] > 0.999
     assert measured["self"] > 30
 
 
@@ -153,11 +153,6 @@ def test_arms_differ_in_what_they_may_know():
     assert max(differ) == 6 and min(differ) >= 5
     covered = variants.world.coverage_mask(state, path.poses(path.history))
     assert 0 < measure_ahead(path, shown["memory"], covered)["psnr"] < 60
-    true = path.views[path.history].frames
-    half = np.zeros((4, 48, 64), dtype=bool)
-    half[:, :, 32:] = True
-    wrong = np.where(half[..., None], true, 255 - true)[None]
-    assert measure_ahead(path, wrong, half)["uncovered"] < 20 < 70 < measure_ahead(path, wrong, ~half)["uncovered"]
 
 
 @pytest.mark.slow
@@ -200,8 +195,8 @@ def test_the_animation_shows_every_frame_and_repeats(tmp_path):
 
 
 def test_a_card_with_old_names_of_figures_is_read():
-    card = {"psnr_ahead": 1, "psnr_return_engine": 2, "gain_way_engine_over_expected": 3, "steps_per_second": 4}
+    card = {"psnr_ahead": 1, "psnr_return_engine": 2, "gain_ahead_over_expected": 3, "steps_per_second": 4}
     assert list(current_names(card)) == [
-        "psnr_ahead", "psnr_return_truth", "gain_way_truth_over_prior", "steps_per_second",
+        "psnr_ahead", "psnr_return_truth", "gain_ahead_over_prior", "steps_per_second",
     ]  # fmt: skip
     assert current_names(dict.fromkeys(GOALS | UNGRADED)).keys() == (GOALS | UNGRADED).keys()

@@ -24,21 +24,15 @@ GOALS = {
 AT_MOST = {"depth_median_relative_error"}
 """Figures whose goal is an upper bound."""
 UNGRADED = {
-    "gain_ahead_uncovered_over_warp": "gain ahead where memory covers nothing, dB",
     "gain_ahead_over_prior": "gain ahead over memory and atlas, dB",
     "gain_return_truth_over_prior": "gain of the return over memory and atlas, dB",
-    "psnr_way_truth": "all of the way out and back, dB",
-    "gain_way_truth_over_warp": "the same, gain over the warp alone, dB",
-    "gain_way_truth_over_prior": "the same, gain over memory and atlas, dB",
     "gain_ahead_unplaced_over_warp": "gain ahead over the warp, map unknown, dB",
     "gain_return_truth_unplaced_over_warp": "gain of the return over the warp, map unknown, dB",
-    "gain_way_truth_unplaced_over_warp": "gain of the way over the warp, map unknown, dB",
     "bound_ahead_realigned": "what realigning the warp could gain, dB",
 }
-"""Figures without a goal, with their descriptions. `uncovered` is over pixels that memory does not cover, where the
-warp only extends its edges. `over_prior` is what transformer and refiner add to their inputs. `unplaced` is without the
-atlas. `way` is over all pixels of the way out and back, most of which memory does not cover. `realigned` is what the
-best shifts of covered pixels would gain."""
+"""Figures without a goal, with their descriptions. `over_prior` is what transformer and refiner add to their inputs.
+`unplaced` is without the atlas. `realigned` is what the best shifts of covered pixels would gain. No figure is over places
+that no earlier view showed: the best PSNR there is that of a blur. `evaluate world` measures those."""
 OLD_NAMES = {
     name.replace("truth", "engine").replace("prior", "expected"): name  # name in files
     for name in (*GOALS, *UNGRADED)
@@ -76,19 +70,12 @@ def named_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
         "ssim_return_truth": mean(back, "ssim", "memory"),
         "depth_median_relative_error": bootstrap_interval(results["depth"]),
     }
-    ungraded = {
-        "psnr_way_truth": mean(back, "way", "memory"),
-        "gain_way_truth_over_warp": mean(back, "way", "memory", "warp"),
-    }
-    measures = ("ahead", ahead, "psnr"), ("return_truth", back, "truth"), ("way_truth", back, "way")
-    for name, rows, figure in measures:
+    ungraded = {}
+    for name, rows, figure in (("ahead", ahead, "psnr"), ("return_truth", back, "truth")):
         ungraded[f"gain_{name}_over_prior"] = mean(rows, figure, "memory", "prior")
         ungraded[f"gain_{name}_unplaced_over_warp"] = mean(rows, figure, "unplaced", "warp")
     bounds = [row["warp"]["realigned"] - row["warp"]["psnr"] for row in ahead]
     ungraded["bound_ahead_realigned"] = bootstrap_interval(bounds)
-    partly_covered = [row for row in ahead if "uncovered" in row["memory"]]
-    if len(partly_covered) > 1:
-        ungraded["gain_ahead_uncovered_over_warp"] = mean(partly_covered, "uncovered", "memory", "warp")
     figures = {name: {**figure, "goal": GOALS[name][0]} for name, figure in graded.items()}
     return figures | {name: {**figure, "goal": None} for name, figure in ungraded.items()}
 
@@ -101,7 +88,7 @@ def variant_table(results: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
     table = {}
     for variant in VARIANTS:
         table[variant] = {"ahead": bootstrap_interval([row[variant]["psnr"] for row in results["ahead"]])}
-        for name in ("truth", "self", "ssim", "way"):
+        for name in ("truth", "self", "ssim"):
             table[variant][f"return_{name}"] = bootstrap_interval([row[variant][name] for row in results["return"]])
     return table
 
@@ -126,8 +113,8 @@ def print_variants(table: Mapping[str, Mapping[str, Figure]]) -> None:
     """Prints one line for each variant."""
     from mosaic_gym.evaluation.suites.rollout import VARIANTS
 
-    print(f"{'variant':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}{'way dB':>8}")
+    print(f"{'variant':<28}{'ahead dB':>10}{'return dB':>11}{'self dB':>9}{'SSIM':>7}")
     for variant, row in table.items():
-        names = ("ahead", "return_truth", "return_self", "return_ssim", "return_way")
-        ahead, truth, own, ssim, way = (row[name]["value"] for name in names)
-        print(f"{VARIANTS[variant]:<28}{ahead:10.2f}{truth:11.2f}{own:9.2f}{ssim:7.3f}{way:8.2f}")
+        names = ("ahead", "return_truth", "return_self", "return_ssim")
+        ahead, truth, own, ssim = (row[name]["value"] for name in names)
+        print(f"{VARIANTS[variant]:<28}{ahead:10.2f}{truth:11.2f}{own:9.2f}{ssim:7.3f}")

@@ -26,8 +26,6 @@ VARIANTS = {
 }
 """Labels of the variants by name. `unplaced` runs without the atlas, `prior` without the network, `warp` without
 both."""
-MIN_UNCOVERED = 0.01
-"""A step ahead has a figure of its uncovered pixels if at least this share of its pixels is uncovered."""
 MIN_SHARE = 0.05
 """A frame counts in the return if at least this share of its pixels shows a place of the history."""
 
@@ -93,16 +91,12 @@ def measure_ahead(path: TruePath, frames: np.ndarray, covered: np.ndarray) -> di
         covered: which pixels memory covers, bool `[4, H, W]`.
 
     Returns:
-        `psnr`: of all pixels. `realigned`: with covered pixels realigned (see `realigned_error`). `uncovered`: of
-        pixels that memory does not cover, only if these are at least `MIN_UNCOVERED` of all.
+        `psnr`: of all pixels. `realigned`: with covered pixels realigned (see `realigned_error`).
     """
     true = path.views[path.history].frames
     error = squared_error(frames[0], true)
     realigned = np.where(covered, realigned_error(frames[0], true), error)
-    figures = {"psnr": decibels(error.mean()), "realigned": decibels(realigned.mean())}
-    if covered.mean() <= 1.0 - MIN_UNCOVERED:
-        figures["uncovered"] = decibels(error[~covered].mean())
-    return figures
+    return {"psnr": decibels(error.mean()), "realigned": decibels(realigned.mean())}
 
 
 def measure_return(path: TruePath, frames: np.ndarray) -> dict[str, float]:
@@ -113,8 +107,7 @@ def measure_return(path: TruePath, frames: np.ndarray) -> dict[str, float]:
 
     Returns:
         `truth`, `ssim`: PSNR and SSIM of the way back against the true frames, over pixels whose place the history
-        shows. `self`: PSNR of the way back against the generated way out at the same poses. `way`: PSNR of the way out
-        and back against the true frames, over all pixels, most of which show places that memory does not hold.
+        shows. `self`: PSNR of the way back against the generated way out at the same poses.
     """
     covisibility = Covisibility(list(path.views[: path.history]))
     back = frames[path.out :]
@@ -131,10 +124,8 @@ def measure_return(path: TruePath, frames: np.ndarray) -> dict[str, float]:
             if out_step >= path.history:
                 outward = frames[out_step - path.history, out_instant]
                 self_errors.append(squared_error(back[step, instant], outward).mean())
-    true = np.stack([view.frames for view in path.views[path.history :]])
     return {
         "truth": decibels(np.concatenate(errors).mean()),
         "ssim": float(np.concatenate(similarities).mean()),
         "self": decibels(float(np.mean(self_errors))),
-        "way": decibels(squared_error(frames, true).mean()),
     }
