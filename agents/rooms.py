@@ -4,8 +4,8 @@
 
 PPO of Stable-Baselines3 trains on maps of `train`, a new one in every episode. It sees the last frame and has no
 memory. Then all agents play the same maps of `train` and of `heldout`; PPO has played none of them. A score is the
-number of pickups that an agent gathers in 128 steps. Two of the scripts know the map: what they gather beyond the
-others is what a map in memory is worth. Needs the extra `rl`.
+number of pickups that an agent gathers in 128 steps. One script knows the map: what it gathers beyond the others is
+what a map in memory is worth. Needs the extra `rl`.
 """
 
 import argparse
@@ -125,23 +125,11 @@ def play_ppo(model: PPO) -> Episode:
     return episode
 
 
-def explorer_of(env: gym.Env, seed: int) -> RoomExplorer:
-    """The explorer of recordings, in a new episode; it drives the world itself, by continuous actions."""
+def play_shortest_ways(env: gym.Env, seed: int) -> float:
+    """Walks to the nearest of the pickups that are left on the map, until none is left, by continuous actions."""
     env.reset(seed=seed)
     inner = env.unwrapped
-    return RoomExplorer(inner.world, inner.state, inner.view, SCORED_STEPS + 1, np.random.default_rng(seed))
-
-
-def play_explorer(env: gym.Env, seed: int) -> float:
-    """The explorer of recordings: it knows the rooms, and fetches most of the pickups that it sees."""
-    explorer = explorer_of(env, seed)
-    explorer.explore()
-    return sum(view.reward for view in explorer.views)
-
-
-def play_shortest_ways(env: gym.Env, seed: int) -> float:
-    """Walks to the nearest of the pickups that are left on the map, until none is left."""
-    explorer = explorer_of(env, seed)
+    explorer = RoomExplorer(inner.world, inner.state, inner.view, SCORED_STEPS + 1, np.random.default_rng(seed))
     while not explorer.done:
         left = [thing for thing in explorer.layouts[-1].things if thing.kind == "pickup" and thing.is_there]
         ways = [explorer.grid.way(explorer.place_m, tuple(thing.place_m.tolist())) for thing in left]
@@ -184,10 +172,9 @@ def main() -> None:
             model.save(options.model)
     agents = {
         "random": (play_random, "image"),
-        "walk by depth": (play_walk, "dict"),
+        "scripted walk by depth": (play_walk, "dict"),
         f"PPO, {model.num_timesteps:,} steps": (play_ppo(model), "image"),
-        "explorer of recordings, knows the rooms": (play_explorer, "image"),
-        "shortest ways, knows the pickups": (play_shortest_ways, "image"),
+        "shortest ways, knows the map": (play_shortest_ways, "image"),
     }
     print(
         f"| agent | `train`, {options.episodes} maps | `heldout`, {options.episodes} maps |\n|---|---|---|", flush=True

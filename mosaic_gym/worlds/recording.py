@@ -34,9 +34,11 @@ MAP_OPTIONS = tuple(field.name for field in fields(MapOptions))
 
 
 CALIBRATION_FRAMES = 256
-"""Frames of the simulator alone by which a recording's speed is compared."""
+"""Frames of the simulator alone, with which a recording's speed is compared, in each measurement."""
 CALIBRATED_EPISODES = 4
-"""A worker with fewer episodes does not measure its speed: it would take about as long."""
+"""A worker measures after so many episodes. With fewer it does not: that would take about as long."""
+CALIBRATIONS = 5
+"""A worker measures so often, because the load of a machine changes."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,14 @@ class RecordConfig:
 
 @dataclass(frozen=True)
 class _Progress:
-    """An episode that a worker wrote, and its speed so far: frames and seconds, with the simulator and alone."""
+    """An episode that a worker wrote, and its frames and seconds so far: of episodes, and of the simulator alone."""
 
     worker: int
     frames: int
     seconds: float
-    simulator_seconds: float | None
     bytes: int
+    simulator_frames: int
+    simulator_seconds: float
 
 
 def record_episode(world: DoomWorld, config: RecordConfig, seed: int) -> Path:
@@ -174,9 +177,9 @@ def _summary(workers: Sequence[_Progress]) -> str:
     size = sum(worker.bytes for worker in workers) / frames * 1000 / 1e6
     rate = sum(worker.frames / worker.seconds for worker in workers)
     text = f"{size:.1f} MB per 1,000 frames; {rate:.0f} frames/s"
-    measured = [worker for worker in workers if worker.simulator_seconds is not None]
+    measured = [worker for worker in workers if worker.simulator_frames]
     if measured:
-        alone = sum(CALIBRATION_FRAMES / worker.simulator_seconds for worker in measured)
+        alone = sum(worker.simulator_frames / worker.simulator_seconds for worker in measured)
         share = sum(worker.frames / worker.seconds for worker in measured) / alone
         text += f", {share:.2f} of the simulator's alone with the same buffers ({alone:.0f} frames/s)"
     return text
@@ -186,16 +189,17 @@ def _record_here(config: RecordConfig, seeds: Sequence[int], worker: int = 0) ->
     """Records in this process; yields when an episode is written."""
     split, maps = config.map_split, config.map_options
     with closing(DoomWorld(config.scenario, config.height, config.width, Control(), 0, split, maps)) as world:
-        frames, size, seconds, simulator_seconds = 0, 0, 0.0, None
+        frames, size, seconds, simulator_frames, simulator_seconds = 0, 0, 0.0, 0, 0.0
         for count, seed in enumerate(seeds, start=1):
             started_s = time.perf_counter()
             folder = record_episode(world, config, seed)
             seconds += time.perf_counter() - started_s
             size += sum(path.stat().st_size for path in folder.iterdir())
             frames += FRAMES_PER_STEP * (folder / "terminated.memmap").stat().st_size  # a byte a step
-            if count == CALIBRATED_EPISODES:
-                simulator_seconds = world.simulator_seconds(CALIBRATION_FRAMES)
-            yield _Progress(worker, frames, seconds, simulator_seconds, size)
+            if count % CALIBRATED_EPISODES == 0 and count <= CALIBRATIONS * CALIBRATED_EPISODES:
+                simulator_seconds += world.simulator_seconds(CALIBRATION_FRAMES)
+                simulator_frames += CALIBRATION_FRAMES
+            yield _Progress(worker, frames, seconds, size, simulator_frames, simulator_seconds)
 
 
 def _record_in_workers(config: RecordConfig, seeds: Sequence[int]) -> Iterator[_Progress]:

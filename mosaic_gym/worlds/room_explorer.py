@@ -240,4 +240,4 @@ class RoomExplorer(Drive):
         return int(self.rng.choice(self.linked[self.room]))
 
     def _is_dark(self) -> bool:
-        return self.room is not None and self.layouts[-1].rooms[self.room].is_dark
+        return self.room is not None and self.layouts[-1].spaces[self.room].is_dark
