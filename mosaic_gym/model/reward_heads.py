@@ -19,17 +19,19 @@ SIGNS = 3
 
 
 class RewardTerminationHeads(ModelMixin, ConfigMixin):
-    """A few strided convolutions over the last frame of a step.
+    """A few strided convolutions over the last frame of a step, and over the one before it if asked for.
 
     Args:
         widths: channels of each convolution, which halves the frame's height and width; multiples of 8.
+        previous: whether the last frame of the step before is an input too. A thing that is gathered is in view before,
+            and no more afterwards.
     """
 
     @register_to_config
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)):
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64), previous: bool = False):
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip((3, *widths[:-1]), widths, strict=True):
+        for before, after in zip((6 if previous else 3, *widths[:-1]), widths, strict=True):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.see = nn.Sequential(*layers)
         # Maximum and mean over the frame, so that an object counts wherever it is.
@@ -38,7 +40,10 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
         """The reward of each sign."""
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the reward's sign `[b, 3]` and of termination `[b]`, for frames `[b, 3, H, W]` in [-1, 1]."""
+        """Logits of the reward's sign `[b, 3]` and of termination `[b]`, for frames `[b, 3, H, W]` in [-1, 1].
+
+        With `previous`, frames are `[b, 6, H, W]`: the one before, then the last one.
+        """
         features = self.see(frames)
         logits = self.tell(torch.cat([features.amax((-2, -1)), features.mean((-2, -1))], dim=1))
         return logits[:, :SIGNS], logits[:, SIGNS]
@@ -50,7 +55,7 @@ class RewardTerminationHeads(ModelMixin, ConfigMixin):
         """A reward and a termination flag for each frame, drawn from (seed, step) alone.
 
         Args:
-            frames: `[b, 3, H, W]` in [-1, 1].
+            frames: as for `forward`.
             temperature: 1 draws with the predicted probabilities, 0 takes the most probable value.
         """
         signs, ends = (logits.double().cpu().numpy() for logits in self(frames))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,23 +11,23 @@ from typing import Annotated
 import torch
 from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import ConvDepth
-from mosaic_gym.model.hourglass import HourglassTransformer, Reading
+from mosaic_gym.model.hourglass import HourglassTransformer
 from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.rgbd_codec import RGBDCodec
-from mosaic_gym.model.sampler import sample_flow
 from mosaic_gym.model.settings import WorldSettings
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.budget import budget_of, check_one_budget, recipe_of
-from mosaic_gym.training.encoded import EncodedRecording, encode_recording
-from mosaic_gym.training.generator_samples import PATCHES, Augmentation, Batch, draw_batch
+from mosaic_gym.training.encoded import encode_recording
+from mosaic_gym.training.flow import Generator, draw_noise_levels, flow_loss
+from mosaic_gym.training.generator_report import report
+from mosaic_gym.training.generator_samples import PATCHES, Augmentation, draw_batch
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.world import start_views
@@ -37,10 +36,7 @@ from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validat
 VALID_WEIGHT = 0.3
 """Weight of the loss in cells that memory shows as they are; elsewhere 1."""
 TEST_EPISODES = 60
-TEST_SAMPLES = 256
-"""Held-out samples of a report."""
-SHEET_ROWS = 12
-"""Samples in a report's sheet."""
+"""Held-out episodes of reports."""
 DENOISING_STEPS = 6
 """Denoising steps of reports, and of the finished world."""
 MAX_SOURCES = 6
@@ -92,40 +88,6 @@ class Config:
         check_one_budget(self)
         if len(self.widths) != 2:
             raise ValueError(f"--widths are two numbers; got {self.widths}")
-
-
-class Generator(nn.Module):
-    """The networks that are trained together."""
-
-    def __init__(self, transformer: HourglassTransformer, text_encoder: ByteTextEncoder):
-        super().__init__()
-        self.transformer, self.text_encoder = transformer, text_encoder
-
-    def read(self, batch: Batch, image_from_camera: Tensor, size: tuple[int, int]) -> Reading:
-        """The context of a batch; see `HourglassTransformer.read`."""
-        k = image_from_camera.expand(len(batch.index), 3, 3)
-        text = self.text_encoder(batch.prompts)
-        return self.transformer.read(batch.memory, batch.recent, batch.recent_cameras, batch.cameras, k, size, text)
-
-    def forward(
-        self, batch: Batch, noisy: Tensor, noise_level: Tensor, image_from_camera: Tensor, size: tuple[int, int]
-    ) -> Tensor:
-        """The velocity of noisy latents; one call, so that autocast covers all of it."""
-        return self.transformer(noisy, noise_level, self.read(batch, image_from_camera, size))
-
-
-def draw_noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels in (0, 1) `[b]` on the generator's device: logit-normal, and a tenth of them nearly pure noise."""
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    uniform = torch.rand(count, 2, generator=generator, device=generator.device)
-    return torch.where(uniform[:, 0] < 0.1, 0.9 + 0.1 * uniform[:, 1], torch.sigmoid(0.4 + 1.2 * normal))
-
-
-def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor) -> Tensor:
-    """Weighted squared error of the velocity (flow matching, Lipman et al., arXiv 2210.02747)."""
-    weight = torch.where(target[:, -1:] > 0, VALID_WEIGHT, 1.0)
-    squares = (velocity.float() - (noise - target)).square().mean(1, keepdim=True)
-    return (squares * weight).sum() / weight.sum()
 
 
 def load_parts(config: Config) -> dict[str, nn.Module | None]:
@@ -224,75 +186,13 @@ def train(config: Config) -> WorldModel:
             loss = flow_loss(run.model(batch, noisy, level, k, size), noise, batch.target)
             run.update(loss)
             if time.monotonic() - reported_at > 60 * config.report_minutes:
-                report(run.average, test, codec, config, run.step_index)
+                world = assemble(config, run.average, parts, store)
+                report(world, test, config.out, run.step_index, config.history, config.augmentation)
                 reported_at = time.monotonic()
-    report(run.average, test, codec, config, run.step_index)
+    world = assemble(config, run.average, parts, store)
+    report(world, test, config.out, run.step_index, config.history, config.augmentation)
     finished = run.average.eval().cpu()
     round_to_half(finished)
     world = assemble(config, finished, {name: part and part.cpu() for name, part in parts.items()}, store)
     world.save_pretrained(config.out / "world")
     return world
-
-
-@torch.no_grad()
-def report(model: Generator, test: EncodedRecording, codec: RGBDCodec, config: Config, step: int) -> dict[str, float]:
-    """A sheet of held-out samples and three figures, written to the run's folder; training is not affected.
-
-    Returns:
-        `loss`: flow-matching loss; `sharpness`: gradient energy of sampled pictures over the true ones', where memory
-        shows nothing; `validity`: share of covered cells whose validity is predicted.
-    """
-    device = test.latents.device
-    generator = torch.Generator(device).manual_seed(0)
-    size, k = tuple(test.recorded.frames.shape[1:3]), test.recorded.image_from_camera
-    losses, energies, right, rows = [], [], [], []
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        for _ in range(TEST_SAMPLES // 64):
-            batch = draw_batch(test, codec, 64, config.history, config.augmentation, generator)
-            noise = torch.randn(batch.target.shape, generator=generator, device=device)
-            level = draw_noise_levels(64, generator)
-            reading = model.read(batch, k, size)
-            noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
-            losses.append(float(flow_loss(model.transformer(noisy, level, reading), noise, batch.target)))
-            sampled = sample_flow(model.transformer, reading, noise, DENOISING_STEPS)
-            picture = codec.decode_pictures(sampled[:, :-1]).float()
-            true = test.recorded.pictures(batch.index)
-            kept = (sampled[:, -1:] > 0).repeat_interleave(4, -1).repeat_interleave(4, -2) & batch.covered[:, None]
-            shown = torch.where(kept, batch.warped, picture)
-            hidden = ~batch.covered[:, None, :-1, :-1]
-            energies.append([float((_energy(x) * hidden).sum()) for x in (shown, true)])
-            cells = batch.memory.coverage[:, :4].mean(1, keepdim=True) > 0.5
-            right.append(float(((sampled[:, -1:] > 0) == (batch.target[:, -1:] > 0))[cells].float().mean()))
-            rows.append(torch.cat([batch.warped, shown, true], -1))
-    figures = {
-        "step": step,
-        "loss": sum(losses) / len(losses),
-        "sharpness": sum(row[0] for row in energies) / sum(row[1] for row in energies),
-        "validity": sum(right) / len(right),
-    }
-    with (config.out / "figures.jsonl").open("a") as file:
-        file.write(json.dumps(figures) + "\n")
-    _write_sheet(
-        torch.cat(rows)[:: max(1, TEST_SAMPLES // SHEET_ROWS)][:SHEET_ROWS], config.out / f"sheet-{step:07d}.png"
-    )
-    return figures
-
-
-def _energy(pictures: Tensor) -> Tensor:
-    """Squared color gradients `[b, 1, H - 1, W - 1]`."""
-    colors = pictures[:, :3]
-    squares = colors.diff(dim=-1)[:, :, :-1].square() + colors.diff(dim=-2)[..., :-1].square()
-    return squares.mean(1, keepdim=True)
-
-
-def _write_sheet(pictures: Tensor, path: Path) -> None:
-    """Pictures `[n, 4, H, W]` side by side in two columns, each with its depth below."""
-    colors = ((pictures[:, :3].clamp(-1, 1) + 1) * 127.5).byte()
-    depth = ((pictures[:, 3:].clamp(-2, 2) + 2) * 63.75).byte().expand(-1, 3, -1, -1)
-    tiles = torch.cat([colors, depth], 2).permute(0, 2, 3, 1).cpu()
-    half = (len(tiles) + 1) // 2
-    columns = [torch.cat(list(part)) for part in tiles.split(half)]
-    height = max(len(column) for column in columns)
-    padded = [torch.nn.functional.pad(column, (0, 0, 0, 0, 0, height - len(column))) for column in columns]
-    image = Image.fromarray(torch.cat(padded, 1).numpy())
-    image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)

@@ -43,7 +43,9 @@ class Config:
     widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (16, 32, 48, 64)
     """Channels of the convolutions, multiples of 8; each halves the resolution."""
     precision: Annotated[str, OneOf("no", "bf16")] = "no"
-    """`no` (float32), or `bf16` on an accelerator."""
+    """`no` (float32) or `bf16`."""
+    previous: bool = False
+    """Whether the heads read the last frame of the step before too, as for things that are gathered."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, or for both budgets."""
@@ -52,9 +54,33 @@ class Config:
         check_widths(self.widths)
 
 
-def load_steps(store: EpisodeStore) -> tuple[Tensor, Tensor, Tensor]:
-    """Last frames uint8 `[n, H, W, 3]`, rewards `[n]` and terminations bool `[n]` of every recorded step."""
-    return store.all("frames", np.s_[:, -1]), store.all("reward"), store.all("terminated")
+@dataclass(frozen=True)
+class Steps:
+    """All recorded steps.
+
+    Attributes:
+        frames: uint8 `[n, H, W, 3]`, the last ones.
+        rewards: `[n]`; terminations: bool `[n]`.
+        before: `[n]`, the index of the step before; a first step's own.
+    """
+
+    frames: Tensor
+    rewards: Tensor
+    terminations: Tensor
+    before: Tensor
+
+    def images(self, index: Tensor, previous: bool) -> Tensor:
+        """Inputs of the heads, `[b, 3, H, W]`, or `[b, 6, H, W]` with the frames before, in [-1, 1]."""
+        last = frames_to_float(self.frames[index])
+        return torch.cat([frames_to_float(self.frames[self.before[index]]), last], 1) if previous else last
+
+
+def load_steps(store: EpisodeStore) -> Steps:
+    """Every recorded step."""
+    lengths = [len(store.load(index)["reward"]) for index in range(len(store))]
+    first = torch.cat([torch.arange(length) == 0 for length in lengths])
+    before = (torch.arange(len(first)) - 1).where(~first, torch.arange(len(first)))
+    return Steps(store.all("frames", np.s_[:, -1]), store.all("reward"), store.all("terminated"), before)
 
 
 def sign_values(rewards: Tensor) -> Tensor:
@@ -80,10 +106,12 @@ def rare_step_weights(rewards: Tensor, terminations: Tensor) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def heldout_metrics(heads: RewardTerminationHeads, store: EpisodeStore) -> dict[str, float]:
-    """On held-out steps: the mean probability of termination, at steps that terminate and at others, and the mean
-    absolute error of the expected reward."""
-    frames, rewards, terminations = load_steps(store)
-    outputs = [heads(frames_to_float(part)) for part in frames.split(256)]
+    """On held-out steps: the mean probability of termination, at steps that terminate and at others, the mean absolute
+    error of the expected reward, and its mean at steps with a positive reward and at those with none."""
+    steps = load_steps(store)
+    rewards, terminations = steps.rewards, steps.terminations
+    parts = torch.arange(len(rewards)).split(256)
+    outputs = [heads(steps.images(index, heads.config.previous)) for index in parts]
     probability = torch.cat([termination for _, termination in outputs]).sigmoid()
     expected = torch.cat([sign for sign, _ in outputs]).softmax(-1) @ heads.reward_values
     metrics = {
@@ -92,7 +120,11 @@ def heldout_metrics(heads: RewardTerminationHeads, store: EpisodeStore) -> dict[
     }
     if terminations.any():
         metrics["probability_at_terminations"] = float(probability[terminations].mean())
-    return {**metrics, "reward_error": float((expected - rewards).abs().mean())}
+    metrics["reward_error"] = float((expected - rewards).abs().mean())
+    for name, chosen in (("reward_where_positive", rewards > 0), ("reward_where_none", rewards == 0)):
+        if chosen.any():
+            metrics[name] = float(expected[chosen].mean())
+    return metrics
 
 
 @float32_by_default()
@@ -103,12 +135,13 @@ def train(config: Config) -> RewardTerminationHeads:
     accelerator = Accelerator(mixed_precision=config.precision)
     device = accelerator.device
     store = EpisodeStore(config.data, "train")
-    frames, rewards, terminations = load_steps(store)
+    recorded = load_steps(store)
+    rewards, terminations = recorded.rewards, recorded.terminations
     signs = rewards.sign().long() + 1
     rare, weights = rare_step_weights(rewards, terminations)
-    all_steps = torch.arange(len(frames))
+    all_steps = torch.arange(len(rewards))
     rare_steps = all_steps[rare] if rare.any() else all_steps
-    heads = RewardTerminationHeads(config.widths)
+    heads = RewardTerminationHeads(config.widths, config.previous)
     heads.reward_values.copy_(sign_values(rewards))
     rare_count = int(config.batch * RARE_SHARE)
     with Run(config.out, heads, config.learning_rate, *budget, accelerator, recipe=recipe_of(config, store)) as run:
@@ -119,7 +152,7 @@ def train(config: Config) -> RewardTerminationHeads:
                 rare_steps[torch.randint(len(rare_steps), (rare_count,), generator=generator)],
                 all_steps[torch.randint(len(all_steps), (config.batch - rare_count,), generator=generator)],
             ])  # fmt: skip
-            images = frames_to_float(frames[index])
+            images = recorded.images(index, config.previous)
             mirrored = torch.rand(config.batch, generator=generator) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images).to(device)
             # 2. Predicted signs of the reward and terminations, and their weighted cross-entropy.

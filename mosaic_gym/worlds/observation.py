@@ -26,6 +26,7 @@ def sample_outcomes(
     seeds: Sequence[int],
     step_indices: Sequence[int],
     temperature: float,
+    previous: Tensor | None = None,
 ) -> list[list[Outcome]]:
     """Rewards and terminations of `t` steps of `b` states, drawn from (seed, step); zeros and False without heads.
 
@@ -35,11 +36,15 @@ def sample_outcomes(
         seeds: of the states.
         step_indices: of the states before these steps.
         temperature: of the draw; 0 takes the more likely value.
+        previous: `[b, 3, H, W]`, the last frames before these steps, for heads that read them too.
     """
     b, t = frames.shape[:2]
     if heads is None:
         return [[(0.0, False)] * t] * b
-    last = frames[:, :, -1].flatten(0, 1).clamp(-1, 1)
+    last = frames[:, :, -1].clamp(-1, 1)
+    if heads.config.previous:
+        last = torch.cat([torch.cat([previous[:, None], last[:, :-1]], 1), last], 2)
+    last = last.flatten(0, 1)
     row_seeds = [seed for seed in seeds for _ in range(t)]
     row_steps = [step + k for step in step_indices for k in range(t)]
     outcomes = list(zip(*heads.draw(last, row_seeds, row_steps, temperature), strict=True))

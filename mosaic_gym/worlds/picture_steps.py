@@ -61,13 +61,13 @@ class Decoded:
     Attributes:
         pictures: `[b, 4, H, W]`, the last frame's colors and depth channel.
         frames: `[b, 4, 3, H, W]` in [-1, 1].
-        kept: bool `[b, H, W]`, pixels of the last frame that are memory's.
+        from_memory: bool `[b, H, W]`, pixels of the last frame that memory shows.
         outdated: bool `[b, H, W]`, pixels that memory covers and that are no longer as memory has them.
     """
 
     pictures: Tensor
     frames: Tensor
-    kept: Tensor
+    from_memory: Tensor
     outdated: Tensor
 
 
@@ -98,7 +98,8 @@ def generate_pictures(
         after = [replace(state, memory=memory) for state, memory in zip(after, updated, strict=True)]
         frames, depth_m = decoded.frames[:, None], depth_of_channel(decoded.pictures[:, None, 3])
         seeds = [state.seed for state in before]
-        outcomes = sample_outcomes(model.reward_heads, frames, seeds, indices, options.temperature)
+        previous = torch.stack([last_picture(model, state)[:3] for state in before])
+        outcomes = sample_outcomes(model.reward_heads, frames, seeds, indices, options.temperature, previous)
         rows = [[memory] for memory in updated]
         clips.append(make_views(rows, step_poses, frames, depth_m, retrieved.coverage, outcomes, k, None))
     return after, [[views[i][0] for views in clips] for i in range(len(states))]
@@ -181,19 +182,19 @@ def decode_step(
     """Frames of a step from sampled latents; None shows what memory has, with holes filled."""
     covered = retrieved.covered
     if sampled is None:
-        pictures, kept, outdated = retrieved.picture, covered, torch.zeros_like(covered)
+        pictures, from_memory, outdated = retrieved.picture, covered, torch.zeros_like(covered)
     else:
         stride = model.codec.stride
         valid = (sampled[:, -1] > 0).repeat_interleave(stride, -1).repeat_interleave(stride, -2)
-        kept = covered & valid & (retrieved.cost < COARSE_COST)
+        from_memory = covered & valid & (retrieved.cost < COARSE_COST)
         outdated = covered & ~valid
         generated = model.codec.decode_pictures(sampled[:, :-1])
         generated = torch.cat([generated[:, :3].clamp(-1, 1), depth_channel(depth_of_channel(generated[:, 3:]))], 1)
-        pictures = torch.where(kept[:, None], retrieved.picture, generated)
+        pictures = torch.where(from_memory[:, None], retrieved.picture, generated)
     before = torch.stack([last_picture(model, state) for state in states])
     before_cameras = torch.stack([state.history_cameras[-1, -1] for state in states])
     between = frames_between(before, before_cameras, pictures, cameras, layout.intrinsics)
-    return Decoded(pictures, torch.cat([between, pictures[:, None, :3]], 1).clamp(-1, 1), kept, outdated)
+    return Decoded(pictures, torch.cat([between, pictures[:, None, :3]], 1).clamp(-1, 1), from_memory, outdated)
 
 
 def last_picture(model: WorldModel, state: WorldState) -> Tensor:
@@ -242,7 +243,7 @@ def update_step(
         cameras: `[b, 4, 4, 4]`, metres.
         steps: the environment step of each new keyframe.
     """
-    written = ~decoded.kept
+    written = ~decoded.from_memory
     lifted = lift_pictures(decoded.pictures, latents, written, cameras, layout.intrinsics, layout.patch, 1.0, steps)
     surface_m = depth_of_channel(retrieved.picture[:, 3])
     updated = []

@@ -202,7 +202,7 @@ def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_chang
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
     lines = (tmp_path / "halves" / "figures.jsonl").read_text().splitlines()
-    assert len(lines) >= 3 and set(json.loads(lines[0])) == {"step", "loss", "sharpness", "validity"}
+    assert len(lines) >= 3 and set(json.loads(lines[0])) == {"step", "loss", "sharpness", "validity", "walk_sharpness"}
     assert list((tmp_path / "halves").glob("sheet-*.png"))
     world = MosaicWorld.from_pretrained(tmp_path / "halves" / "world")
     state, _ = world.start(Start(seed=0))

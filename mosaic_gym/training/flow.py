@@ -1,0 +1,47 @@
+"""Flow matching (Lipman et al., arXiv 2210.02747): the networks that are trained together, noise levels, the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mosaic_gym.model.hourglass import HourglassTransformer, Reading
+from mosaic_gym.model.text import ByteTextEncoder
+from mosaic_gym.training.generator_samples import Batch
+
+VALID_WEIGHT = 0.3
+"""Weight of the loss in cells that memory shows as they are; elsewhere 1."""
+
+
+class Generator(nn.Module):
+    """The networks that are trained together."""
+
+    def __init__(self, transformer: HourglassTransformer, text_encoder: ByteTextEncoder):
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+    def read(self, batch: Batch, image_from_camera: Tensor, size: tuple[int, int]) -> Reading:
+        """The context of a batch; see `HourglassTransformer.read`."""
+        k = image_from_camera.expand(len(batch.index), 3, 3)
+        text = self.text_encoder(batch.prompts)
+        return self.transformer.read(batch.memory, batch.recent, batch.recent_cameras, batch.cameras, k, size, text)
+
+    def forward(
+        self, batch: Batch, noisy: Tensor, noise_level: Tensor, image_from_camera: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        """The velocity of noisy latents; one call, so that autocast covers all of it."""
+        return self.transformer(noisy, noise_level, self.read(batch, image_from_camera, size))
+
+
+def draw_noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels in (0, 1) `[b]` on the generator's device: logit-normal, and a tenth of them nearly pure noise."""
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    uniform = torch.rand(count, 2, generator=generator, device=generator.device)
+    return torch.where(uniform[:, 0] < 0.1, 0.9 + 0.1 * uniform[:, 1], torch.sigmoid(0.4 + 1.2 * normal))
+
+
+def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor) -> Tensor:
+    """Weighted squared error of the velocity (flow matching, Lipman et al., arXiv 2210.02747)."""
+    weight = torch.where(target[:, -1:] > 0, VALID_WEIGHT, 1.0)
+    squares = (velocity.float() - (noise - target)).square().mean(1, keepdim=True)
+    return (squares * weight).sum() / weight.sum()
