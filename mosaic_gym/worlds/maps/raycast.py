@@ -13,7 +13,7 @@ from mosaic_gym.worlds.maps.plan import Plan, bounds_of, edges_of, is_inside
 
 OUTSIDE = -1
 FAR = 1e6
-"""More than the size of any map, map units."""
+"""More than the size of a map, map units."""
 
 
 class Raycaster:
@@ -109,23 +109,38 @@ class Raycaster:
         edge, camera, slope = seen[edge], ray // len(slopes), np.tile(slopes, len(x))[ray]
         where = edge * len(x) + camera
         a_right, a_ahead, b_right, b_ahead = (part.take(where) for part in (a_right, a_ahead, b_right, b_ahead))
-        along = (slope * a_ahead - a_right) / ((b_right - a_right) - slope * (b_ahead - a_ahead))
-        distance = a_ahead + along * (b_ahead - a_ahead)
         front, back, from_front = self._front[edge], self._back[edge], faces.take(where)
         before = above[camera, np.where(from_front, front, back)]
-        slope = np.minimum(before, above[camera, np.where(from_front, back, front)]) / distance
-        # One row for the nearest edges of all columns, one for the next, and so on.
-        columns = len(x) * len(slopes)
-        order = np.argsort(ray * FAR + distance)
-        order = order[distance[order] > 1e-6]
-        ray = ray[order]
-        counts = np.bincount(ray, minlength=columns)
-        rank = np.arange(len(ray)) - (np.cumsum(counts) - counts)[ray]
-        ends, ceilings, steepest = np.full((3, int(counts.max(initial=0)) + 1, columns), np.inf)
-        for table, values in ((ends, distance), (ceilings, before), (steepest, slope)):
-            table[rank, ray] = values[order]
+        room = np.minimum(before, above[camera, np.where(from_front, back, front)])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            along = (slope * a_ahead - a_right) / ((b_right - a_right) - slope * (b_ahead - a_ahead))
+            distance = a_ahead + along * (b_ahead - a_ahead)
+            ends, ceilings, steepest = _nearest_first(ray, len(x) * len(slopes), distance, before, room / distance)
         steepest = np.minimum.accumulate(steepest[:-1])
         return ends, ceilings, steepest[(steepest > -np.inf).any(axis=1)]
+
+
+def _nearest_first(ray: np.ndarray, rays: int, distance: np.ndarray, *values: np.ndarray) -> np.ndarray:
+    """Tables of crossings: a row for the nearest edge of every ray, one for the next, and so on, and one with none.
+
+    Args:
+        ray: `[n]`, index of the ray that each crossing is on; crossings behind the camera are left out.
+        rays: how many there are.
+        distance: `[n]`.
+        values: `[n]` each.
+
+    Returns:
+        `[1 + values, rows, rays]`: the distances, and the values; inf where a ray crosses fewer edges.
+    """
+    order = np.argsort(ray * FAR + distance)
+    order = order[distance[order] > 1e-6]
+    ray = ray[order]
+    counts = np.bincount(ray, minlength=rays)
+    row = np.arange(len(ray)) - (np.cumsum(counts) - counts)[ray]
+    tables = np.full((1 + len(values), int(counts.max(initial=0)) + 1, rays), np.inf)
+    for table, part in zip(tables, (distance, *values), strict=True):
+        table[row, ray] = part[order]
+    return tables
 
 
 def _as_seen(points: np.ndarray, x: np.ndarray, y: np.ndarray, yaw_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
