@@ -106,7 +106,7 @@ def test_things_change_and_are_looked_at_again(simulators, kind):
     found = [changes.find_change(simulators[1], "heldout", index, kind) for index in range(3)]
     change = next(change for change in found if change is not None)
     assert change.kind == kind and 1.0 < change.distance_m < 5.0
-    truth = changes.ChangeRollout(change.index, change.ends, change.ends_depth)
+    truth = changes.true_change_rollout(change)
     net = EvaluationNet(TRAIN_THEMES)
     figure = changes.change_figure([change], [truth], net)
     assert figure["value"] is None and "needs 50" in figure["reason"]

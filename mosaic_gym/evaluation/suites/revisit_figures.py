@@ -31,8 +31,8 @@ UNGRADED = {
     "bound_ahead_realigned": "what realigning the warp could gain, dB",
 }
 """Figures without a goal, with their descriptions. `over_prior` is what transformer and refiner add to their inputs.
-`unplaced` is without the atlas. `realigned` is what the best shifts of covered pixels would gain. No figure is over places
-that no earlier view showed: the best PSNR there is that of a blur. `evaluate world` measures those."""
+`unplaced` is without the atlas. `realigned` is what the best shifts of covered pixels would gain. No figure is over
+places that no earlier view showed: the best PSNR there is that of a blur. `evaluate world` measures those."""
 OLD_NAMES = {
     name.replace("truth", "engine").replace("prior", "expected"): name  # name in files
     for name in (*GOALS, *UNGRADED)

@@ -18,7 +18,7 @@ import numpy as np
 from mosaic_gym.evaluation.metrics.neighbors import pooled_pixels
 from mosaic_gym.evaluation.net import EvaluationNet
 from mosaic_gym.evaluation.suites.world.calibration import catches, verdicts
-from mosaic_gym.evaluation.suites.world.changes import DOOR, LEAST_CASES, PICKUP, change_figure
+from mosaic_gym.evaluation.suites.world.changes import DOOR, LEAST_CASES, PICKUP, change_figure, true_change_rollout
 from mosaic_gym.evaluation.suites.world.config import Config
 from mosaic_gym.evaluation.suites.world.faithfulness import TrueWalks
 from mosaic_gym.evaluation.suites.world.figures import measure, without
@@ -66,7 +66,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     reference = _reference(config, simulation, net)
     bench = Bench(config, simulation, reference, about_net["fingerprint"])
     others = TrueWalks(make_scenes(simulation, config.out, OTHER_MAPS, config.paths, config.workers))
-    rows = {CEILING: bench.row(CEILING, others, simulator_rollouts(others.scenes), fingerprint="simulator")}
+    figures = bench.row(CEILING, others, simulator_rollouts(others.scenes), fingerprint="simulator")
+    rows = {CEILING: figures | bench.changes(None)}
     pictures = others.scenes, simulator_rollouts(others.scenes)
     if config.checkpoint != CEILING:
         name = _row_name(config.checkpoint)
@@ -156,6 +157,7 @@ class Bench:
         origin = {
             "version": FIGURE_VERSION, "scenes": SCENE_VERSION, "world": fingerprint, "net": self.net,
             "paths": self.config.paths, "training": len(self.reference.training), "split": self.config.split,
+            "codec": self.config.checkpoint,
         }  # fmt: skip
         if file.is_file():
             known = json.loads(file.read_text())
@@ -171,8 +173,8 @@ class Bench:
         part.rename(file)
         return figures
 
-    def changes(self, subject: Subject) -> dict[str, Any]:
-        """`taken_stays_gone` and `door_stays_open` of a world."""
+    def changes(self, subject: Subject | None) -> dict[str, Any]:
+        """`taken_stays_gone` and `door_stays_open` of a world; None for the simulator."""
         names = {"taken_stays_gone": PICKUP, "door_stays_open": DOOR}
         if self.config.paths < LEAST_CASES:
             why = f"{self.config.paths} maps give too few cases; use --paths {LEAST_CASES} or more"
@@ -180,7 +182,10 @@ class Bench:
         figures = {}
         for name, kind in names.items():
             changes = make_changes(self.simulation, self.config.out, kind, self.config.paths, self.config.workers)
-            rollouts = make_change_rollouts(subject, changes, self.config.workers)
+            if subject is None:
+                rollouts = [true_change_rollout(change) for change in changes]
+            else:
+                rollouts = make_change_rollouts(subject, changes, self.config.workers)
             figures[name] = change_figure(changes, rollouts, self.reference.net)
         return figures
 

@@ -163,6 +163,11 @@ def _change_of(index: int, kind: str, views: Sequence[View], place: Place, promp
     return Change(index, kind, prompt, *start, cameras, ends, depth, pixel, float(ahead))
 
 
+def true_change_rollout(change: Change) -> ChangeRollout:
+    """What the simulator does along a change: the truth."""
+    return ChangeRollout(change.index, change.ends, change.ends_depth)
+
+
 def roll_out_changes(world: Any, changes: Sequence[Change]) -> list[ChangeRollout]:
     """A world (`WorldUnderTest`) driven along changes, as one batch."""
     states = [

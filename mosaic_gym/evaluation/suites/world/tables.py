@@ -50,6 +50,8 @@ def calibration_lines(worlds: Mapping[str, Figures], ceiling: Figures) -> list[s
 
 
 def _cell(name: str, figures: Figures, ceiling: Figures) -> str:
+    if name not in figures:
+        return "- "
     figure = figures[name]
     value = short(figure["value"]) if figure["value"] is not None else figure["reason"].split(":")[0]
     value = {"undefined": "undef", "not applicable": "n/a"}.get(value, value)
