@@ -108,6 +108,25 @@ class EvaluationNet(ModelMixin, ConfigMixin):
             parts.append((features.numpy(), themes.softmax(1).numpy(), kinds.sigmoid().numpy()))
         return tuple(np.concatenate(rows) for rows in zip(*parts, strict=True))
 
+    @torch.no_grad()
+    def kinds_at(self, frame: np.ndarray, pixel: np.ndarray, within_px: float) -> np.ndarray:
+        """Probabilities `[kinds]` of a thing near a pixel of one frame.
+
+        Args:
+            frame: uint8 `[H, W, 3]`.
+            pixel: (column, row); outside the frame the nearest pixel inside counts.
+            within_px: cells count whose distance in columns and in rows is at most this.
+        """
+        self.eval()
+        (pixels,) = self._batches(frame[None])
+        logits = self.kind_map(self.stages[1](self.stages[0](pixels)))[0]
+        cell_px = frame.shape[0] / logits.shape[1]
+        rows, columns = (
+            slice(*(int(np.clip((at + by) / cell_px, 0, count - 1)) + (by > 0) for by in (-within_px, within_px)))
+            for at, count in zip(pixel[::-1], logits.shape[1:], strict=True)
+        )
+        return logits[:, rows, columns].amax((-2, -1)).sigmoid().numpy()
+
     @staticmethod
     def _batches(frames: np.ndarray) -> Iterator[Tensor]:
         for start in range(0, len(frames), BATCH):

@@ -111,9 +111,25 @@ def test_things_change_and_are_looked_at_again(simulators, kind):
     figure = changes.change_figure([change], [truth], net)
     assert figure["value"] is None and "needs 50" in figure["reason"]
     if kind == changes.DOOR:
-        assert changes._stays(change, truth.ends, truth.ends_depth, net)
-        shut = np.full_like(truth.ends_depth, change.distance_m)
-        assert not changes._stays(change, truth.ends, shut, net)
+        assert changes._stays(change, truth, net)
+        shut = np.full_like(truth.end_depth, change.distance_m)
+        assert not changes._stays(change, replace(truth, end_depth=shut), net)
+    else:
+        row = change.start_pixel[1]
+        assert 40 < row < 60 and change.end_pixel[1] > 40, "on the floor"
+
+
+def test_a_thing_is_named_at_its_place_alone():
+    torch.manual_seed(0)
+    net, frame = EvaluationNet(TRAIN_THEMES), np.zeros((*SIZE, 3), np.uint8)
+    frame[40:48, 20:28] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
+    empty = net.read(np.zeros((1, *SIZE, 3), np.uint8))[2][0]
+    np.testing.assert_allclose(net.kinds_at(frame, np.array([54.0, 12.0]), 2.0), empty, atol=0.05)
+    near = net.kinds_at(frame, np.array([24.0, 44.0]), 6.0)
+    np.testing.assert_allclose(
+        net.kinds_at(frame, np.array([32.0, 32.0]), 99.0), net.read(frame[None])[2][0], rtol=1e-5
+    )
+    assert np.abs(near - empty).max() > 0.01
 
 
 @pytest.mark.slow
@@ -126,7 +142,7 @@ def test_changes_are_made_once_and_rolled_out(tmp_path):
     ]
     subject = stages.Subject("tiny", "learned", str(tmp_path / "tiny"), None, tmp_path, simulation.control)
     ends = stages.make_change_rollouts(subject, found, 1)
-    assert len(ends) == len(found) and ends[0].ends.shape == (changes.LAST, *SIZE, 3)
+    assert len(ends) == len(found) and ends[0].end.shape == (*SIZE, 3)
 
 
 def test_roll_outs_of_another_world_are_refused(tmp_path):

@@ -175,7 +175,7 @@ def make_rollouts(subject: Subject, scenes: Sequence[Scene], workers: int) -> li
 def make_changes(simulation: Simulation, out: Path, kind: str, maps: int, workers: int) -> list[Change]:
     """The changes of a kind on the first maps of the split, at most `MOST_CHANGES`; maps without one are left out."""
     folder = out / "changes" / kind
-    check_folder(folder, {"simulation": repr(simulation)})
+    check_folder(folder, {"simulation": repr(simulation), "version": SCENE_VERSION})
     indices = range(min(maps, MOST_CHANGES))
     missing = [index for index in indices if not any(_scene_file(folder, index, ok).exists() for ok in (1, 0))]
     tasks = [(simulation, folder, kind, missing[i : i + CHUNK]) for i in range(0, len(missing), CHUNK)]
@@ -196,7 +196,7 @@ def _find_changes(simulation: Simulation, folder: Path, kind: str, indices: Sequ
 
 
 def make_change_rollouts(subject: Subject, changes: Sequence[Change], workers: int) -> list[ChangeRollout]:
-    """The last frames of a world that is driven along changes that `make_changes` wrote."""
+    """The last frame of a world that is driven along changes that `make_changes` wrote."""
     if not changes:
         return []
     folder = subject.out / "rollouts" / subject.name / changes[0].kind
