@@ -9,7 +9,7 @@ from mosaic_gym.model.hourglass import HourglassTransformer, Reading
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.generator_samples import Batch
 
-VALID_WEIGHT = 0.3
+VALID_WEIGHT = 0.2
 """Weight of the loss in cells that memory shows as they are; elsewhere 1."""
 
 

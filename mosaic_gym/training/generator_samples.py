@@ -44,6 +44,10 @@ class Augmentation:
     """Share of samples with the latest keyframe alone."""
     max_keyframes: Annotated[int, Whole(1)] = 12
     """Most keyframes that are drawn from the past."""
+    gap: Annotated[float, Number(0.0, 1.0)] = 0.4
+    """Share of samples whose recent frames and memory end some steps before the target, so that more is invented."""
+    max_gap: Annotated[int, Whole(1)] = 4
+    """Most steps from the last recent frame to the target."""
     degraded: Annotated[float, Number(0.0, 1.0)] = 0.4
     """Share of samples whose memory went through the codec once or twice more, as generated memory has."""
     recent_noise: Annotated[float, Number(0.0)] = 0.15
@@ -105,8 +109,17 @@ def draw_batch(
     eligible = len(encoded)
     index = torch.randint(eligible, (count,), generator=generator, device=device)
     index = torch.where(encoded.step_of[index] == 0, index + 1, index)  # the first step has no past
-    past, alive = draw_past(encoded.step_of[index], augmentation, generator)
-    return make_batch(encoded, codec, index, past, alive, history, augmentation, generator)
+    gap = draw_gaps(encoded.step_of[index], augmentation, generator)
+    past, alive = draw_past(encoded.step_of[index] - (gap - 1), augmentation, generator)
+    return make_batch(encoded, codec, index, past + (gap - 1)[:, None], alive, gap, history, augmentation, generator)
+
+
+def draw_gaps(step_of: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Steps from the last recent frame to the target `[b]`: mostly one, and never more than the episode has."""
+    uniform = torch.rand(len(step_of), 2, generator=generator, device=step_of.device)
+    longer = 2 + (uniform[:, 0] * (augmentation.max_gap - 1)).long()
+    gap = torch.where(uniform[:, 1] < augmentation.gap, longer.clamp_max(augmentation.max_gap), 1)
+    return torch.minimum(gap, step_of)
 
 
 def draw_past(step_of: Tensor, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -141,11 +154,16 @@ def make_batch(
     index: Tensor,
     past: Tensor,
     alive: Tensor,
+    gap: Tensor,
     history: int,
     augmentation: Augmentation,
     generator: torch.Generator,
 ) -> Batch:
-    """The samples of steps `[b]` whose memory holds the steps `past` `[b, k]` back, where `alive`."""
+    """The samples of steps `[b]` whose memory holds the steps `past` `[b, k]` back, where `alive`.
+
+    Args:
+        gap: steps `[b]` from the last recent frame to the target.
+    """
     recorded, device, b = encoded.recorded, index.device, len(index)
     cameras = recorded.cameras[index]
     rows = torch.where(alive, index[:, None] - past, index[:, None])
@@ -171,7 +189,7 @@ def make_batch(
     coverage = memory_coverage(covered, warped.cost[:, 0], generation[:, None, None].float() * covered, (h, w))
 
     back = torch.arange(history, 0, -1, device=device)
-    recent_rows = index[:, None] - torch.minimum(back, encoded.step_of[index][:, None])
+    recent_rows = index[:, None] - torch.minimum(back + gap[:, None] - 1, encoded.step_of[index][:, None])
     recent = encoded.latents[recent_rows].float()
     noise = torch.randn(recent.shape, generator=generator, device=device)
     strength = augmentation.recent_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=device)

@@ -19,6 +19,7 @@ from mosaic_gym.training.encoded import encode_recording
 from mosaic_gym.training.generator_samples import (
     Augmentation,
     draw_batch,
+    draw_gaps,
     draw_past,
     make_batch,
     memory_validity,
@@ -78,7 +79,9 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-PLAIN = Augmentation(no_memory=0.0, last_only=0.0, max_keyframes=3, degraded=0.0, recent_noise=0.0, no_prompt=0.0)
+PLAIN = Augmentation(
+    no_memory=0.0, last_only=0.0, max_keyframes=3, gap=0.0, degraded=0.0, recent_noise=0.0, no_prompt=0.0
+)
 
 
 def test_a_recording_is_encoded_once_for_each_codec(data, tmp_path):
@@ -99,7 +102,7 @@ def test_memory_of_the_past_shows_the_view_where_it_covers_it(encoded):
     codec = tiny_codec()
     index, past = torch.tensor([3, 8]), torch.tensor([[1, 2, 3], [1, 2, 2]])
     alive = torch.tensor([[True, True, True], [True, True, False]])
-    batch = make_batch(encoded, codec, index, past, alive, 2, PLAIN, rng())
+    batch = make_batch(encoded, codec, index, past, alive, torch.tensor([1, 1]), 2, PLAIN, rng())
     true = encoded.recorded.pictures(index)
     assert float(batch.covered.float().mean()) > 0.8 and not bool(batch.covered.all())
     error = ((batch.warped - true).abs().mean(1) * batch.covered).sum() / batch.covered.sum()
@@ -125,6 +128,20 @@ def test_the_past_ends_at_the_start_of_the_episode():
     past, alive = draw_past(steps, replace(PLAIN, last_only=1.0), rng())
     assert alive.sum(1).tolist() == [1] * len(steps) and bool((past[:, 0] == 1).all())
     assert not bool(draw_past(steps, replace(PLAIN, no_memory=1.0), rng())[1].any())
+
+
+@torch.no_grad()
+def test_a_gap_moves_memory_and_recent_frames_back(encoded):
+    gap = draw_gaps(torch.arange(1, 60).repeat(40), replace(PLAIN, gap=0.5, max_gap=4), rng())
+    assert sorted(gap.unique().tolist()) == [1, 2, 3, 4] and 0.4 < float((gap == 1).float().mean()) < 0.6
+    assert draw_gaps(torch.ones(50, dtype=torch.long), replace(PLAIN, gap=1.0), rng()).tolist() == [1] * 50
+    batch = draw_batch(encoded, tiny_codec(), 64, 2, replace(PLAIN, gap=1.0, max_gap=3), rng())
+    latest = (batch.index[:, None] - torch.arange(1, 4)).clamp_min(0)
+    for row, recent in enumerate(batch.recent[:, -1]):
+        sources = [step for step in latest[row].tolist() if torch.equal(encoded.latents[step].float(), recent)]
+        assert sources, "the last recent frame is one to three steps back"
+        step = encoded.step_of[batch.index[row]]
+        assert sources[0] != int(batch.index[row]) - 1 or int(step) == 1, "and one step only where there is no other"
 
 
 def test_what_has_changed_is_not_valid():
