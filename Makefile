@@ -9,7 +9,7 @@ CORE := .venv/core-installed
 DEV := .venv/dev-installed
 DOCS := .venv/docs-installed
 
-.PHONY: demo test test-slow docs lint record train evaluate clean
+.PHONY: demo test test-slow docs lint record train rooms evaluate clean
 
 demo: $(CORE)
 	$(BIN)/mosaic-gym demo --out out/demo
@@ -39,6 +39,16 @@ train: $(DEV)
 	$(BIN)/mosaic-gym train reward-heads
 	$(BIN)/mosaic-gym train atlas
 	$(BIN)/mosaic-gym train world
+
+# The generative world of generated maps, from nothing. Each command continues where it was stopped.
+rooms: $(DEV)
+	$(BIN)/mosaic-gym record --scenario rooms --split train --maps 2000
+	$(BIN)/mosaic-gym record --scenario rooms --split heldout --maps 100
+	$(BIN)/mosaic-gym train rgbd-codec
+	$(BIN)/mosaic-gym train depth --data data/rooms --out runs/rooms-depth --episodes 300 --minutes 7 --precision bf16
+	$(BIN)/mosaic-gym train reward-heads --data data/rooms --previous --out runs/rooms-reward-heads --minutes 6 \
+		--precision bf16
+	$(BIN)/mosaic-gym train generator --reward-heads runs/rooms-reward-heads/weights
 
 evaluate: $(CORE)
 	$(BIN)/mosaic-gym evaluate atlas

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mosaic_gym.data.episodes import EpisodeStore
-from mosaic_gym.memory.pictures import LOG_DEPTH_SCALE
+from mosaic_gym.memory.pictures import LOG_DEPTH_SCALE, depth_channel
+from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
@@ -21,6 +22,7 @@ from mosaic_gym.training.pictures import RecordedPictures, read_pictures
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
+from mosaic_gym.worlds.picture_steps import frames_between
 
 ENERGY_CELL = 4
 """Side of the cells in which gradient energies are compared, pixels."""
@@ -28,6 +30,8 @@ LINEAR_PICTURES = 6000
 """Pictures that the linear maps are fitted to."""
 TEST_PICTURES = 1000
 """Held-out pictures that the codec is measured on."""
+TEST_WALKS = 24
+"""Held-out episodes on which the frames between two pictures are measured."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,36 @@ def measure(codec: RGBDCodec, pictures: Tensor) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def measure_between(data: Path, channels: int) -> dict[str, float]:
+    """How well the first three frames of a step follow by geometry from true pictures, on held-out maps.
+
+    Returns:
+        `between_psnr`: dB, mean over steps, of `frames_between` from the true pictures before and after them;
+        `packed_psnr`: of a linear codec that packs all four frames into as many channels, fitted to `train` maps.
+    """
+    store, train = EpisodeStore(data, "heldout"), EpisodeStore(data, "train")
+    packed = LinearCodec(channels, RGBDCodec.stride)
+    packed.fit(torch.cat([frames_to_float(train.load(i)["frames"][::5]) for i in range(min(len(train), 40))]))
+    errors: dict[str, list[Tensor]] = {"between_psnr": [], "packed_psnr": []}
+    k = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
+    for index in range(min(len(store), TEST_WALKS)):
+        episode = store.load(index)
+        frames, depth_m, cameras = (episode[name][:] for name in ("frames", "depth_m", "world_from_camera"))
+        frames, cameras = frames_to_float(frames), cameras.clone()
+        pictures = torch.cat([frames[:, -1], depth_channel(depth_m[:, -1])[:, None]], 1)
+        after = torch.arange(1, len(frames), 4)
+        found = frames_between(pictures[after - 1], cameras[after - 1, -1], pictures[after], cameras[after], k)
+        for name, output in (
+            ("between_psnr", found),
+            ("packed_psnr", packed.decode(packed.encode(frames[after]))[:, :-1]),
+        ):
+            errors[name].append((output.clamp(-1, 1) - frames[after, :-1]).square().mean((1, 2, 3, 4)) / 4)
+    return {
+        name: round(float(-10 * torch.cat(rows).clamp_min(1e-8).log10().mean()), 2) for name, rows in errors.items()
+    }
+
+
 def held_out_pictures(data: Path) -> Tensor:
     """Pictures `[n, 4, H, W]` of held-out maps, spread over all of them."""
     recorded = read_pictures(EpisodeStore(data, "heldout"))
@@ -149,7 +183,9 @@ def train(config: Config) -> RGBDCodec:
     finished = run.average.eval().to(memory_format=torch.contiguous_format).cpu()
     round_to_half(finished)
     metrics = {"start": _linear_metrics(config, recorded, spread, test), "trained": measure(finished, test)}
+    metrics["step"] = measure_between(config.data, config.channels)
     print(f"codec on held-out maps: {metrics['trained']}; its linear maps alone: {metrics['start']}")
+    print(f"the first three frames of a step: {metrics['step']}")
     save_part(finished, config.out / "weights")
     (config.out / "weights" / "metrics.json").write_text(json.dumps(metrics) + "\n")
     return finished

@@ -201,12 +201,13 @@ def test_the_codec_recipe_resumes_exactly_and_reports_what_it_keeps(data, tmp_pa
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     metrics = json.loads((tmp_path / "whole" / "weights" / "metrics.json").read_text())
-    assert set(metrics) == {"start", "trained"} and set(metrics["trained"]) == {
+    assert set(metrics) == {"start", "trained", "step"} and set(metrics["trained"]) == {
         "psnr",
         "gradient_energy",
         "depth_error",
     }
     load_part(RGBDCodec, tmp_path / "whole", "weights")
+    assert metrics["step"]["between_psnr"] > metrics["step"]["packed_psnr"], "the walks are geometry and nothing else"
 
 
 def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_change_nothing(data, parts, tmp_path):
