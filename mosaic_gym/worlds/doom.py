@@ -99,8 +99,7 @@ class DoomWorld:
         scenario: `my_way_home`, `health_gathering_supreme`, `take_cover`; a Freedoom map such as `freedoom1:E1M1` or
             `freedoom2:MAP01` (without a map: the first); or `rooms`, where every episode plays a map generated from its
             seed, or `rooms:SEED` for one such map.
-        height: of the frames, pixels.
-        width: of the frames, pixels. The rest of the simulator's 4:3 screen is cropped.
+        height, width: of the frames, pixels. The rest of the simulator's 4:3 screen is cropped.
         control: the kinematics of actions.
         timeout_tics: video frames after which the game ends an episode by itself (`terminated`);
             None uses the scenario's own limit, 0 sets none.

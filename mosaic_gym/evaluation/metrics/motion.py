@@ -183,14 +183,14 @@ def _descend(
         step, score[active], hessian = level.step(motion[active])
         motion[active] += step
         size[active] = np.abs(step).max(1)
-        going = size[active] >= SMALLEST_STEP
-        done = active if iteration == iterations - 1 else active[~going]
-        ended = slice(None) if iteration == iterations - 1 else ~going
+        unfinished = size[active] >= SMALLEST_STEP
+        done = active if iteration == iterations - 1 else active[~unfinished]
+        ended = slice(None) if iteration == iterations - 1 else ~unfinished
         sigma[done] = 1 / np.sqrt(np.maximum(np.linalg.eigvalsh(hessian[ended])[:, 0], 1e-12))
-        if not going.any():
+        if not unfinished.any():
             break
-        if not going.all():
-            active, level = active[going], level.rows(going)
+        if not unfinished.all():
+            active, level = active[unfinished], level.rows(unfinished)
     return motion, score, size, sigma
 
 
