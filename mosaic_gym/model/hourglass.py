@@ -29,6 +29,7 @@ PATCH = 2
 """Latent cells along each side of a token."""
 WAVES = 32
 """Frequencies of the noise level's embedding."""
+OBJECTIVES = ("flow", "regression")
 MOTION = 16
 """Numbers that describe the motion between the last recent frame and the four cameras of the target."""
 
@@ -71,9 +72,11 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         text_dim: width of the prompt's vectors.
         rope_theta: base of the rotary frequencies.
         metres_per_unit: the length that PRoPE counts as one.
+        objective: `flow` for a model that samples; `regression` for a baseline that gives the mean of what can follow,
+            in one denoising step from zeros.
 
     Raises:
-        ValueError: a width that the heads do not divide, or heads that four cameras do not divide.
+        ValueError: a width that the heads do not divide, heads that four cameras do not divide, or another objective.
     """
 
     @register_to_config
@@ -90,6 +93,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         text_dim: int = 64,
         rope_theta: float = 100.0,
         metres_per_unit: float = 2.0,
+        objective: str = "flow",
     ):
         super().__init__()
         fine, width = widths
@@ -98,6 +102,8 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
                 f"head_dim is a multiple of 32, because four cameras share half of it, and divides the width {width}; "
                 f"got {head_dim}"
             )
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective is one of {OBJECTIVES}; got {objective!r}")
         generated = channels + state_channels
         self.time_embedding = nn.Sequential(nn.Linear(2 * WAVES, width), nn.SiLU(), nn.Linear(width, width))
         self.motion_embedding = nn.Sequential(nn.Linear(MOTION, width), nn.SiLU(), nn.Linear(width, width))

@@ -102,10 +102,14 @@ def sample_flow(
 ) -> Tensor:
     """The latents that Euler steps lead to from noise `[b, c, h, w]`, at the noise levels of `even_sigmas`.
 
+    A model that was trained to regress takes one step, from zeros.
+
     Args:
         negative, guidance: the reading of the negative prompt, and the scale of classifier-free guidance (Ho and
             Salimans, arXiv 2207.12598); None and 1 for none.
     """
+    if model.config.objective == "regression":
+        denoising_steps, noise = 1, torch.zeros_like(noise)
     levels = even_sigmas(denoising_steps, shift)
     latents = noise
     for level, following in zip(levels[:-1], levels[1:], strict=True):

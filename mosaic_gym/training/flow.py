@@ -33,6 +33,14 @@ class Generator(nn.Module):
         return self.transformer(noisy, noise_level, self.read(batch, image_from_camera, size))
 
 
+def draw_noise(target: Tensor, objective: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise `[b, c, h, w]` and noise levels `[b]`; for `regression` zeros at full level, so nothing of the target."""
+    if objective == "regression":
+        return torch.zeros_like(target), target.new_ones(len(target))
+    level = draw_noise_levels(len(target), generator)
+    return torch.randn(target.shape, generator=generator, device=target.device), level
+
+
 def draw_noise_levels(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels in (0, 1) `[b]` on the generator's device: logit-normal, and a tenth of them nearly pure noise."""
     normal = torch.randn(count, generator=generator, device=generator.device)

@@ -17,7 +17,7 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import ConvDepth
-from mosaic_gym.model.hourglass import HourglassTransformer
+from mosaic_gym.model.hourglass import OBJECTIVES, HourglassTransformer
 from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.rgbd_codec import RGBDCodec
@@ -25,13 +25,13 @@ from mosaic_gym.model.settings import WorldSettings
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.budget import budget_of, check_one_budget, recipe_of
 from mosaic_gym.training.encoded import encode_recording
-from mosaic_gym.training.flow import Generator, draw_noise_levels, flow_loss
+from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
 from mosaic_gym.training.generator_report import report
 from mosaic_gym.training.generator_samples import PATCHES, Augmentation, draw_batch
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.world import start_views
-from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
+from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, validate
 
 VALID_WEIGHT = 0.3
 """Weight of the loss in cells that memory shows as they are; elsewhere 1."""
@@ -75,6 +75,8 @@ class Config:
     """Transformer blocks."""
     episodes: Annotated[int | None, Whole(1)] = None
     """Recorded episodes to train on; None for all."""
+    objective: Annotated[str, OneOf(*OBJECTIVES)] = "flow"
+    """`flow` for the generative model; `regression` for the baseline with the same data, steps and size."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How the memories of samples vary."""
     report_minutes: Annotated[float, Number(above=0.0)] = 30.0
@@ -123,7 +125,7 @@ def assemble(
         width=images.shape[2],
         image_from_camera=tuple(tuple(map(float, row)) for row in store.image_from_camera),
         control=control_settings(Control()),
-        denoising_steps=DENOISING_STEPS,
+        denoising_steps=DENOISING_STEPS if config.objective == "flow" else 1,
         history=config.history,
         max_sources=MAX_SOURCES,
         max_patches=PATCHES,
@@ -160,7 +162,12 @@ def train(config: Config) -> WorldModel:
     codec.to(device)
     model = Generator(
         HourglassTransformer(
-            codec.channels, 1, widths=tuple(config.widths), num_fine_blocks=config.fine_blocks, num_blocks=config.blocks
+            codec.channels,
+            1,
+            widths=tuple(config.widths),
+            num_fine_blocks=config.fine_blocks,
+            num_blocks=config.blocks,
+            objective=config.objective,
         ),
         ByteTextEncoder(),
     )
@@ -180,8 +187,7 @@ def train(config: Config) -> WorldModel:
             generator = run.generator(device)
             with torch.autocast(device.type, enabled=False):
                 batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
-            level = draw_noise_levels(config.batch, generator)
-            noise = torch.randn(batch.target.shape, generator=generator, device=device)
+            noise, level = draw_noise(batch.target, config.objective, generator)
             noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
             loss = flow_loss(run.model(batch, noisy, level, k, size), noise, batch.target)
             run.update(loss)

@@ -16,7 +16,7 @@ from mosaic_gym.geometry.steering import DepthWalker
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import sample_flow
 from mosaic_gym.training.encoded import EncodedRecording
-from mosaic_gym.training.flow import Generator, draw_noise_levels, flow_loss
+from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
 from mosaic_gym.training.generator_samples import Augmentation, draw_batch
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
@@ -66,8 +66,7 @@ def _sample_figures(
     with torch.autocast(device.type, dtype=torch.bfloat16):
         for _ in range(SAMPLES // PART):
             batch = draw_batch(test, codec, PART, history, augmentation, generator)
-            noise = torch.randn(batch.target.shape, generator=generator, device=device)
-            level = draw_noise_levels(PART, generator)
+            noise, level = draw_noise(batch.target, model.transformer.config.objective, generator)
             reading = networks.read(batch, k, size)
             noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
             losses.append(float(flow_loss(model.transformer(noisy, level, reading), noise, batch.target)))

@@ -228,6 +228,16 @@ def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_chang
     assert view.frames.shape == (4, *SIZE, 3)
 
 
+def test_a_regressing_baseline_gives_one_answer_whatever_the_seed(data, parts, tmp_path):
+    generator.train(config(data, parts, tmp_path, 2, objective="regression"))
+    world = MosaicWorld.from_pretrained(tmp_path / "world")
+    assert world.denoising_steps == 1
+    state, _ = world.start(Start(seed=0))
+    action = np.array([[1.0, 0.0, 1.0]])
+    frames = [world.step([replace(state, seed=seed)], action)[1][0].frames for seed in (0, 1)]
+    assert np.array_equal(*frames)
+
+
 def stop_after(steps: int, train, options) -> None:
     """Runs a recipe until Ctrl-C arrives after so many optimizer steps."""
     from mosaic_gym.training.run import Run
