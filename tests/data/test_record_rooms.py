@@ -16,7 +16,7 @@ from mosaic_gym.data.episodes import EpisodeStore, episode_folder, read_episode
 from mosaic_gym.worlds.doom import DoomWorld
 from mosaic_gym.worlds.maps.rooms import MapOptions, map_seed
 from mosaic_gym.worlds.protocol import Start
-from mosaic_gym.worlds.recording import RecordConfig, record
+from mosaic_gym.worlds.recording import RecordConfig, _Progress, _summary, record
 
 CONFIG = RecordConfig(scenario="rooms", maps=5, steps_per_episode=16, workers=1)
 
@@ -65,6 +65,17 @@ def test_a_recorded_episode_replayed_gives_its_frames_again(root):
                 assert np.array_equal(view.all_depth_m.astype(np.float16), episode["depth_m"][step].numpy())
                 assert view.reward == episode["reward"][step]
             world.close()
+
+
+def test_speed_is_compared_with_that_of_the_simulator_alone():
+    """A worker that was too short to measure the simulator counts for the speed, not for the comparison."""
+    measured = _Progress(0, frames=1280, seconds=2.0, bytes=25_600_000, simulator_frames=512, simulator_seconds=0.4)
+    short = _Progress(1, frames=320, seconds=1.0, bytes=6_400_000, simulator_frames=0, simulator_seconds=0.0)
+    size = "20.0 MB per 1,000 frames"
+    share = "0.50 of the simulator's alone with the same buffers (1280 frames/s)"
+    assert _summary([measured]) == f"{size}; 640 frames/s, {share}"
+    assert _summary([measured, short]) == f"{size}; 960 frames/s, {share}"
+    assert _summary([short]) == f"{size}; 320 frames/s"
 
 
 def test_recording_resumes_and_does_not_depend_on_the_workers(root, tmp_path, capsys):
