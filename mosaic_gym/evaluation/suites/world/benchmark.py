@@ -199,7 +199,7 @@ def _codec_of(checkpoint: str) -> Any:
     from mosaic_gym.evaluation.suites.world.known_worlds import through_codec
     from mosaic_gym.model.checkpoints import WorldModel
 
-    return None if checkpoint == CEILING else through_codec(WorldModel.from_pretrained(checkpoint).codec)
+    return None if checkpoint == CEILING else through_codec(WorldModel.from_pretrained(checkpoint))
 
 
 def _speed(checkpoint: str) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 
 from mosaic_gym.evaluation.suites.world.rollouts import Rollout
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Control, Pose
+from mosaic_gym.memory.pictures import depth_channel
+from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
 from mosaic_gym.worlds.protocol import View
 
 BLUR_PX = 1.0
@@ -44,21 +47,34 @@ def noisy(frames: np.ndarray) -> np.ndarray:
     return (frames + rng.normal(0, NOISE_LEVELS, frames.shape)).round().clip(0, 255).astype(np.uint8)
 
 
-def through_codec(codec: torch.nn.Module) -> Change:
-    """Encodes and decodes each frame as a clip at rest."""
-    from mosaic_gym.model.codec import frames_to_float, frames_to_uint8
+def through_codec(model: WorldModel) -> Change:
+    """Encodes and decodes each frame: as a clip at rest, or for a codec of color and depth with estimated depth."""
+    codec, batch = model.codec, 32
 
     @torch.no_grad()
     def change(frames: np.ndarray) -> np.ndarray:
         parts = []
-        for start in range(0, len(frames), 32):
-            clips = frames_to_float(torch.tensor(frames[start : start + 32, None].repeat(FRAMES_PER_STEP, 1)))
-            latents = codec.encode(clips)
-            decoded, _ = codec.decode_next(latents, codec.start_clips(latents))
-            parts.append(frames_to_uint8(decoded)[:, -1].numpy())
+        for start in range(0, len(frames), batch):
+            pixels = torch.tensor(frames[start : start + batch])
+            if codec.has_depth:
+                decoded = _decode_pictures(model, pixels)
+            else:
+                clips = frames_to_float(pixels[:, None].repeat(1, FRAMES_PER_STEP, 1, 1, 1))
+                latents = codec.encode(clips)
+                decoded = codec.decode_next(latents, codec.start_clips(latents))[0][:, -1]
+            parts.append(frames_to_uint8(decoded).numpy())
         return np.concatenate(parts)
 
     return change
+
+
+def _decode_pictures(model: WorldModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The colors `[n, 3, H, W]` that a codec of color and depth keeps of frames uint8 `[n, H, W, 3]`."""
+    colors = frames_to_float(pixels)
+    k = torch.tensor(model.settings.image_from_camera, dtype=torch.float32)
+    depth_m = model.depth.estimate(colors, k.expand(len(colors), 3, 3))
+    latents = model.codec.encode_pictures(torch.cat([colors, depth_channel(depth_m)[:, None]], 1))
+    return model.codec.decode_pictures(latents)[:, :3]
 
 
 @dataclass(frozen=True)
