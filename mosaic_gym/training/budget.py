@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PARTS = ("codec", "depth", "reward_heads", "atlas", "begin")
 """Fields of a recipe's config that name folders of weights; a fingerprint of those weights is compared instead."""
 CHANGEABLE = (
-    "out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", "report_minutes", "cuda", *PARTS
+    "out", "data", "minutes", "steps", "workers", "compiled", "checkpoint_minutes", "report_minutes", *PARTS
 )  # fmt: skip
 """Fields of a recipe's config that may differ when a run is resumed."""
 CHANGEABLE_INSIDE = ("compile",)

@@ -28,6 +28,7 @@ from mosaic_gym.training.encoded import encode_recording
 from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
 from mosaic_gym.training.generator_report import report
 from mosaic_gym.training.generator_samples import PATCHES, Augmentation, draw_batch
+from mosaic_gym.training.pictures import check_held_out
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.world import start_views
@@ -81,8 +82,6 @@ class Config:
     """How the memories of samples vary."""
     report_minutes: Annotated[float, Number(above=0.0)] = 30.0
     """Time between two reports: a sheet of held-out samples and three figures."""
-    cuda: bool = False
-    """Train on a CUDA device."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, or for both budgets."""
@@ -157,7 +156,8 @@ def train(config: Config) -> WorldModel:
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     store = EpisodeStore(config.data, "train")
-    accelerator = Accelerator(cpu=not config.cuda, mixed_precision="bf16")
+    check_held_out(store)
+    accelerator = Accelerator()
     device = accelerator.device
     codec.to(device)
     model = Generator(
@@ -185,11 +185,12 @@ def train(config: Config) -> WorldModel:
         run.start_clock()
         while not run.finished:
             generator = run.generator(device)
-            with torch.autocast(device.type, enabled=False):
-                batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
+            batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
             noise, level = draw_noise(batch.target, config.objective, generator)
             noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
-            loss = flow_loss(run.model(batch, noisy, level, k, size), noise, batch.target)
+            with torch.autocast(device.type, torch.bfloat16):
+                velocity = run.model(batch, noisy, level, k, size)
+            loss = flow_loss(velocity, noise, batch.target)
             run.update(loss)
             if time.monotonic() - reported_at > 60 * config.report_minutes:
                 world = assemble(config, run.average, parts, store)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mosaic_gym.data.episodes import EpisodeStore
+from mosaic_gym.data.episodes import EpisodeStore, split_of
 from mosaic_gym.memory.pictures import depth_channel
 
 
@@ -42,6 +42,18 @@ class RecordedPictures:
         """Pictures `[..., 4, H, W]` of steps: colors in [-1, 1] and the depth channel, on the device of the frames."""
         colors = self.frames[index].movedim(-1, -3).float() / 127.5 - 1.0
         return torch.cat([colors, depth_channel(self.depth_m[index])[..., None, :, :]], -3)
+
+
+def check_held_out(store: EpisodeStore) -> None:
+    """Raises ValueError if an episode to train on is held out: of another split than `train`, or by its seed."""
+    for index in range(len(store)):
+        metadata = store.metadata(index)
+        split = metadata.get("split", split_of(metadata["seed"]))
+        if split != "train":
+            raise ValueError(
+                f"{store.folders[index]} is an episode of the split {split}, which is held out to measure what was "
+                "learned: move it out of the folder train"
+            )
 
 
 def read_pictures(store: EpisodeStore, limit: int | None = None) -> RecordedPictures:

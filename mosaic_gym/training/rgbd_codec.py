@@ -18,7 +18,7 @@ from mosaic_gym.model.codec import LinearCodec, frames_to_float
 from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
-from mosaic_gym.training.pictures import RecordedPictures, read_pictures
+from mosaic_gym.training.pictures import RecordedPictures, check_held_out, read_pictures
 from mosaic_gym.training.precision import float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
@@ -58,8 +58,6 @@ class Config:
     """Standard deviation of the noise that the decoder learns to ignore; the mean square of latents is about one."""
     energy_weight: Annotated[float, Number(0.0)] = 0.5
     """Weight of the gradient energy, which a plain L1 loss lowers."""
-    cuda: bool = False
-    """Train on a CUDA device, if there is one."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, or for both budgets."""
@@ -157,13 +155,14 @@ def train(config: Config) -> RGBDCodec:
     budget = budget_of(config, minutes=30.0)
     torch.manual_seed(0)
     store = EpisodeStore(config.data, "train")
+    check_held_out(store)
     test = held_out_pictures(config.data)
     recorded = read_pictures(store)
     codec = RGBDCodec(config.channels, config.widths)
     spread = torch.linspace(0, len(recorded) - 1, LINEAR_PICTURES).long().unique()
     codec.fit_linear(recorded.pictures(spread))
     codec.to(memory_format=torch.channels_last)
-    accelerator = Accelerator(cpu=not config.cuda, mixed_precision="bf16")
+    accelerator = Accelerator()
     run = Run(
         config.out, codec, config.learning_rate, *budget, accelerator, ema_decay=0.997, recipe=recipe_of(config, store)
     )
@@ -173,7 +172,7 @@ def train(config: Config) -> RGBDCodec:
             generator = run.generator()
             pictures = draw_pictures(recorded, config.batch, generator).to(accelerator.device)
             pictures = pictures.contiguous(memory_format=torch.channels_last)
-            with accelerator.autocast():
+            with torch.autocast(accelerator.device.type, torch.bfloat16):
                 latents = accelerator.unwrap_model(run.model).encode_pictures(pictures)
                 noise = torch.randn(latents.shape, generator=generator).to(latents.device)
                 decoded = accelerator.unwrap_model(run.model).decode_pictures(latents + config.noise * noise)

@@ -216,6 +216,10 @@ class Run:
             scalars: logged beside the loss, every `LOG_EVERY` steps. If `loss` is only the last part of a loss whose
                 other gradients are there already, pass the whole one here as `loss`. Tensors are read only when they
                 are logged, because reading one makes the accelerator finish its queue.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite. It is read every `LOG_EVERY` steps and before a checkpoint,
+                so that every checkpoint is from before.
         """
         warm_up = min(1.0, (self.step_index + 1) / WARM_UP_STEPS)
         rate = self.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * self.progress))
@@ -231,13 +235,26 @@ class Run:
         self.step_index += 1
         self._updating = False
         self.bar.n = self._spent()
+        due = self._is_due()
+        if due or self.step_index % LOG_EVERY == 0:
+            self._check_finite(float(loss.detach()))
         if self.step_index % LOG_EVERY == 0:
             metrics = {name: float(value) for name, value in {"loss": loss.detach(), **(scalars or {})}.items()}
             self.bar.set_postfix({"step": self.step_index, **metrics, "loss": f"{metrics['loss']:.4f}"})
             for name, value in {**metrics, "rate": rate}.items() if self.writer else ():
                 self.writer.add_scalar(name, value, self.step_index)
-        if self._is_due():
+        if due:
             self.checkpoint()
+
+    def _check_finite(self, loss: float) -> None:
+        if math.isfinite(loss):
+            return
+        last = checkpoint_in(self.folder)
+        state = "there is no checkpoint yet" if last is None else f"{last} holds step {read_metadata(last)['step']}"
+        raise FloatingPointError(
+            f"the loss is {loss} at step {self.step_index}, and nothing is saved of it: {state}. The same command goes "
+            "on from there; a lower --learning-rate, in another folder, avoids it"
+        )
 
     def _is_due(self) -> bool:
         """Whether it is time for a checkpoint; the same answer in all processes, whose clocks differ.

@@ -287,7 +287,22 @@ def test_a_recording_without_depth_is_refused(data, tmp_path):
         read_pictures(EpisodeStore(tmp_path, "train"))
 
 
-def test_held_out_maps_are_never_trained_on(encoded, data):
-    held_out = read_pictures(EpisodeStore(data, "heldout"))
-    trained = {row.tobytes() for row in encoded.recorded.frames.numpy()}
-    assert not any(row.tobytes() in trained for row in held_out.frames.numpy())
+def test_held_out_episodes_are_refused_in_training(data, parts, tmp_path):
+    write_walk(tmp_path, 0)
+    write_walk(tmp_path, 9)
+    (tmp_path / "heldout" / "000009").rename(tmp_path / "train" / "000009")
+    with pytest.raises(ValueError, match="000009 is an episode of the split heldout"):
+        train_codec(tmp_path, tmp_path / "codec")
+    with pytest.raises(ValueError, match="000009 is an episode of the split heldout"):
+        generator.train(config(tmp_path, parts, tmp_path / "out", 1))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spoils_no_checkpoint(data, parts, tmp_path, monkeypatch):
+    options = config(data, parts, tmp_path, 40)
+    stop_after(5, generator.train, options)
+    before = weights(tmp_path)
+    monkeypatch.setattr(generator, "flow_loss", lambda velocity, *rest: velocity.sum() * float("nan"))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 10.*holds step 5.*lower --learning-rate"):
+        generator.train(options)
+    after = weights(tmp_path)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
