@@ -35,9 +35,9 @@ FARTHEST_M = 60.0
 """Depth is limited to this range, metres."""
 EQUAL_COST = 0.3
 """The `source_cost` at which a memory's weight is a half; see `memory_coverage`."""
-COARSE_COST = 12.0
-"""Memory of this cost or more (about 0.4 m between the cameras for each metre of depth) is too coarse to be kept: the
-pixel is generated from it, and written again."""
+COARSE = 2.0
+"""Memory that is enlarged by this factor or more is too coarse to be shown as it is: such a pixel is generated from it,
+and written again."""
 LEAST_WRITTEN = 0.003
 """A keyframe of fewer new pixels than this share of the picture is not stored."""
 COVERAGE_CHANNELS = 6
@@ -83,14 +83,14 @@ class RetrievedPictures:
         inputs: of the network.
         picture: `[b, 4, H, W]`, warped, with holes filled from their edges.
         covered: bool `[b, H, W]`.
-        cost: `[b, H, W]`, of the best source, inf where nothing is covered.
+        magnification: `[b, H, W]`, by how much memory's pictures are enlarged; 0 where nothing is covered.
         sources: for each member, the indices of the keyframes that were warped.
     """
 
     inputs: MemoryInputs
     picture: Tensor
     covered: Tensor
-    cost: Tensor
+    magnification: Tensor
     sources: list[list[int]]
 
     @property
@@ -145,7 +145,7 @@ def retrieve_pictures(
         coverage=memory_coverage(covered, warped.cost[:, 0], generation, latent_grid),
         **_gather_patches(memories, selection, codec.channels, patch, world_from_camera),
     )
-    return RetrievedPictures(inputs, picture, covered, warped.cost[:, 0], sources)
+    return RetrievedPictures(inputs, picture, covered, warped.magnification[:, 0], sources)
 
 
 def _warp_pictures(
@@ -156,14 +156,8 @@ def _warp_pictures(
     s = max(map(len, sources))
     if s == 0:
         zeros = cameras.new_zeros(b, f, *size)
-        return WarpedViews(
-            zeros[:, :, None].expand(-1, -1, 3, -1, -1),
-            zeros.bool(),
-            zeros,
-            zeros + torch.inf,
-            zeros,
-            zeros + torch.inf,
-        )
+        far, frames = zeros + torch.inf, zeros[:, :, None].expand(-1, -1, 3, -1, -1)
+        return WarpedViews(frames, zeros.bool(), zeros, far, zeros, far, zeros)
     keyframes = pad_members(sources)
 
     def stack(name: str) -> Tensor:

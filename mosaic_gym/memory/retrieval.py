@@ -196,7 +196,7 @@ def _warp_sources(
         channels = codec.keyframe_image(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
         zeros = world_from_camera.new_zeros(b, f, *image_size)
         warped_frames = zeros[:, :, None].expand(-1, -1, channels, -1, -1)
-        return WarpedViews(warped_frames, zeros.bool(), zeros, zeros + torch.inf, zeros, zeros + torch.inf)
+        return WarpedViews(warped_frames, zeros.bool(), zeros, zeros + torch.inf, zeros, zeros + torch.inf, zeros)
     keyframes = pad_members(sources)
     images = codec.keyframe_image(torch.stack([keyframe.latent for keyframe in keyframes]))
     magnification = images.shape[-1] // keyframes[0].alive.shape[-1]

@@ -42,6 +42,8 @@ class WarpedViews:
         depth_m: `[b, f, H, W]`, the depth of the surface in memory, metres; inf where there is none.
         displacement_px: `[b, f, H, W]`, distance between a cell and its sampling position in the source, in cells.
         cost: `[b, f, H, W]`, `source_cost` of the best source; inf where there is none.
+        magnification: `[b, f, H, W]`, the depth in the sources over the depth here, that is by how much their pictures
+            are enlarged; 0 where there is none.
     """
 
     warped_frames: Tensor
@@ -50,6 +52,7 @@ class WarpedViews:
     depth_m: Tensor
     displacement_px: Tensor
     cost: Tensor
+    magnification: Tensor
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def warp_frames(
         depth_m=torch.where(filled, surface_m, torch.inf),
         displacement_px=(displacement_px * weight).sum(2),
         cost=best[:, :, 0],
+        magnification=(z * weight).sum(2) / surface_m,
     )
 
 

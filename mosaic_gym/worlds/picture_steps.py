@@ -17,7 +17,7 @@ from torch import Tensor
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.memory.pictures import (
-    COARSE_COST,
+    COARSE,
     RetrievedPictures,
     depth_channel,
     depth_of_channel,
@@ -186,7 +186,7 @@ def decode_step(
     else:
         stride = model.codec.stride
         valid = (sampled[:, -1] > 0).repeat_interleave(stride, -1).repeat_interleave(stride, -2)
-        from_memory = covered & valid & (retrieved.cost < COARSE_COST)
+        from_memory = covered & valid & (retrieved.magnification < COARSE)
         outdated = covered & ~valid
         generated = model.codec.decode_pictures(sampled[:, :-1])
         generated = torch.cat([generated[:, :3].clamp(-1, 1), depth_channel(depth_of_channel(generated[:, 3:]))], 1)

@@ -78,6 +78,19 @@ def test_memory_is_written_once(generate_validity):
     assert sum(int(keyframe.written.sum()) for keyframe in new) <= (1.0 - view.coverage) * np.prod(SIZE) * 1.1 + 8
 
 
+def test_what_is_seen_from_much_nearer_is_written_again(generate_validity):
+    world = make_flat()
+    generate_validity(1.0)
+    state, _ = world.start(Start(seed=0))
+    shares = []
+    for z in (0.9, 1.1):  # metres towards a wall at two metres
+        (near,), _ = world.generate([state], [[pose_at(0.0, 0.0, z, 0.0)] * 4])
+        old, new = near.memory.keyframes
+        shares.append(float(new.written.float().mean()))
+        assert bool(old.written.all()), "the far view stays"
+    assert shares[0] < 0.15 and shares[1] == 1.0, "memory that is enlarged by two is too coarse"
+
+
 def test_what_the_network_generates_as_outdated_replaces_memory(generate_validity):
     world = make_flat()
     generate_validity(-1.0)
