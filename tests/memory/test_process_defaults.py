@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mosaic_gym.geometry.camera import rescale_intrinsics
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS, lift
+from mosaic_gym.memory.keyframe import lift
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.memory.obstacles import obstacles_near
 from mosaic_gym.memory.retrieval import Retrieved, retrieve
@@ -51,7 +51,7 @@ def everything() -> dict[str, torch.Tensor]:
     memories = [memory.keyframes, (), keyframes[:2]]
     retrieved = retrieve(memories, views, K, Codec(), (CHANNELS, *GRID), 3, 20, pictures=pictures)
     found = {f"retrieved.{field.name}": getattr(retrieved, field.name) for field in fields(Retrieved)}
-    found |= {f"{i}.{name}": getattr(key, name) for i, key in enumerate(memory.keyframes) for name in TENSOR_FIELDS}
+    found |= {f"{i}.{name}": value for i, key in enumerate(memory.keyframes) for name, value in key.tensors.items()}
     places = obstacles_near(memories, np.zeros((3, 3)), [3.0] * 3)
     return found | {f"obstacles.{i}": torch.from_numpy(place) for i, place in enumerate(places)}
 
@@ -97,4 +97,4 @@ def test_memory_computes_the_same_whatever_the_process_has_as_defaults(default):
 def test_memory_keeps_no_graph_of_gradients():
     depth_m = DEPTH_M.clone().requires_grad_()
     (keyframe,) = lift(LATENTS[:1], depth_m[:1], CAMERAS[:1], K, GENERATION[:1], [0])
-    assert not any(getattr(keyframe, name).requires_grad for name in TENSOR_FIELDS)
+    assert not any(value.requires_grad for value in keyframe.tensors.values())

@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from mosaic_gym import Start
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.control import ACTIONS
-from mosaic_gym.memory.keyframe import TENSOR_FIELDS
 from mosaic_gym.memory.mosaic import MosaicMemory
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.wan.options import WanOptions
@@ -367,7 +366,7 @@ def test_what_was_encoded_otherwise_or_is_damaged_is_not_taken_for_this(given, t
         assert first[index].captions == again[index].captions == store.captions(index)
         assert [each.step for each in again[index].keyframes] == list(range(6))
         for one, two in zip(first[index].keyframes, again[index].keyframes, strict=True):
-            assert one.step == two.step and all(torch.equal(getattr(one, n), getattr(two, n)) for n in TENSOR_FIELDS)
+            assert one.step == two.step and all(torch.equal(value, two.tensors[n]) for n, value in one.tensors.items())
     load, model = store.load, world.model
 
     def recorded_otherwise(name: str, change) -> None:
