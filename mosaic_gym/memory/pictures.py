@@ -25,7 +25,7 @@ from mosaic_gym.geometry.camera import in_view, invert_pose, rescale_intrinsics,
 from mosaic_gym.memory.keyframe import Keyframe, lift, pad_members
 from mosaic_gym.memory.selection import Selection, select
 from mosaic_gym.memory.warp import WarpedViews, fill_holes, warp_frames
-from mosaic_gym.memory.zbuffer import DEPTH_TOLERANCE, unit_depth_rays
+from mosaic_gym.memory.zbuffer import DEPTH_TOLERANCE, MAX_GAP, unit_depth_rays
 
 LOG_DEPTH_MEAN = 1.0
 LOG_DEPTH_SCALE = 0.8
@@ -172,6 +172,7 @@ def _warp_pictures(
         stack("world_from_keyframe"),
         cameras,
         image_from_camera.expand(b, 3, 3),
+        MAX_GAP,
     )
 
 

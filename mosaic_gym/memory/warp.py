@@ -99,6 +99,7 @@ def warp_frames(
     world_from_source: Float[Tensor, "b s 4 4"],
     world_from_target: Float[Tensor, "b f 4 4"],
     image_from_camera: Float[Tensor, "b 3 3"],
+    margin: int = 0,
 ) -> WarpedViews:
     """Warps the images of `s` source keyframes into `f` target cameras (MosaicMem, arXiv 2603.17117, Warped Latent).
 
@@ -112,6 +113,7 @@ def warp_frames(
         alive: bool `[b, s, H, W]`.
         world_from_source: `[b, s, 4, 4]`; world_from_target: `[b, f, 4, 4]`.
         image_from_camera: `[b, 3, 3]`, K on this grid.
+        margin: cells around the views that are splatted too, see `splat_depth`.
     """
     b, s, c, height, width = keyframe_images.shape
     f = world_from_target.shape[1]
@@ -125,7 +127,7 @@ def warp_frames(
         return F.grid_sample(layers, grid, mode=mode, padding_mode="border", align_corners=False)
 
     # 1. The surface of every target cell, to about half a cell: splatted, and the best source's chosen.
-    splatted_m = splat_depth(depth_m, alive, target_from_source, image_from_camera)
+    splatted_m = splat_depth(depth_m, alive, target_from_source, image_from_camera, margin)
     # An approximation: the source's depth is that of this same cell, not of the cell that was splatted here.
     first_cost = source_cost(splatted_m, depth_m[:, None], generation[:, None], target_from_source)
     target_m = choose_surface(splatted_m, first_cost)

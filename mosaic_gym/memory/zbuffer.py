@@ -40,6 +40,7 @@ def splat_depth(
     alive: Bool[Tensor, "b s H W"],
     target_from_source: Float[Tensor, "b f s 4 4"],
     image_from_camera: Float[Tensor, "b 3 3"],
+    margin: int = 0,
 ) -> Float[Tensor, "b f s H W"]:
     """Each source's surface seen from the targets: one z-buffer per source, `[b, f, s, H, W]`, metres, inf where empty.
 
@@ -50,19 +51,24 @@ def splat_depth(
         alive: bool `[b, s, H, W]`, cells that may be used.
         target_from_source: `[b, f, s, 4, 4]`.
         image_from_camera: `[b, 3, 3]`, K on this grid, the same for sources and targets.
+        margin: cells around the view that are splatted too. Without any, gaps at the border of a magnified surface stay
+            open, since what closes them is out of view.
     """
     b, s, height, width = depth_m.shape
     f = target_from_source.shape[1]
     points = unit_depth_rays(image_from_camera, height, width)[:, None] * depth_m.flatten(2)[:, :, None]  # [b, s, 3, n]
     uv, z = transform_and_project(points[:, None], target_from_source, image_from_camera[:, None, None])
-    inside = in_view(uv, z, (height, width)) & alive.flatten(2)[:, None]  # [b, f, s, n]
+    rows, columns = height + 2 * margin, width + 2 * margin
+    uv = uv + margin if margin else uv
+    inside = in_view(uv, z, (rows, columns)) & alive.flatten(2)[:, None]  # [b, f, s, n]
     # Points out of view write inf into their source cell's index: with one index for all, an accelerator would queue.
-    own = cell_centres(height, width, z).flatten(0, 1).T
+    own = cell_centres(height, width, z).flatten(0, 1).T + margin
     column, row = uv.where(inside[..., None, :], own).long().unbind(-2)
-    buffer = torch.full_like(z, torch.inf)
-    buffer.scatter_reduce_(-1, row * width + column, z.where(inside, torch.inf), "amin")
-    buffer = _close_gaps(_close_gaps(buffer.view(b, f, s, height, width)))
-    return _close_wide_gaps(buffer, target_from_source[..., :3, 3].norm(dim=-1))
+    buffer = z.new_full((b, f, s, rows * columns), torch.inf)
+    buffer.scatter_reduce_(-1, row * columns + column, z.where(inside, torch.inf), "amin")
+    buffer = _close_gaps(_close_gaps(buffer.view(b, f, s, rows, columns)))
+    buffer = _close_wide_gaps(buffer, target_from_source[..., :3, 3].norm(dim=-1))
+    return buffer[..., margin : rows - margin, margin : columns - margin]
 
 
 def choose_surface(

@@ -18,6 +18,7 @@ from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.memory.pictures import LOG_DEPTH_SCALE, MemoryInputs, memory_coverage, warped_picture
 from mosaic_gym.memory.selection import Selection, select_stacked
 from mosaic_gym.memory.warp import WarpedViews, warp_frames
+from mosaic_gym.memory.zbuffer import MAX_GAP
 from mosaic_gym.model.hourglass import PATCH
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.text import PADDING
@@ -225,6 +226,7 @@ def _warp(encoded: EncodedRecording, rows: Tensor, selection: Selection, cameras
         recorded.cameras[sources, -1],
         cameras[:, -1:],
         recorded.image_from_camera.expand(len(rows), 3, 3),
+        MAX_GAP,
     )
 
 

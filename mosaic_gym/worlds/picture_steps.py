@@ -26,6 +26,7 @@ from mosaic_gym.memory.pictures import (
     retrieve_pictures,
 )
 from mosaic_gym.memory.warp import fill_holes, warp_frames
+from mosaic_gym.memory.zbuffer import MAX_GAP
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.device import out_of_memory_guard
 from mosaic_gym.model.hourglass import Reading
@@ -222,6 +223,7 @@ def frames_between(
         torch.stack([cameras[:, -1], before_cameras], 1),
         cameras[:, :-1],
         image_from_camera.expand(len(both), 3, 3),
+        MAX_GAP,
     )
     return fill_holes(warped.warped_frames, warped.covered)
 

@@ -72,7 +72,7 @@ def test_memory_is_written_once(generate_validity):
     world = make_flat()
     generate_validity(1.0)
     state, _ = world.start(Start(seed=0))
-    (after,), (view,) = world.step([state], AHEAD)
+    (after,), (view,) = world.generate([state], [[pose_at(0.5, 0.0, 0.0, 0.0)] * 4])
     assert 0.0 < view.coverage < 1.0
     new = after.memory.keyframes[1:]
     assert sum(int(keyframe.written.sum()) for keyframe in new) <= (1.0 - view.coverage) * np.prod(SIZE) * 1.1 + 8
@@ -85,10 +85,10 @@ def test_what_is_seen_from_much_nearer_is_written_again(generate_validity):
     shares = []
     for z in (0.9, 1.1):  # metres towards a wall at two metres
         (near,), _ = world.generate([state], [[pose_at(0.0, 0.0, z, 0.0)] * 4])
-        old, new = near.memory.keyframes
-        shares.append(float(new.written.float().mean()))
+        old, *new = near.memory.keyframes
+        shares.append(float(new[0].written.float().mean()) if new else 0.0)
         assert bool(old.written.all()), "the far view stays"
-    assert shares[0] < 0.15 and shares[1] == 1.0, "memory that is enlarged by two is too coarse"
+    assert shares == [0.0, 1.0], "memory that is enlarged by two is too coarse"
 
 
 def test_what_the_network_generates_as_outdated_replaces_memory(generate_validity):
