@@ -23,8 +23,9 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import in_view, invert_pose, rescale_intrinsics, transform_and_project
 from mosaic_gym.memory.keyframe import Keyframe, lift, pad_members
-from mosaic_gym.memory.selection import Selection, select
-from mosaic_gym.memory.warp import WarpedViews, fill_holes, warp_frames
+from mosaic_gym.memory.retrieval import EQUAL_ERROR_COST, gather_patches
+from mosaic_gym.memory.selection import select
+from mosaic_gym.memory.warp import WarpedViews, empty_views, fill_holes, warp_frames
 from mosaic_gym.memory.zbuffer import DEPTH_TOLERANCE, MAX_GAP, unit_depth_rays
 
 LOG_DEPTH_MEAN = 1.0
@@ -33,8 +34,6 @@ LOG_DEPTH_SCALE = 0.8
 NEAREST_M = 0.1
 FARTHEST_M = 60.0
 """Depth is limited to this range, metres."""
-EQUAL_COST = 0.3
-"""The `source_cost` at which a memory's weight is a half; see `memory_coverage`."""
 COARSE = 2.0
 """Memory that is enlarged by this factor or more is too coarse to be shown as it is: such a pixel is generated from it,
 and written again."""
@@ -143,7 +142,7 @@ def retrieve_pictures(
     inputs = MemoryInputs(
         warped_latent=codec.encode_pictures(picture),
         coverage=memory_coverage(covered, warped.cost[:, 0], generation, latent_grid),
-        **_gather_patches(memories, selection, codec.channels, patch, world_from_camera),
+        **gather_patches(memories, selection, codec.channels, patch, world_from_camera),
     )
     return RetrievedPictures(inputs, picture, covered, warped.magnification[:, 0], sources)
 
@@ -155,9 +154,7 @@ def _warp_pictures(
     b, f = cameras.shape[:2]
     s = max(map(len, sources))
     if s == 0:
-        zeros = cameras.new_zeros(b, f, *size)
-        far, frames = zeros + torch.inf, zeros[:, :, None].expand(-1, -1, 3, -1, -1)
-        return WarpedViews(frames, zeros.bool(), zeros, far, zeros, far, zeros)
+        return empty_views(b, f, 3, size, cameras)
     keyframes = pad_members(sources)
 
     def stack(name: str) -> Tensor:
@@ -182,11 +179,11 @@ def _magnify(per_patch: Tensor, size: tuple[int, int]) -> Tensor:
     return per_patch.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
 
 
-def warped_picture(warped: WarpedViews, view: int = 0) -> Tensor:
-    """The warped picture `[b, 4, H, W]` of one view: colors and depth channel, with holes filled from their edges."""
-    covered = warped.covered[:, view]
-    depth_m = torch.where(covered, warped.depth_m[:, view], 1.0)
-    picture = torch.cat([warped.warped_frames[:, view], depth_channel(depth_m)[:, None]], 1)
+def warped_picture(warped: WarpedViews) -> Tensor:
+    """The warped picture `[b, 4, H, W]` of one view each: colors and depth channel, holes filled from their edges."""
+    covered = warped.covered[:, 0]
+    depth_m = torch.where(covered, warped.depth_m[:, 0], 1.0)
+    picture = torch.cat([warped.warped_frames[:, 0], depth_channel(depth_m)[:, None]], 1)
     return fill_holes(picture, covered)
 
 
@@ -197,7 +194,7 @@ def memory_coverage(
     grid: tuple[int, int],
 ) -> Float[Tensor, "b 6 h w"]:
     """What describes a warp to the network: covered share of each quarter of a cell, the memory's weight
-    1 / (1 + cost / `EQUAL_COST`), and the number of generations, up to 4, as a share of 4.
+    1 / (1 + cost / `EQUAL_ERROR_COST`), and the number of generations, up to 4, as a share of 4.
 
     Args:
         cost: of the best source, inf where nothing is covered.
@@ -206,37 +203,9 @@ def memory_coverage(
     h, w = grid
     mask = covered[:, None].to(cost.dtype)
     quarters = F.pixel_unshuffle(F.interpolate(mask, size=(2 * h, 2 * w), mode="area"), 2)
-    weight = (1.0 + cost / EQUAL_COST).reciprocal()
+    weight = (1.0 + cost / EQUAL_ERROR_COST).reciprocal()
     maps = torch.stack([weight, generation.clamp_max(4.0) / 4.0], 1)
     return torch.cat([quarters, F.interpolate(maps, size=(h, w), mode="area")], 1)
-
-
-def _gather_patches(
-    memories: Sequence[Sequence[Keyframe]], selection: Selection, channels: int, patch: int, cameras: Tensor
-) -> dict[str, Tensor]:
-    """The selected patches as padded rows. Padding has the target's cameras, so that its numbers stay in range."""
-    exists = selection.patch_exists
-    keyframe_index, cell = selection.patches.unbind(-1)
-    own = cameras[:, None].expand(-1, exists.shape[1], -1, -1, -1)
-    places = {"patch_uv": selection.patch_uv * patch, "patch_exists": exists}
-    rows = keyframe_index.where(exists, -1).tolist()
-    # Forks share keyframes; each is stacked once.
-    used = {id(memories[i][index]): memories[i][index] for i, row in enumerate(rows) for index in row if index >= 0}
-    if not used:
-        return {"patches": cameras.new_zeros(*exists.shape, channels * patch**2), "patch_cameras": own, **places}
-    order = {key: position for position, key in enumerate(used)}
-    position = torch.tensor(
-        [[order[id(memories[i][index])] if index >= 0 else 0 for index in row] for i, row in enumerate(rows)],
-        device=exists.device,
-    )
-    latents = torch.stack([keyframe.latent for keyframe in used.values()])
-    latents = F.pixel_unshuffle(latents, patch).flatten(2)  # [k, c * p * p, v * u]
-    source_cameras = torch.stack([keyframe.world_from_camera for keyframe in used.values()])[position]
-    return {
-        "patches": torch.where(exists[..., None], latents[position, :, cell], 0.0),
-        "patch_cameras": torch.where(exists[..., None, None, None], source_cameras, own),
-        **places,
-    }
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.memory.batching import map_members
 from mosaic_gym.memory.keyframe import Keyframe, pad_members
 from mosaic_gym.memory.selection import Selection, select
-from mosaic_gym.memory.warp import WarpedViews, fill_holes, warp_frames
+from mosaic_gym.memory.warp import WarpedViews, empty_views, fill_holes, warp_frames
 
 EQUAL_ERROR_COST = 0.3
 """The `source_cost` at which memory and the atlas's map are about equally wrong. Two estimates with independent errors
@@ -169,7 +169,7 @@ def retrieve(
         warped_latent=warped_latent,
         latent_coverage=quarters.unflatten(1, (covered.shape[1], -1))[:, codec.instants].mean((1, 2)),
         coverage_mask=torch.cat([quarters, mean_generation.clamp_max(4.0) / 4.0], dim=1),
-        **_gather_patches(memories, selection, c, patch, world_from_camera),
+        **gather_patches(memories, selection, c, patch, world_from_camera),
         coverage=covered.mean((1, 2, 3)),
         generation=last_generation,
         depth_m=warped.depth_m[:, -1],
@@ -194,9 +194,7 @@ def _warp_sources(
     s = max(map(len, sources))
     if s == 0:
         channels = codec.keyframe_image(world_from_camera.new_zeros(1, codec.channels, 1, 1)).shape[1]
-        zeros = world_from_camera.new_zeros(b, f, *image_size)
-        warped_frames = zeros[:, :, None].expand(-1, -1, channels, -1, -1)
-        return WarpedViews(warped_frames, zeros.bool(), zeros, zeros + torch.inf, zeros, zeros + torch.inf, zeros)
+        return empty_views(b, f, channels, image_size, world_from_camera)
     keyframes = pad_members(sources)
     images = codec.keyframe_image(torch.stack([keyframe.latent for keyframe in keyframes]))
     magnification = images.shape[-1] // keyframes[0].alive.shape[-1]
@@ -245,7 +243,7 @@ def _per_latent_cell(covered: Tensor, generation: Tensor, h: int, w: int) -> tup
     return quarters, F.avg_pool2d(generation * covered, covered.shape[-2] // h)
 
 
-def _gather_patches(
+def gather_patches(
     memories: Sequence[Sequence[Keyframe]],
     selection: Selection,
     channels: int,

@@ -55,6 +55,13 @@ class WarpedViews:
     magnification: Tensor
 
 
+def empty_views(b: int, f: int, channels: int, size: tuple[int, int], like: Tensor) -> WarpedViews:
+    """What is warped from no source, for `f` views of `b` members with `size` (height, width), as `like` in type."""
+    zeros = like.new_zeros(b, f, *size)
+    frames, far = zeros[:, :, None].expand(-1, -1, channels, -1, -1), zeros + torch.inf
+    return WarpedViews(frames, zeros.bool(), zeros, far, zeros, far, zeros)
+
+
 @dataclass(frozen=True)
 class _Sources:
     """The geometry of the sources, for projecting target cells into them.

@@ -19,6 +19,7 @@ from mosaic_gym.memory.pictures import LOG_DEPTH_SCALE, MemoryInputs, memory_cov
 from mosaic_gym.memory.selection import Selection, select_stacked
 from mosaic_gym.memory.warp import WarpedViews, warp_frames
 from mosaic_gym.memory.zbuffer import MAX_GAP
+from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.hourglass import PATCH
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.text import PADDING
@@ -216,7 +217,7 @@ def _warp(encoded: EncodedRecording, rows: Tensor, selection: Selection, cameras
     recorded = encoded.recorded
     exists = selection.sources >= 0
     sources = rows.gather(1, selection.sources.clamp_min(0))  # [b, s]
-    colors = recorded.frames[sources].movedim(-1, -3).float() / 127.5 - 1.0
+    colors = frames_to_float(recorded.frames[sources])
     depth_m = recorded.depth_m[sources].float().clamp_min(0.05)
     return warp_frames(
         colors,

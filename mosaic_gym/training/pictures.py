@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mosaic_gym.data.episodes import EpisodeStore, split_of
 from mosaic_gym.memory.pictures import depth_channel
+from mosaic_gym.model.codec import frames_to_float
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RecordedPictures:
 
     def pictures(self, index: Tensor) -> Tensor:
         """Pictures `[..., 4, H, W]` of steps: colors in [-1, 1] and the depth channel, on the device of the frames."""
-        colors = self.frames[index].movedim(-1, -3).float() / 127.5 - 1.0
+        colors = frames_to_float(self.frames[index])
         return torch.cat([colors, depth_channel(self.depth_m[index])[..., None, :, :]], -3)
 
 

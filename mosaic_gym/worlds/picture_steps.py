@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mosaic_gym.geometry.control import FRAMES_PER_STEP, Pose
@@ -28,6 +27,7 @@ from mosaic_gym.memory.pictures import (
 from mosaic_gym.memory.warp import fill_holes, warp_frames
 from mosaic_gym.memory.zbuffer import MAX_GAP
 from mosaic_gym.model.checkpoints import WorldModel
+from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.device import out_of_memory_guard
 from mosaic_gym.model.hourglass import Reading
 from mosaic_gym.model.sampler import sample_flow, step_noise
@@ -61,12 +61,14 @@ class Decoded:
 
     Attributes:
         pictures: `[b, 4, H, W]`, the last frame's colors and depth channel.
+        before: `[b, 4, H, W]`, the same of the frame before the step.
         frames: `[b, 4, 3, H, W]` in [-1, 1].
         from_memory: bool `[b, H, W]`, pixels of the last frame that memory shows.
         outdated: bool `[b, H, W]`, pixels that memory covers and that are no longer as memory has them.
     """
 
     pictures: Tensor
+    before: Tensor
     frames: Tensor
     from_memory: Tensor
     outdated: Tensor
@@ -99,7 +101,7 @@ def generate_pictures(
         after = [replace(state, memory=memory) for state, memory in zip(after, updated, strict=True)]
         frames, depth_m = decoded.frames[:, None], depth_of_channel(decoded.pictures[:, None, 3])
         seeds = [state.seed for state in before]
-        previous = torch.stack([last_picture(model, state)[:3] for state in before])
+        previous = decoded.before[:, :3]
         outcomes = sample_outcomes(model.reward_heads, frames, seeds, indices, options.temperature, previous)
         rows = [[memory] for memory in updated]
         clips.append(make_views(rows, step_poses, frames, depth_m, retrieved.coverage, outcomes, k, None))
@@ -195,7 +197,8 @@ def decode_step(
     before = torch.stack([last_picture(model, state) for state in states])
     before_cameras = torch.stack([state.history_cameras[-1, -1] for state in states])
     between = frames_between(before, before_cameras, pictures, cameras, layout.intrinsics)
-    return Decoded(pictures, torch.cat([between, pictures[:, None, :3]], 1).clamp(-1, 1), from_memory, outdated)
+    frames = torch.cat([between, pictures[:, None, :3]], 1).clamp(-1, 1)
+    return Decoded(pictures, before, frames, from_memory, outdated)
 
 
 def last_picture(model: WorldModel, state: WorldState) -> Tensor:
@@ -287,10 +290,8 @@ def lift_observed(
         step: of the environment.
     """
     device = layout.intrinsics.device
-    colors = torch.tensor(frame, device=device).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+    colors = frames_to_float(torch.tensor(frame, device=device))[None]
     depth_m = model.depth.estimate(colors, layout.intrinsics[None])
-    if depth_m.shape[-2:] != colors.shape[-2:]:
-        depth_m = F.interpolate(depth_m[:, None], size=colors.shape[-2:], mode="nearest")[:, 0]
     picture = torch.cat([colors, depth_channel(depth_m)[:, None]], 1)
     latents = model.codec.encode_pictures(picture)
     written = torch.ones(1, *colors.shape[-2:], dtype=torch.bool, device=device)
