@@ -45,9 +45,8 @@ rooms: $(DEV)
 	$(BIN)/mosaic-gym record --scenario rooms --split train --maps 2000
 	$(BIN)/mosaic-gym record --scenario rooms --split heldout --maps 100
 	$(BIN)/mosaic-gym train rgbd-codec
-	$(BIN)/mosaic-gym train depth --data data/rooms --out runs/rooms-depth --episodes 300 --minutes 7 --precision bf16
-	$(BIN)/mosaic-gym train reward-heads --data data/rooms --previous --out runs/rooms-reward-heads --minutes 6 \
-		--precision bf16
+	$(BIN)/mosaic-gym train depth --data data/rooms --out runs/rooms-depth --episodes 300 --minutes 7
+	$(BIN)/mosaic-gym train reward-heads --data data/rooms --previous --out runs/rooms-reward-heads --minutes 6
 	$(BIN)/mosaic-gym train generator --reward-heads runs/rooms-reward-heads/weights
 
 evaluate: $(CORE)

@@ -2,7 +2,8 @@
 
 Convolutions at the latents' resolution read the noisy latent and what memory shows of the view. Transformer blocks at
 half of it attend to the recent frames and to retrieved patches, with Warped RoPE and PRoPE (`attention.py`, *split*).
-It predicts the velocity of flow matching, noise minus clean latents (Lipman et al., arXiv 2210.02747).
+It predicts the velocity of flow matching, noise minus clean latents (Lipman et al., arXiv 2210.02747), preconditioned
+so that the network's own output has unit variance at every noise level (Karras et al., arXiv 2206.00364, section 5).
 
 Clean tokens (recent frames, patches, the prompt) never depend on the target. `read` computes their keys and values
 once, and every denoising step reuses them.
@@ -39,7 +40,8 @@ class Reading:
     """What the denoising steps of one view share.
 
     Attributes:
-        fine: `[b, a, h, w]`, features of what memory shows.
+        memory: `[b, a, h, w]`, the warped latent and its coverage.
+        fine: `[b, a, h, w]`, features of `memory`.
         motion: `[b, d]`, embedding of the motion and the prompt.
         keys_values: for each block, keys and values of clean tokens, `[b, heads, m, d / heads]` each.
         key_mask: bool `[b, 1, 1, m + n]`, clean tokens first; None if all exist.
@@ -47,6 +49,7 @@ class Reading:
         projection, inverse: `[b, p, p]`, PRoPE's matrices of the target's cameras.
     """
 
+    memory: Tensor
     fine: Tensor
     motion: Tensor
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -55,6 +58,24 @@ class Reading:
     sine: Tensor
     projection: Tensor
     inverse: Tensor
+
+    def repeat(self, count: int) -> Reading:
+        """The same for a batch that is repeated `count` times, `[count * b, ...]`."""
+
+        def repeated(x: Tensor) -> Tensor:
+            return x.repeat(count, *[1] * (x.ndim - 1))
+
+        return Reading(
+            repeated(self.memory),
+            repeated(self.fine),
+            repeated(self.motion),
+            tuple((repeated(key), repeated(value)) for key, value in self.keys_values),
+            None if self.key_mask is None else repeated(self.key_mask),
+            self.cosine,
+            self.sine,
+            repeated(self.projection),
+            repeated(self.inverse),
+        )
 
 
 class HourglassTransformer(ModelMixin, ConfigMixin):
@@ -124,8 +145,12 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         self.fine_out = nn.ModuleList([_FineBlock(fine, width) for _ in range(num_fine_blocks)])
         self.norm_out = nn.GroupNorm(8, fine)
         self.proj_out = nn.Conv2d(fine, generated, 3, padding=1)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        # What is linear in the noisy latent and in memory need not pass the network.
+        self.skip = nn.Conv2d(generated + channels + coverage_channels, generated, 1)
+        self.skip_scale = nn.Linear(width, generated)
+        for layer in (self.proj_out, self.skip):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     patch = PATCH
     """Latent cells along each side of a token."""
@@ -157,7 +182,8 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         b, t, _, h, w = recent.shape
         rows, columns = h // PATCH, w // PATCH
         anchor = cameras[:, -1]
-        fine = self.memory_stem(torch.cat([memory.warped_latent, memory.coverage], 1))
+        remembered = torch.cat([memory.warped_latent, memory.coverage], 1)
+        fine = self.memory_stem(remembered)
         motion = self.motion_embedding(_motion(recent_cameras[:, -1, -1], cameras)) + self.text_embedding(text).mean(1)
 
         frames = self.recent_embedding(recent.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (b, t))
@@ -188,7 +214,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             full = exists.new_ones(b, 1)
             parts = [full.expand(-1, t * len(grid)), exists, full.expand(-1, text.shape[1] + len(grid))]
             key_mask = torch.cat(parts, 1)[:, None, None]
-        return Reading(fine, motion, keys_values, key_mask, cosine, sine, projection[:, -1], inverse[:, -1])
+        return Reading(remembered, fine, motion, keys_values, key_mask, cosine, sine, projection[:, -1], inverse[:, -1])
 
     def forward(
         self, noisy: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"], reading: Reading
@@ -215,7 +241,13 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         x = x + F.pixel_shuffle(self.up(coarse), PATCH).contiguous(memory_format=torch.channels_last)
         for block in self.fine_out:
             x = block(x, embedding)
-        return self.proj_out(F.silu(self.norm_out(x)))
+        skip = self.skip(torch.cat([noisy, reading.memory], 1))
+        skip = skip * (1 + self.skip_scale(F.silu(embedding))[:, :, None, None])
+        output = (self.proj_out(F.silu(self.norm_out(x))) + skip).to(noisy.dtype)
+        # Of clean latents with unit variance, the first term is the best guess without a network.
+        level = noise_level[:, None, None, None]
+        variance = (1 - level).square() + level.square()
+        return noisy * (2 * level - 1) / variance - output / variance.sqrt()
 
     def _projections(
         self, world_from_camera: Tensor, anchor: Tensor, image_from_camera: Tensor, size: tuple[int, int]

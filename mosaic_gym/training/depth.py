@@ -17,9 +17,9 @@ from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.depth import ConvDepth, relative_error
 from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
-from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.precision import fast_autocast, float32_by_default
 from mosaic_gym.training.run import Run
-from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, validate
+from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ class Config:
     """The peak."""
     widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (24, 48, 96, 128)
     """Channels at half, quarter, eighth and sixteenth resolution, multiples of 8."""
-    precision: Annotated[str, OneOf("no", "bf16")] = "no"
-    """`no` (float32) or `bf16`."""
     episodes: Annotated[int | None, Whole(1)] = None
     """Recorded episodes to train on, spread over the recording, None for all: all frames of them are in memory."""
 
@@ -89,7 +87,7 @@ def train(config: Config) -> ConvDepth:
     """Trains, prints the held-out error, and writes the averaged weights, rounded to float16."""
     budget = budget_of(config, minutes=9.0)
     torch.manual_seed(0)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = Accelerator()
     device = accelerator.device
     store, heldout = EpisodeStore(config.data, "train"), EpisodeStore(config.data, "heldout")
     tests = [heldout.load(index) for index in range(len(heldout))]
@@ -103,7 +101,7 @@ def train(config: Config) -> ConvDepth:
         k = intrinsics.to(device).expand(config.batch, 3, 3)
         while not run.finished:
             frames, depth_m = draw(*recording, config.batch, run.generator(device))
-            with accelerator.autocast():
+            with fast_autocast(accelerator.device):
                 log_depth = run.model(frames, k)
             run.update(depth_loss(log_depth.float(), depth_m))
             if run.writer and run.step_index % 500 == 0:

@@ -29,8 +29,12 @@ class Generator(nn.Module):
     def forward(
         self, batch: Batch, noisy: Tensor, noise_level: Tensor, image_from_camera: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        """The velocity of noisy latents; one call, so that autocast covers all of it."""
-        return self.transformer(noisy, noise_level, self.read(batch, image_from_camera, size))
+        """The velocity of noisy latents `[k * b, c, h, w]`, the batch repeated k times with a noise level each.
+
+        One call, so that autocast covers all of it.
+        """
+        reading = self.read(batch, image_from_camera, size)
+        return self.transformer(noisy, noise_level, reading.repeat(len(noisy) // len(batch.index)))
 
 
 def draw_noise(target: Tensor, objective: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:

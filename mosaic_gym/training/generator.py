@@ -29,13 +29,11 @@ from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
 from mosaic_gym.training.generator_report import report
 from mosaic_gym.training.generator_samples import PATCHES, Augmentation, draw_batch
 from mosaic_gym.training.pictures import check_held_out
-from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.precision import fast_autocast, float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.training.world import start_views
 from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, validate
 
-VALID_WEIGHT = 0.3
-"""Weight of the loss in cells that memory shows as they are; elsewhere 1."""
 TEST_EPISODES = 60
 """Held-out episodes of reports."""
 DENOISING_STEPS = 6
@@ -62,8 +60,10 @@ class Config:
     """Wall time of training, earlier parts included; 600 without --steps."""
     steps: Annotated[int | None, Whole(1)] = None
     """Optimizer steps of the whole run, instead of minutes."""
-    batch: Annotated[int, Whole(1)] = 32
+    batch: Annotated[int, Whole(1)] = 16
     """Samples in a batch."""
+    noise_draws: Annotated[int, Whole(1)] = 2
+    """Noise levels that are drawn for each sample; they share what the network reads of its context."""
     learning_rate: Annotated[float, Number(0.0)] = 5e-4
     """The peak."""
     history: Annotated[int, Whole(1)] = 2
@@ -176,7 +176,7 @@ def train(config: Config) -> WorldModel:
         EpisodeStore(config.data, "heldout"), codec, model.text_encoder, config.out, TEST_EPISODES
     ).to(device)
     run = Run(
-        config.out, model, config.learning_rate, *budget, accelerator, ema_decay=0.9995,
+        config.out, model, config.learning_rate, *budget, accelerator, ema_decay=0.999,
         parts=fingerprint_of((codec,)), recipe=recipe_of(config, store),
     )  # fmt: skip
     size, k = tuple(encoded.recorded.frames.shape[1:3]), encoded.recorded.image_from_camera
@@ -186,11 +186,12 @@ def train(config: Config) -> WorldModel:
         while not run.finished:
             generator = run.generator(device)
             batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
-            noise, level = draw_noise(batch.target, config.objective, generator)
-            noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
-            with torch.autocast(device.type, torch.bfloat16):
+            target = batch.target.repeat(config.noise_draws, 1, 1, 1)
+            noise, level = draw_noise(target, config.objective, generator)
+            noisy = torch.lerp(target, noise, level[:, None, None, None])
+            with fast_autocast(device):
                 velocity = run.model(batch, noisy, level, k, size)
-            loss = flow_loss(velocity, noise, batch.target)
+            loss = flow_loss(velocity, noise, target)
             run.update(loss)
             if time.monotonic() - reported_at > 60 * config.report_minutes:
                 world = assemble(config, run.average, parts, store)

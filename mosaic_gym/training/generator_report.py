@@ -18,6 +18,7 @@ from mosaic_gym.model.sampler import sample_flow
 from mosaic_gym.training.encoded import EncodedRecording
 from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
 from mosaic_gym.training.generator_samples import Augmentation, draw_batch
+from mosaic_gym.training.precision import fast_autocast
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
 
@@ -63,7 +64,7 @@ def _sample_figures(
     networks = Generator(model.transformer, model.text_encoder)
     size, k = tuple(test.recorded.frames.shape[1:3]), test.recorded.image_from_camera
     losses, energies, right, rows = [], [], [], []
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with fast_autocast(device):
         for _ in range(SAMPLES // PART):
             batch = draw_batch(test, codec, PART, history, augmentation, generator)
             noise, level = draw_noise(batch.target, model.transformer.config.objective, generator)

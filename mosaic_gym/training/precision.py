@@ -8,6 +8,21 @@ from contextlib import contextmanager
 import torch
 
 
+def has_bfloat16_products(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: CUDA since Ampere, and CPUs with AVX-512 BF16 or AMX.
+
+    Elsewhere such products are emulated, up to a hundred times slower than float32.
+    """
+    if device.type == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def fast_autocast(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where the device multiplies it in hardware, else no change."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16_products(device))
+
+
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Full float32 matrix products inside the block; also a decorator.

@@ -16,9 +16,9 @@ from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.reward_heads import SIGNS, RewardTerminationHeads
 from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
-from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.precision import fast_autocast, float32_by_default
 from mosaic_gym.training.run import Run
-from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, validate
+from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
 
 RARE_SHARE = 0.25
 """Share of a batch that is drawn from rare steps alone."""
@@ -42,8 +42,6 @@ class Config:
     """The peak."""
     widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (16, 32, 48, 64)
     """Channels of the convolutions, multiples of 8; each halves the resolution."""
-    precision: Annotated[str, OneOf("no", "bf16")] = "no"
-    """`no` (float32) or `bf16`."""
     previous: bool = False
     """Whether the heads read the last frame of the step before too, as for things that are gathered."""
 
@@ -132,7 +130,7 @@ def train(config: Config) -> RewardTerminationHeads:
     """Trains, prints metrics on held-out steps, and writes the averaged weights."""
     budget = budget_of(config, minutes=3.0)
     torch.manual_seed(0)
-    accelerator = Accelerator(mixed_precision=config.precision)
+    accelerator = Accelerator()
     device = accelerator.device
     store = EpisodeStore(config.data, "train")
     recorded = load_steps(store)
@@ -156,7 +154,7 @@ def train(config: Config) -> RewardTerminationHeads:
             mirrored = torch.rand(config.batch, generator=generator) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images).to(device)
             # 2. Predicted signs of the reward and terminations, and their weighted cross-entropy.
-            with accelerator.autocast():
+            with fast_autocast(accelerator.device):
                 sign, termination = run.model(images)
             ended = terminations[index].float().to(device)
             error = F.cross_entropy(sign.float(), signs[index].to(device), reduction="none")

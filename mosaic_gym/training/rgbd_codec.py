@@ -19,7 +19,7 @@ from mosaic_gym.model.parts import round_to_half, save_part
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.training.budget import budget_of, check_one_budget, check_widths, recipe_of
 from mosaic_gym.training.pictures import RecordedPictures, check_held_out, read_pictures
-from mosaic_gym.training.precision import float32_by_default
+from mosaic_gym.training.precision import fast_autocast, float32_by_default
 from mosaic_gym.training.run import Run
 from mosaic_gym.validation import Folder, ListOf, Number, Whole, option, validate
 from mosaic_gym.worlds.picture_steps import frames_between
@@ -172,7 +172,7 @@ def train(config: Config) -> RGBDCodec:
             generator = run.generator()
             pictures = draw_pictures(recorded, config.batch, generator).to(accelerator.device)
             pictures = pictures.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(accelerator.device.type, torch.bfloat16):
+            with fast_autocast(accelerator.device):
                 latents = accelerator.unwrap_model(run.model).encode_pictures(pictures)
                 noise = torch.randn(latents.shape, generator=generator).to(latents.device)
                 decoded = accelerator.unwrap_model(run.model).decode_pictures(latents + config.noise * noise)
