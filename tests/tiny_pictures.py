@@ -25,7 +25,8 @@ def tiny_transformer(channels: int = 6, text_dim: int = 16) -> HourglassTransfor
     for block in transformer.blocks:
         torch.nn.init.normal_(block.to_out.weight, std=0.1)
         torch.nn.init.normal_(block.mlp_out.weight, std=0.1)
-    torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
+    for layer in (transformer.proj_out, transformer.skip):
+        torch.nn.init.normal_(layer.weight, std=0.1)
     return transformer
 
 

@@ -22,8 +22,8 @@ from mosaic_gym.training.pictures import RecordedPictures, read_pictures
 
 FORMAT = "encoded-1"
 """Version of the stored latents; a change in how a step is encoded needs another."""
-CHUNK = 256
-"""Pictures that are encoded together."""
+CHUNK = 32
+"""Pictures that are encoded together: more of them leave a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def _write_latents(recorded: RecordedPictures, codec: RGBDCodec, path: Path) -> 
     device = codec.mean.device
     parts = []
     for index in tqdm(torch.arange(len(recorded)).split(CHUNK), desc="encoding", unit="batch", mininterval=2.0):
-        parts.append(codec.encode_pictures(recorded.pictures(index).to(device)).half().cpu())
+        pictures = recorded.pictures(index).to(device, memory_format=torch.channels_last)
+        parts.append(codec.encode_pictures(pictures).half().cpu())
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
         np.save(file, torch.cat(parts).numpy())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mosaic_gym.memory.pictures import MemoryInputs
 from mosaic_gym.model.hourglass import HourglassTransformer, Reading
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.generator_samples import Batch
 
 VALID_WEIGHT = 0.2
 """Weight of the loss in cells that memory shows as they are; elsewhere 1."""
+REGENERATED_LEVELS = (0.4, 0.9)
+"""Noise levels from which memory is generated again."""
 
 
 class Generator(nn.Module):
@@ -57,3 +63,38 @@ def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor) -> Tensor:
     weight = torch.where(target[:, -1:] > 0, VALID_WEIGHT, 1.0)
     squares = (velocity.float() - (noise - target)).square().mean(1, keepdim=True)
     return (squares * weight).sum() / weight.sum()
+
+
+@torch.no_grad()
+def regenerate_memory(
+    model: Generator, batch: Batch, count: int, image_from_camera: Tensor, size: tuple[int, int],
+    generator: torch.Generator,
+) -> Batch:  # fmt: skip
+    """A batch in which the memory of the first `count` samples has the look of what the model generates.
+
+    The warped latents of covered cells are noised and denoised again in two steps (as SDEdit, Meng et al.,
+    arXiv 2108.01073), so that a model sees its own faults in memory and learns to generate crisp latents beside them.
+
+    Args:
+        model: the averaged networks.
+    """
+    part = _first(batch, count)
+    device, latents = batch.target.device, part.memory.warped_latent
+    clean = torch.cat([latents, part.target[:, -1:]], 1)
+    low, high = REGENERATED_LEVELS
+    level = low + (high - low) * torch.rand(count, generator=generator, device=device)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    noisy = torch.lerp(clean, noise, level[:, None, None, None])
+    reading = model.read(part, image_from_camera, size)
+    for start in (level, level / 2):
+        noisy = noisy - (level / 2)[:, None, None, None] * model.transformer(noisy, start, reading).float()
+    covered = F.avg_pool2d(part.covered[:, None].float(), part.covered.shape[-1] // latents.shape[-1]) > 0.5
+    latents = torch.cat([torch.where(covered, noisy[:, :-1], latents), batch.memory.warped_latent[count:]])
+    return replace(batch, memory=replace(batch.memory, warped_latent=latents))
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch."""
+    memory = MemoryInputs(**{f.name: getattr(batch.memory, f.name)[:count] for f in fields(MemoryInputs)})
+    rest = {f.name: getattr(batch, f.name)[:count] for f in fields(Batch) if f.name != "memory"}
+    return Batch(memory=memory, **rest)

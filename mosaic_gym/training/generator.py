@@ -25,7 +25,7 @@ from mosaic_gym.model.settings import WorldSettings
 from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.budget import budget_of, check_one_budget, recipe_of
 from mosaic_gym.training.encoded import encode_recording
-from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
+from mosaic_gym.training.flow import Generator, draw_noise, flow_loss, regenerate_memory
 from mosaic_gym.training.generator_report import report
 from mosaic_gym.training.generator_samples import PATCHES, Augmentation, draw_batch
 from mosaic_gym.training.pictures import check_held_out
@@ -36,6 +36,8 @@ from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, 
 
 TEST_EPISODES = 60
 """Held-out episodes of reports."""
+REGENERATE_FROM = 500
+"""Optimizer steps before the model's own samples are of use as memory."""
 DENOISING_STEPS = 6
 """Denoising steps of reports, and of the finished world."""
 MAX_SOURCES = 6
@@ -68,11 +70,11 @@ class Config:
     """The peak."""
     history: Annotated[int, Whole(1)] = 2
     """Recent latent frames that condition the next one."""
-    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (96, 256)
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (64, 192)
     """Channels of the convolutions, and width of the transformer."""
     fine_blocks: Annotated[int, Whole(1)] = 2
     """Convolutional blocks before and after the transformer."""
-    blocks: Annotated[int, Whole(1)] = 8
+    blocks: Annotated[int, Whole(1)] = 6
     """Transformer blocks."""
     episodes: Annotated[int | None, Whole(1)] = None
     """Recorded episodes to train on; None for all."""
@@ -186,6 +188,10 @@ def train(config: Config) -> WorldModel:
         while not run.finished:
             generator = run.generator(device)
             batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
+            regenerated = round(config.augmentation.generated * config.batch)
+            if regenerated and config.objective == "flow" and run.step_index >= REGENERATE_FROM:
+                with fast_autocast(device):
+                    batch = regenerate_memory(run.average, batch, regenerated, k, size, generator)
             target = batch.target.repeat(config.noise_draws, 1, 1, 1)
             noise, level = draw_noise(target, config.objective, generator)
             noisy = torch.lerp(target, noise, level[:, None, None, None])

@@ -52,8 +52,10 @@ class Augmentation:
     """Most steps from the last recent frame to the target."""
     degraded: Annotated[float, Number(0.0, 1.0)] = 0.4
     """Share of samples whose memory went through the codec once or twice more, as generated memory has."""
+    generated: Annotated[float, Number(0.0, 1.0)] = 0.25
+    """Share of samples whose memory the model generated again from a noisy copy, so that it looks as in play."""
     recent_noise: Annotated[float, Number(0.0)] = 0.15
-    """Largest standard deviation of noise on the recent latent frames, against drift."""
+    """Largest standard deviation of noise on the recent latent frames and on patches, against drift."""
     no_prompt: Annotated[float, Number(0.0, 1.0)] = 0.2
     """Share of samples without a prompt, for classifier-free guidance."""
 
@@ -197,6 +199,8 @@ def make_batch(
     strength = augmentation.recent_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=device)
     drop = torch.rand(b, 1, generator=generator, device=device) < augmentation.no_prompt
     patches, patch_cameras = _patches(encoded, rows, selection, cameras)
+    patch_noise = torch.randn(patches.shape, generator=generator, device=device)
+    patches = patches + strength[:, 0, 0] * patch_noise * selection.patch_exists[..., None]
     return Batch(
         index=index,
         memory=MemoryInputs(

@@ -27,7 +27,7 @@ from mosaic_gym.training.generator_samples import (
 from mosaic_gym.training.pictures import read_pictures
 from mosaic_gym.worlds.mosaic import MosaicWorld
 from mosaic_gym.worlds.protocol import Start
-from tests.tiny_pictures import SIZE, K, tiny_codec
+from tests.tiny_pictures import SIZE, K, tiny_codec, tiny_transformer
 
 STEPS = 6
 
@@ -210,7 +210,10 @@ def test_the_codec_recipe_resumes_exactly_and_reports_what_it_keeps(data, tmp_pa
     assert metrics["step"]["between_psnr"] > metrics["step"]["packed_psnr"], "the walks are geometry and nothing else"
 
 
-def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_change_nothing(data, parts, tmp_path):
+def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_change_nothing(
+    data, parts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generator, "REGENERATE_FROM", 1)
     generator.train(config(data, parts, tmp_path / "whole", 4))
     often = config(data, parts, tmp_path / "halves", 4, report_minutes=1e-9)
     stop_after(2, generator.train, often)
@@ -226,6 +229,19 @@ def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_chang
     state, _ = world.start(Start(seed=0))
     _, (view,) = world.step([state], np.zeros((1, 3)))
     assert view.frames.shape == (4, *SIZE, 3)
+
+
+def test_memory_is_generated_again_where_it_covers_the_first_samples(encoded):
+    from mosaic_gym.training.flow import Generator, regenerate_memory
+
+    torch.manual_seed(0)
+    model = Generator(tiny_transformer(), ByteTextEncoder(16, 96, 2))
+    batch = draw_batch(encoded, tiny_codec(), 6, 2, PLAIN, rng())
+    again = regenerate_memory(model, batch, 4, encoded.recorded.image_from_camera, SIZE, rng())
+    changed = (again.memory.warped_latent != batch.memory.warped_latent).any(1)
+    covered = torch.nn.functional.avg_pool2d(batch.covered[:, None].float(), 4)[:, 0] > 0.5
+    assert torch.equal(changed[:4], covered[:4]) and not changed[4:].any() and covered.any()
+    assert again.target is batch.target, "what is to be generated stays crisp"
 
 
 def test_a_regressing_baseline_gives_one_answer_whatever_the_seed(data, parts, tmp_path):
