@@ -167,6 +167,24 @@ class WorldEnv(gym.Env):
         episode = self._active_episode()
         self.episode = replace(episode, state=self.world.with_prompt(episode.state, prompt))
 
+    @property
+    def memory(self) -> Any:
+        """The `MosaicMemory` of the running episode, a value; assign an edited one (`memory.editing`) to go on with it.
+
+        Raises:
+            ResetNeeded: no episode has started. RuntimeError: a world without a memory.
+            TypeError, ValueError: what is assigned is no memory, or one of another checkpoint; nothing has changed.
+        """
+        state = self._active_episode().state
+        if not hasattr(state, "memory"):
+            raise RuntimeError(f"{type(self.world).__name__} has no memory; a learned world has one")
+        return state.memory
+
+    @memory.setter
+    def memory(self, memory: Any) -> None:
+        _ = self.memory  # raises without an episode, or without a memory
+        self.episode = replace(self.episode, state=self.world.with_memory(self.episode.state, memory))
+
     def snapshot(self) -> Snapshot:
         """The episode, to return to later; takes no time and copies nothing.
 

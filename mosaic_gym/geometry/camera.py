@@ -109,6 +109,28 @@ def check_rigid(b_from_a: Any) -> Float[Tensor, "4 4"]:
     return matrix
 
 
+def check_similarity(b_from_a: Any) -> tuple[Float[Tensor, "4 4"], float]:
+    """A rigid transform after an enlargement around the origin: the rigid part, as `check_rigid`, and the factor.
+
+    Raises:
+        ValueError: as `check_rigid`, for a matrix whose 3x3 part is no multiple of a rotation by a factor above 0.
+    """
+    try:
+        array = (
+            b_from_a.detach().cpu().double().numpy() if isinstance(b_from_a, Tensor) else np.asarray(b_from_a, float)
+        )
+        usable = array.shape == (4, 4) and np.isfinite(array).all()
+        determinant = np.linalg.det(array[:3, :3]) if usable else 0.0
+    except (TypeError, ValueError):
+        return check_rigid(b_from_a), 1.0  # which names what is wrong
+    factor = float(np.cbrt(determinant))
+    if not (0.0 < factor < np.inf) or abs(factor - 1.0) < 1e-4:
+        return check_rigid(b_from_a), 1.0
+    rigid = array.copy()
+    rigid[:3, :3] /= factor
+    return check_rigid(rigid), factor
+
+
 def cell_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
     """`[height, width, 2]`: (u, v) of every cell's centre, the first at (0.5, 0.5). Cached: do not write into it."""
     return _cached(_cell_centres)(height, width, like.dtype, like.device)

@@ -41,6 +41,7 @@ class Keyframe:
         image: `[3, H, W]`, colors in [-1, 1] of the last video frame, for memories that hold pictures beside latents
             (`pictures.py`); None for those that decode latents.
         written: bool `[H, W]`, the pixels of `image` that are new in this keyframe; None together with `image`.
+        edited: whether an edit put it where it is. Such a keyframe hides all that is behind it, see `warp.overlay`.
     """
 
     latent: Tensor
@@ -53,6 +54,7 @@ class Keyframe:
     place: Tensor
     image: Tensor | None = None
     written: Tensor | None = None
+    edited: bool = False
 
     @cached_property
     def place_values(self) -> tuple[float, ...]:
@@ -98,17 +100,25 @@ class Keyframe:
             return self
         return replace(self, **{name: value.to(device) for name, value in self.tensors.items()})
 
-    def transformed(self, edit: Tensor) -> Keyframe:
+    def transformed(self, edit: Tensor, factor: float = 1.0) -> Keyframe:
         """The same patches elsewhere: composes the edit transform E `[4, 4]` (world from world) into the warp.
 
+        A factor enlarges the world around its origin first: depth and the cameras' positions are multiplied by it.
         Cameras and points move together, so culling, occlusion, coordinates and values all follow (MosaicMem,
         arXiv 2603.17117, editing). The place on the map is dropped: moved patches are no longer where the map has them.
         """
         edit = edit.to(self.points_m.device)
+        cameras, points_m, depth_m = self.world_from_camera, self.points_m, self.depth_m
+        if factor != 1.0:
+            cameras = cameras.clone()
+            cameras[:, :3, 3] *= factor
+            points_m, depth_m = points_m * factor, depth_m * factor
         return replace(
             self,
-            world_from_camera=edit @ self.world_from_camera,
-            points_m=transform(edit, self.points_m.flatten(0, 1)).view_as(self.points_m),
+            world_from_camera=edit @ cameras,
+            points_m=transform(edit, points_m.flatten(0, 1)).view_as(points_m),
+            depth_m=depth_m,
+            edited=True,
             place=torch.zeros_like(self.place),
         )
 
@@ -202,7 +212,7 @@ def stack_geometry(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, T
     return points.unflatten(1, (3, cells)), generation, alive > 0, cameras.unflatten(1, (4, 4))
 
 
-TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name != "step")
-"""The saved fields of a keyframe besides its step."""
+TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name not in ("step", "edited"))
+"""The tensors of a keyframe."""
 OPTIONAL_FIELDS = ("image", "written")
 """Those of them that only memories of pictures have."""

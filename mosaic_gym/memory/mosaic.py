@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mosaic_gym.deprecation import renamed_method
-from mosaic_gym.geometry.camera import check_rigid
+from mosaic_gym.geometry.camera import check_rigid, check_similarity
 from mosaic_gym.memory.files import load_with_metadata, save_with_metadata
 from mosaic_gym.memory.keyframe import OPTIONAL_FIELDS, TENSOR_FIELDS, Keyframe, stack_geometry
 
@@ -64,24 +64,25 @@ class MosaicMemory:
 
         Args:
             masks: by keyframe index, the patches to edit: bool `[v, u]`.
-            transform: E `[4, 4]`, world from world, in metres; None removes the patches.
+            transform: E `[4, 4]`, world from world, in metres: a rotation and a translation, after an enlargement by
+                one factor if its 3x3 part is a multiple of a rotation. None removes the patches.
             keep_original: leave the patches where they are as well (a duplicate).
 
         Raises:
             IndexError: an index is not that of a keyframe. ValueError: a mask that is not bool `[v, u]`, an E that is
-                not rigid, or `keep_original` together with the removal of patches.
+                no rotation, translation and enlargement, or `keep_original` together with the removal of patches.
         """
         if transform is None and keep_original:
             raise ValueError("transform=None removes patches, and keep_original=True leaves them: pass one of the two")
-        transform = None if transform is None else check_rigid(transform)
+        rigid, factor = (None, 1.0) if transform is None else check_similarity(transform)
         keyframes = [replace(keyframe, place=torch.zeros_like(keyframe.place)) for keyframe in self.keyframes]
         copies = []
         for index, mask in masks.items():
             if not 0 <= index < len(keyframes):
                 raise IndexError(f"memory has keyframes 0 to {len(keyframes) - 1}; there is no {index} to edit")
             mask = _checked_mask(index, mask, keyframes[index])
-            if transform is not None:
-                copies.append(keyframes[index].masked(mask).transformed(transform))
+            if rigid is not None:
+                copies.append(keyframes[index].masked(mask).transformed(rigid, factor))
             if not keep_original:
                 keyframes[index] = keyframes[index].masked(~mask)
         return replace(self, keyframes=(*keyframes, *copies))
@@ -122,7 +123,8 @@ class MosaicMemory:
             for name, value in keyframe.tensors.items():
                 tensors[f"{index}.{name}"] = value.contiguous()
         steps = [keyframe.step for keyframe in self.keyframes]
-        return tensors, {"capacity": self.capacity, "steps": steps, "made_with": self.made_with}
+        edited = [index for index, keyframe in enumerate(self.keyframes) if keyframe.edited]
+        return tensors, {"capacity": self.capacity, "steps": steps, "edited": edited, "made_with": self.made_with}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> MosaicMemory:
@@ -132,8 +134,10 @@ class MosaicMemory:
             ValueError: a part is missing, or the parts do not fit together.
         """
         try:
+            edited = set(metadata.get("edited", ()))  # files of before have none
             keyframes = tuple(
-                Keyframe(**_keyframe_tensors(tensors, index), step=step) for index, step in enumerate(metadata["steps"])
+                Keyframe(**_keyframe_tensors(tensors, index), step=step, edited=index in edited)
+                for index, step in enumerate(metadata["steps"])
             )
             memory = MosaicMemory(keyframes, metadata["capacity"], metadata.get("made_with", ""))
         except (KeyError, TypeError) as error:

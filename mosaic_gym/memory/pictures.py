@@ -25,7 +25,7 @@ from mosaic_gym.geometry.camera import in_view, invert_pose, rescale_intrinsics,
 from mosaic_gym.memory.keyframe import Keyframe, lift, pad_members
 from mosaic_gym.memory.retrieval import EQUAL_ERROR_COST, gather_patches
 from mosaic_gym.memory.selection import select
-from mosaic_gym.memory.warp import WarpedViews, empty_views, fill_holes, warp_frames
+from mosaic_gym.memory.warp import WarpedViews, empty_views, fill_holes, overlay, warp_frames
 from mosaic_gym.memory.zbuffer import DEPTH_TOLERANCE, MAX_GAP, unit_depth_rays
 
 LOG_DEPTH_MEAN = 1.0
@@ -83,6 +83,7 @@ class RetrievedPictures:
         picture: `[b, 4, H, W]`, warped, with holes filled from their edges.
         covered: bool `[b, H, W]`.
         magnification: `[b, H, W]`, by how much memory's pictures are enlarged; 0 where nothing is covered.
+        edited: bool `[b, H, W]`, pixels that show what an edit put there.
         sources: for each member, the indices of the keyframes that were warped.
     """
 
@@ -90,6 +91,7 @@ class RetrievedPictures:
     picture: Tensor
     covered: Tensor
     magnification: Tensor
+    edited: Tensor
     sources: list[list[int]]
 
     @property
@@ -136,7 +138,16 @@ def retrieve_pictures(
     selection = select(memories, ends, patch_k, grid, max_sources, max_patches)
     sources = [[index for index in row if index >= 0] for row in selection.sources.tolist()]
     chosen = [[keyframes[index] for index in row] for keyframes, row in zip(memories, sources, strict=True)]
-    warped = _warp_pictures(chosen, world_from_camera[:, -1:], image_from_camera, frame_size)
+    view = world_from_camera[:, -1:], image_from_camera, frame_size
+    edits = [[keyframe for keyframe in keyframes if keyframe.edited] for keyframes in memories]
+    if any(edits):
+        seen = [[keyframe for keyframe in keyframes if not keyframe.edited] for keyframes in chosen]
+        moved = select(edits, ends, patch_k, grid, max_sources, max_patches).sources.tolist()
+        placed = [[keyframes[i] for i in row if i >= 0] for keyframes, row in zip(edits, moved, strict=True)]
+        warped, edited = overlay(_warp_pictures(seen, *view), _warp_pictures(placed, *view))
+    else:
+        warped = _warp_pictures(chosen, *view)
+        edited = torch.zeros_like(warped.covered)
     covered, picture = warped.covered[:, 0], warped_picture(warped)
     generation = warped.generation[:, 0] * covered
     inputs = MemoryInputs(
@@ -144,7 +155,7 @@ def retrieve_pictures(
         coverage=memory_coverage(covered, warped.cost[:, 0], generation, latent_grid),
         **gather_patches(memories, selection, codec.channels, patch, world_from_camera),
     )
-    return RetrievedPictures(inputs, picture, covered, warped.magnification[:, 0], sources)
+    return RetrievedPictures(inputs, picture, covered, warped.magnification[:, 0], edited[:, 0], sources)
 
 
 def _warp_pictures(

@@ -10,7 +10,7 @@ The values are keyframe images: what the codec decodes of a latent at one instan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mosaic_gym.geometry.camera import cell_centres, extent, in_view, invert_pose, transform_and_project
 from mosaic_gym.memory.zbuffer import (
+    DEPTH_TOLERANCE,
     choose_surface,
     competing_sources,
     same_surface,
@@ -177,6 +178,20 @@ def warp_frames(
         cost=best[:, :, 0],
         magnification=(z * weight).sum(2) / surface_m,
     )
+
+
+def overlay(views: WarpedViews, edited: WarpedViews) -> tuple[WarpedViews, Tensor]:
+    """Views of what memory has seen, with edited keyframes where those are nearer, and where that is `[b, f, H, W]`.
+
+    The cost of a source allows for errors of its depth, so a source of low cost may show through a nearer surface. An
+    edit says where a surface is, so nothing behind it shows through.
+    """
+    nearer = edited.covered & (edited.depth_m < views.depth_m * (1 - DEPTH_TOLERANCE))
+    merged = {}
+    for f in fields(WarpedViews):
+        one, other = getattr(edited, f.name), getattr(views, f.name)
+        merged[f.name] = torch.where(nearer[:, :, None] if one.ndim > nearer.ndim else nearer, one, other)
+    return WarpedViews(**merged), nearer
 
 
 def fill_holes(

@@ -182,8 +182,8 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         b, t, _, h, w = recent.shape
         rows, columns = h // PATCH, w // PATCH
         anchor = cameras[:, -1]
-        remembered = torch.cat([memory.warped_latent, memory.coverage], 1)
-        fine = self.memory_stem(remembered)
+        warped = torch.cat([memory.warped_latent, memory.coverage], 1)
+        fine = self.memory_stem(warped)
         motion = self.motion_embedding(_motion(recent_cameras[:, -1, -1], cameras)) + self.text_embedding(text).mean(1)
 
         frames = self.recent_embedding(recent.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (b, t))
@@ -214,7 +214,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             full = exists.new_ones(b, 1)
             parts = [full.expand(-1, t * len(grid)), exists, full.expand(-1, text.shape[1] + len(grid))]
             key_mask = torch.cat(parts, 1)[:, None, None]
-        return Reading(remembered, fine, motion, keys_values, key_mask, cosine, sine, projection[:, -1], inverse[:, -1])
+        return Reading(warped, fine, motion, keys_values, key_mask, cosine, sine, projection[:, -1], inverse[:, -1])
 
     def forward(
         self, noisy: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"], reading: Reading

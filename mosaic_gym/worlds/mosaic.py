@@ -137,11 +137,7 @@ class MosaicWorld:
         return self.generate(states, self.advance(states, actions))
 
     def advance(self, states: Sequence[WorldState], actions: np.ndarray) -> list[list[Pose]]:
-        """The four poses that each action `[b, 3]` leads to, stopped by obstacles in memory and on the map.
-
-        Raises:
-            ValueError: as `step` does.
-        """
+        """The four poses that each action `[b, 3]` leads to, stopped by obstacles; ValueError as in `step`."""
         if len(actions) != len(states) or not len(states):
             raise ValueError(f"expected one action for each of {len(states)} states, at least one; got {len(actions)}")
         actions = [check_action(action) for action in actions]
@@ -225,18 +221,15 @@ class MosaicWorld:
             streams = [state.stream for state in states]
         rows = zip(states, poses, latents, cameras, streams, strict=True)
         after = [advance_state(*row, self.model.settings.history) for row in rows]
-        coverage = covered.tolist()
-        return after, [LatentObservation(latents[i, 0], coverage[i]) for i in range(len(states))]
+        return after, [LatentObservation(latents[i, 0], share) for i, share in enumerate(covered.tolist())]
 
     # Parts of a step that training, evaluation and planning use too
 
     @without_autocast
     def obstacles(self, states: Sequence[WorldState]) -> list[np.ndarray]:
         """Points (x, z) `[n, 2]`, metres, that each state's body cannot pass."""
-        memories, poses = [state.memory for state in states], [state.pose for state in states]
-        return spatial_memory.find_obstacles(
-            memories, poses, self.control, self.atlas, self.image_from_camera, self.device
-        )
+        inputs = [state.memory for state in states], [state.pose for state in states]
+        return spatial_memory.find_obstacles(*inputs, self.control, self.atlas, self.image_from_camera, self.device)
 
     def map_views(
         self, states: Sequence[WorldState], cameras: Tensor, poses: Poses | None = None
@@ -408,6 +401,10 @@ class MosaicWorld:
     def with_prompt(self, state: WorldState, prompt: str) -> WorldState:
         """The same state, with its future conditioned on another prompt; ValueError for one that is too long."""
         return replace(state, prompt=prompt, text=self.model.text_encoder.encode([prompt])[0])
+
+    def with_memory(self, state: WorldState, memory: MosaicMemory) -> WorldState:
+        """The same state with another memory, such as an edited one; raises as `start` for one that does not fit."""
+        return replace(state, memory=self._check_memory(memory))
 
     @without_autocast
     def current_frame(self, state: WorldState) -> np.ndarray:

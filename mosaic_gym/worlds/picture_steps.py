@@ -188,7 +188,7 @@ def decode_step(
         pictures, from_memory, outdated = retrieved.picture, covered, torch.zeros_like(covered)
     else:
         stride = model.codec.stride
-        valid = (sampled[:, -1] > 0).repeat_interleave(stride, -1).repeat_interleave(stride, -2)
+        valid = (sampled[:, -1] > 0).repeat_interleave(stride, -1).repeat_interleave(stride, -2) | retrieved.edited
         from_memory = covered & valid & (retrieved.magnification < COARSE)
         outdated = covered & ~valid
         generated = model.codec.decode_pictures(sampled[:, :-1])
