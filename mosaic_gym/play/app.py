@@ -1,0 +1,414 @@
+"""The window's loop: inputs and drawing sixty times a second, while a worker computes the steps.
+
+`h` lists the keys. `bindings.py` names them, `session.py` does what they ask for, `screen.py` draws.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future as Job
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+
+from mosaic_gym.envs.mosaic_env import FRAMES_PER_SECOND
+from mosaic_gym.geometry.control import FRAMES_PER_STEP
+from mosaic_gym.play.bindings import Bindings
+from mosaic_gym.play.explain import OVERLAYS, overlay_pictures, panel_pictures, status_line
+from mosaic_gym.play.inputs import Given, Inputs
+from mosaic_gym.play.prompt_line import PromptLine
+from mosaic_gym.play.recorder import Recorder
+from mosaic_gym.play.screen import Content, Screen
+from mosaic_gym.play.session import GUIDANCE_STEP, Session
+
+REDRAWS_PER_SECOND = 60.0
+HISTORY = 120
+"""Steps in the curves."""
+GALLERY_SIZE = 24
+MESSAGE_S = 6.0
+"""How long a message stays."""
+SAVED = "scene.safetensors"
+FAST_REWIND = 10
+"""Steps of a rewind with shift."""
+REFUSALS = (ValueError, TypeError, RuntimeError, OSError, MemoryError)
+"""What a command may raise: the window shows it, and play goes on."""
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """How the loop runs.
+
+    Attributes:
+        out: folder of recordings, screenshots and the saved scene.
+        max_steps: it ends after so many steps; None for no limit.
+        screenshot: file for the last image of the window; None for none.
+    """
+
+    out: Path = Path("out/play")
+    max_steps: int | None = None
+    screenshot: Path | None = None
+
+
+class App:
+    """The loop.
+
+    Args:
+        session: what is played.
+        options: how the loop runs.
+        bindings: which key does what.
+    """
+
+    def __init__(self, session: Session, options: PlayOptions, bindings: Bindings) -> None:
+        self.session, self.options, self.bindings = session, options, bindings
+        height, width = session.views[0].frames.shape[1:3]
+        self.screen = Screen(height, width, count=len(session.views))
+        self.inputs = Inputs(bindings)
+        self.steps = 0
+        self.overlay = "none"
+        self.paused = self.shows_help = self.shows_map = self.shows_curves = self.done = False
+        self._single = False
+        self._message, self._message_until = "h lists the keys", time.monotonic() + MESSAGE_S
+        self._line: PromptLine | None = None
+        self._gallery: list[np.ndarray] = []
+        self._drag: tuple[int, tuple[float, float], tuple[float, float]] | None = None
+        self._recorder: Recorder | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="world")
+        self._job: Job | None = None
+        self._commands: deque[tuple[str, bool]] = deque()
+        self._actions: list[Callable[[], str | None]] = []
+        self._shown: deque[tuple[float, list[np.ndarray]]] = deque()
+        self._pictures = [view.frames[-1] for view in session.views]
+        self._panel: list[np.ndarray] = []
+        self._curves: dict[str, deque[float]] = {
+            name: deque(maxlen=HISTORY) for name in ("coverage", "reward", "forward", "steps/s")
+        }
+        self._handlers = self._make_handlers()
+
+    def run(self) -> int:
+        """Plays until the window is closed or after `options.max_steps` steps; returns the number of steps."""
+        import pygame
+
+        clock = pygame.time.Clock()
+        try:
+            while not self.done:
+                self.handle(self.inputs.read())
+                self.advance()
+                self.screen.draw(self.content())
+                clock.tick(REDRAWS_PER_SECOND)
+            if self.options.screenshot is not None:
+                self.options.screenshot.parent.mkdir(parents=True, exist_ok=True)
+                iio.imwrite(self.options.screenshot, self.screen.pixels())
+        finally:
+            self._worker.shutdown(wait=True, cancel_futures=True)
+            if self._recorder is not None:
+                print(self._recorder.close())
+            self.screen.close()
+        return self.steps
+
+    # Inputs
+
+    def handle(self, given: Given) -> None:
+        """Takes new inputs. What changes the session waits for the step that is being computed."""
+        self.done |= given.closed
+        if self._line is not None:
+            self._type(given)
+        for command in given.commands:
+            self._commands.append((command, given.shift))
+        for path in given.drops:
+            self._actions.append(lambda path=path: self._start_from(path))
+        for kind, position, button in given.mouse:
+            self._point(kind, position, button)
+
+    def advance(self) -> None:
+        """Takes the finished step, runs waiting commands, and starts the next step. Never waits for the worker."""
+        if self._job is not None and self._job.done():
+            job, self._job = self._job, None
+            try:
+                self._finish(*job.result())
+            except REFUSALS as error:
+                self.paused = True
+                self.say(str(error))
+        if self._job is None:
+            while self._commands and self._job is None:
+                command, shift = self._commands.popleft()
+                self._try(lambda command=command, shift=shift: self._handlers[command](shift))
+            actions, self._actions = self._actions, []
+            for action in actions:
+                self._try(action)
+        waiting = len(self._shown) > FRAMES_PER_STEP
+        if self._job is None and not self.done and not waiting and self._line is None and not self._gallery:
+            if self.steps == self.options.max_steps and not self._shown:
+                self.done = True
+            elif self.steps != self.options.max_steps and (not self.paused or self._single):
+                self._single = False
+                action = self.inputs.action()
+                self._job = self._worker.submit(self._compute, action)
+
+    def say(self, message: str) -> None:
+        """Shows a message for some seconds."""
+        self._message, self._message_until = message.splitlines()[0] if message else "", time.monotonic() + MESSAGE_S
+
+    # The worker's side
+
+    def _compute(self, action: np.ndarray) -> tuple[list[Any], np.ndarray, float, list[np.ndarray]]:
+        start_s = time.perf_counter()
+        views = self.session.step(action)
+        step_s = time.perf_counter() - start_s
+        return views, action, step_s, overlay_pictures(self.session, self.overlay)
+
+    # After a step
+
+    def _finish(self, views: list[Any], action: np.ndarray, step_s: float, overlay: list[np.ndarray]) -> None:
+        self.steps += 1
+        frames = [np.stack([picture] * FRAMES_PER_STEP) for picture in overlay] or [view.frames for view in views]
+        frames += [view.frames for view in views[len(frames) :]]
+        interval_s = max(1.0 / FRAMES_PER_SECOND, step_s / FRAMES_PER_STEP)
+        due_s = max(time.monotonic(), self._shown[-1][0] + interval_s if self._shown else 0.0)
+        for index in range(FRAMES_PER_STEP):
+            self._shown.append((due_s + index * interval_s, [picture[index] for picture in frames]))
+        view = views[0]
+        values = view.coverage, view.reward, float(action[0]), 1.0 / max(step_s, 1e-6)
+        for name, value in zip(self._curves, values, strict=True):
+            self._curves[name].append(value)
+        if self._recorder is not None:
+            try:
+                self._recorder.add(view, action, self.session.prompt)
+            except OSError as error:
+                recorder, self._recorder = self._recorder, None
+                self.say(f"the recording has ended: {error}")
+                self._try(recorder.close)
+        self._draw_panel()
+
+    def _show_present(self) -> None:
+        """Shows the present moment at once, after time or memory changed."""
+        self._shown.clear()
+        self._pictures = [view.frames[-1] for view in self.session.views]
+        pictures = overlay_pictures(self.session, self.overlay)
+        self._pictures[: len(pictures)] = pictures
+        self._draw_panel()
+
+    def _draw_panel(self) -> None:
+        self._panel = panel_pictures(self.session, self.shows_map, self._curves if self.shows_curves else None)
+
+    # Drawing
+
+    def content(self) -> Content:
+        """What the window shows now."""
+        now = time.monotonic()
+        while self._shown and self._shown[0][0] <= now:
+            self._pictures = self._shown.popleft()[1]
+        session = self.session
+        message = self._message if now < self._message_until else ""
+        if self._line is not None:
+            message = f"prompt: {self._line.text}_   (return takes it, escape does not, up and down offer prompts)"
+        box = None
+        if self._drag is not None and self._drag[0] == 1:
+            (top, left), (bottom, right) = self._drag[1:]
+            box = (top, left, bottom, right)
+        steered = [future in session.steered for future in session.futures]
+        rate = self._curves["steps/s"][-1] if self._curves["steps/s"] else None
+        number = None if self._recorder is None else self._recorder.number
+        status = status_line(session, self.overlay, self.paused, rate, number)
+        return Content(
+            self._pictures, steered, status, message, self.inputs.held,
+            self.bindings.help() if self.shows_help else (), self._panel, box, self._gallery,
+        )  # fmt: skip
+
+    # Commands
+
+    def _make_handlers(self) -> dict[str, Callable[[bool], str | None]]:
+        session = self.session
+        handlers: dict[str, Callable[[bool], str | None]] = {
+            "restart": lambda _: session.restart(),
+            "rewind": lambda shift: session.move_in_time(-FAST_REWIND if shift else -1),
+            "replay": lambda shift: session.move_in_time(FAST_REWIND if shift else 1),
+            "fork": lambda _: session.fork(),
+            "steer": lambda _: session.next_steering(),
+            "simulator": lambda _: session.switch_simulator(),
+            "policy": lambda _: session.switch_policy(),
+            "memory": lambda _: session.switch_memory(),
+            "more_guidance": lambda _: session.change_guidance(GUIDANCE_STEP),
+            "less_guidance": lambda _: session.change_guidance(-GUIDANCE_STEP),
+            "load": lambda _: session.load(self.options.out / SAVED),
+            "undo": lambda _: session.undo(),
+            "redo": lambda _: session.redo(),
+        }
+        for name in ("remove", "duplicate", "enlarge", "turn"):
+            handlers[name] = lambda _, name=name: session.edit(name)
+        handlers = {name: self._redrawn(name, handler) for name, handler in handlers.items()}
+        return handlers | {
+            "help": lambda _: self._flip("shows_help"),
+            "quit": lambda _: self._quit(),
+            "pause": lambda _: self._flip("paused"),
+            "single_step": lambda _: self._step_once(),
+            "fork_prompt": lambda _: self._ask_prompt(session.fork),
+            "prompt": lambda _: self._ask_prompt(session.set_prompt),
+            "overlay": lambda _: self._next_overlay(),
+            "map": lambda _: self._flip("shows_map"),
+            "curves": lambda _: self._flip("shows_curves"),
+            "mouse_look": lambda _: self._switch_mouse(),
+            "gallery": lambda _: self._open_gallery(),
+            "record": lambda _: self._record(),
+            "screenshot": lambda _: self._save_screenshot(),
+            "save": lambda _: self._save(),
+        }
+
+    def _redrawn(self, name: str, handler: Callable[[bool], str | None]) -> Callable[[bool], str | None]:
+        """A command after which the present is shown anew. Time that was moved stands still until it is told to go."""
+
+        def run(shift: bool) -> str | None:
+            message = handler(shift)
+            self.paused |= name in ("rewind", "replay")
+            self._show_present()
+            return message
+
+        return run
+
+    def _try(self, command: Callable[[], str | None]) -> None:
+        try:
+            message = command()
+        except REFUSALS as error:
+            message = str(error)
+        if message:
+            self.say(message)
+
+    def _flip(self, name: str) -> None:
+        setattr(self, name, not getattr(self, name))
+        self._draw_panel()
+
+    def _quit(self) -> None:
+        self.done = not self._gallery  # the key closes the gallery first
+        self._gallery = []
+
+    def _step_once(self) -> None:
+        self.paused = self._single = True
+
+    def _next_overlay(self) -> str:
+        before = self.overlay
+        self.overlay = OVERLAYS[(OVERLAYS.index(before) + 1) % len(OVERLAYS)]
+        try:
+            self._show_present()
+        except REFUSALS:
+            self.overlay = before
+            raise
+        return f"overlay: {self.overlay}"
+
+    def _switch_mouse(self) -> str:
+        import pygame
+
+        self.inputs.mouse_look = not self.inputs.mouse_look
+        self.screen.window.grab_mouse = self.inputs.mouse_look  # grabbed and hidden, it moves without an end
+        pygame.mouse.set_visible(not self.inputs.mouse_look)
+        return "the mouse turns you" if self.inputs.mouse_look else "the mouse is free"
+
+    def _open_gallery(self) -> str:
+        model = getattr(self.session.env.world, "model", None)
+        images = [] if self._gallery or model is None else list(model.start_images[:GALLERY_SIZE].cpu().numpy())
+        if not self._gallery and not images:
+            raise ValueError("this world has no start images")
+        self._gallery = images
+        return "click on a start image" if images else ""
+
+    def _choose(self, index: int) -> str:
+        image = self._gallery[index]
+        self._gallery = []
+        prompt = self.session.env.world.model.start_prompts[index]
+        message = self.session.restart(self.session.seed, image, prompt)
+        self._show_present()
+        return message
+
+    def _start_from(self, path: Path) -> str:
+        image, note = load_image(path, self.session.views[0].frames.shape[1:3])
+        message = self.session.restart(self.session.seed, image)
+        self._show_present()
+        return f"{message}{note}"
+
+    def _record(self) -> str:
+        if self._recorder is not None:
+            recorder, self._recorder = self._recorder, None
+            return recorder.close()
+        settings = getattr(getattr(self.session.env.world, "model", None), "settings", None)
+        self._recorder = Recorder(self.options.out, getattr(settings, "scenario", "played"))
+        return f"recording {self._recorder.video}"
+
+    def _save_screenshot(self) -> str:
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        number = len(list(self.options.out.glob("screen-*.png")))
+        path = self.options.out / f"screen-{number:04d}.png"
+        iio.imwrite(path, self.screen.pixels())
+        return f"saved {path}"
+
+    def _save(self) -> str:
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        return self.session.save(self.options.out / SAVED)
+
+    # The prompt
+
+    def _ask_prompt(self, answer: Callable[[str], str]) -> str | None:
+        if answer == self.session.fork and len(self.session.futures) == 2:
+            return self.session.fork()
+        model = getattr(self.session.env.world, "model", None)
+        self._line = PromptLine(self.session.prompt, getattr(model, "start_prompts", ()), answer)
+        self.inputs.typing = True
+        return None
+
+    def _type(self, given: Given) -> None:
+        line = self._line
+        if not line.read(given):
+            return
+        self._line, self.inputs.typing = None, False
+        if line.taken:
+            self._actions.append(lambda: self._redrawn("prompt", lambda _: line.answer(line.text))(False))
+
+    # The mouse
+
+    def _point(self, kind: str, position: tuple[int, int], button: int) -> None:
+        """Left: selects a rectangle, or an image of the gallery. Right: drags what is selected."""
+        if self._gallery:
+            if kind == "down" and (index := self.screen.tile_at(position)) is not None:
+                self._actions.append(lambda: self._choose(index))
+            return
+        place = self.screen.place_in_picture(position)
+        if kind == "down" and button in (1, 3) and place is not None:
+            self._drag = (button, place, place)
+            self.paused |= button == 1  # or the next step would move what is selected away
+        elif kind == "move" and self._drag is not None and place is not None:
+            self._drag = (*self._drag[:2], place)
+        elif kind == "up" and self._drag is not None:
+            (button, start, end), self._drag = self._drag, None
+            self._actions.append(lambda: self._dragged(button, start, end))
+
+    def _dragged(self, button: int, start: tuple[float, float], end: tuple[float, float]) -> str | None:
+        if start == end:
+            return None
+        if button == 3:
+            message = self.session.drag(end[1] - start[1], end[0] - start[0])
+            self._show_present()
+            return message
+        (top, bottom), (left, right) = (sorted(pair) for pair in zip(start, end, strict=True))
+        return self.session.select((top, left, bottom, right))
+
+
+def load_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """A picture of the user's, uint8 `[H, W, 3]` of `size`, and a note if it was resized.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = Image.open(path).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no picture that Pillow can read") from error
+    height, width = size
+    if picture.size == (width, height):
+        return np.asarray(picture), ""
+    note = f", resized from {picture.width} x {picture.height} to {width} x {height} pixels"
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)), note

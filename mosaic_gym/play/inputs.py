@@ -1,0 +1,121 @@
+"""Keys, mouse and gamepad: which action they steer, and which commands were given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mosaic_gym.play.bindings import HELD, Bindings
+
+MOUSE_TURN_PX = 60.0
+"""Movement of the mouse, in pixels of the window, that turns as much as a key does in a step."""
+LINE_KEYS = ("return", "escape", "backspace", "up", "down")
+"""Keys that do something in the line where a prompt is typed."""
+DEAD_ZONE = 0.15
+"""Deflection of a gamepad's stick that counts as none."""
+
+
+@dataclass
+class Given:
+    """What came in since the last look.
+
+    Attributes:
+        commands: names of commands, in order; see `bindings.PRESSED`.
+        shift: whether shift was down.
+        typed: for the prompt, in order: ("text", characters) or ("key", one of `LINE_KEYS`).
+        drops: files that were dropped on the window.
+        mouse: (kind, position, button) of buttons and movements: `down`, `move`, `up`.
+        closed: whether the window was closed.
+    """
+
+    commands: list[str] = field(default_factory=list)
+    shift: bool = False
+    typed: list[tuple[str, str]] = field(default_factory=list)
+    drops: list[Path] = field(default_factory=list)
+    mouse: list[tuple[str, tuple[int, int], int]] = field(default_factory=list)
+    closed: bool = False
+
+
+class Inputs:
+    """Tracks pygame's events.
+
+    Args:
+        bindings: which key does what.
+
+    Attributes:
+        typing: whether characters go to the prompt instead of commands.
+        mouse_look: whether the mouse turns the body.
+    """
+
+    def __init__(self, bindings: Bindings) -> None:
+        import pygame
+
+        self._pygame, self._bindings = pygame, bindings
+        self.typing = self.mouse_look = False
+        self._down: dict[str, set[int]] = {command: set() for command in HELD}
+        self._tapped: set[str] = set()
+        self._turned_px = 0.0
+        pygame.joystick.init()
+        self._pads = [pygame.joystick.Joystick(index) for index in range(pygame.joystick.get_count())]
+
+    def read(self) -> Given:
+        """Processes new events."""
+        pygame, given = self._pygame, Given()
+        for event in pygame.event.get():
+            if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
+                given.closed = True
+            elif event.type == pygame.KEYDOWN:
+                self._press(event, given)
+            elif event.type == pygame.KEYUP:
+                for keys in self._down.values():
+                    keys.discard(event.key)
+            elif event.type == pygame.DROPFILE:
+                given.drops.append(Path(event.file))
+            elif event.type == pygame.MOUSEBUTTONDOWN:
+                given.mouse.append(("down", event.pos, event.button))
+            elif event.type == pygame.MOUSEBUTTONUP:
+                given.mouse.append(("up", event.pos, event.button))
+            elif event.type == pygame.MOUSEMOTION:
+                given.mouse.append(("move", event.pos, 0))
+                self._turned_px += event.rel[0] if self.mouse_look else 0
+            elif event.type == pygame.JOYDEVICEADDED:
+                self._pads.append(pygame.joystick.Joystick(event.device_index))
+        return given
+
+    def action(self) -> np.ndarray:
+        """The action `[3]` of keys that are down or were tapped since the last action, of the mouse and the gamepad."""
+        active = {command for command, keys in self._down.items() if keys} | self._tapped
+        self._tapped = set()
+        axes = [
+            ("forward" in active) - ("back" in active),
+            ("strafe_right" in active) - ("strafe_left" in active),
+            ("turn_right" in active) - ("turn_left" in active) + self._turned_px / MOUSE_TURN_PX,
+        ]
+        self._turned_px = 0.0
+        for pad in self._pads:
+            sticks = [pad.get_axis(index) if index < pad.get_numaxes() else 0.0 for index in (1, 0, 2)]
+            sticks[0] = -sticks[0]
+            axes = [axis + (stick if abs(stick) > DEAD_ZONE else 0.0) for axis, stick in zip(axes, sticks, strict=True)]
+        return np.clip(np.array(axes, np.float32), -1.0, 1.0)
+
+    @property
+    def held(self) -> list[str]:
+        """Names of the commands whose keys are down."""
+        return [command for command, keys in self._down.items() if keys]
+
+    def _press(self, event: Any, given: Given) -> None:
+        if self.typing:
+            name = self._pygame.key.name(event.key)
+            is_key = name in LINE_KEYS
+            given.typed.append(("key", name) if is_key else ("text", getattr(event, "unicode", "")))
+            return
+        command = self._bindings.command(event.key)
+        if command in HELD:
+            self._down[command].add(event.key)
+            self._tapped.add(command)  # a tap can be shorter than a step, and over by now
+        elif command is not None:
+            given.commands.append(command)
+            given.shift |= bool(getattr(event, "mod", 0) & self._pygame.KMOD_SHIFT)

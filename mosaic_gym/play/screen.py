@@ -1,0 +1,173 @@
+"""What the window shows: pictures side by side, a status line, lists and overlays, drawn with pygame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+GAP_PX = 2
+"""Between two pictures, in their pixels."""
+STRIP_PX = 52
+"""Height of the strip under the pictures: a line of status, and one for messages or the prompt."""
+PANEL_PX = 240
+"""Width of the panel at the right, where the map and the curves are."""
+TARGET_PX = 512
+"""The window opens with pictures of at most this height."""
+BACKGROUND, TEXT, MESSAGE, DIM = (16, 16, 20), (220, 220, 220), (250, 200, 90), (130, 130, 140)
+GALLERY_COLUMNS = 6
+
+
+@dataclass
+class Content:
+    """All that one redraw shows.
+
+    Attributes:
+        pictures: uint8 `[H, W, 3]`, side by side.
+        steered: for each future, whether the keys steer it; a frame marks those where there are two.
+        status: the first line of the strip.
+        message: the second line.
+        keys: names of the commands whose keys are down, shown at once.
+        lines: a list over the pictures, such as the help.
+        panel: pictures for the panel at the right, one below the other.
+        box: (top, left, bottom, right) of the rectangle that is dragged, in pixels of the first picture.
+        gallery: small pictures to choose from, over everything.
+    """
+
+    pictures: Sequence[np.ndarray]
+    steered: Sequence[bool] = ()
+    status: str = ""
+    message: str = ""
+    keys: Sequence[str] = ()
+    lines: Sequence[str] = ()
+    panel: Sequence[np.ndarray] = ()
+    box: tuple[float, float, float, float] | None = None
+    gallery: Sequence[np.ndarray] = ()
+
+
+class Screen:
+    """A resizable window. Pictures are enlarged by a whole number, so pixels stay sharp.
+
+    Args:
+        height, width: of a picture, pixels.
+        count: pictures side by side when it opens.
+    """
+
+    def __init__(self, height: int, width: int, count: int = 1) -> None:
+        import pygame
+
+        self._pygame = pygame
+        pygame.display.init()
+        pygame.font.init()
+        scale = max(1, TARGET_PX // height)
+        columns = count * width + (count - 1) * GAP_PX
+        self.window = pygame.Window(
+            "Mosaic Gym", (max(columns * scale, 480), height * scale + STRIP_PX), resizable=True
+        )
+        self._font, self._small = pygame.font.Font(None, 20), pygame.font.Font(None, 18)
+        self._left = self._scale = 0
+        self._size = (height, width)
+        self._tiles: list[tuple[int, int, int, int]] = []
+
+    def draw(self, content: Content) -> None:
+        """Draws everything anew."""
+        pygame, surface = self._pygame, self.window.get_surface()
+        surface.fill(BACKGROUND)
+        height, width = content.pictures[0].shape[:2]
+        columns = sum(picture.shape[1] for picture in content.pictures) + GAP_PX * (len(content.pictures) - 1)
+        panel_px = PANEL_PX if content.panel else 0
+        room = max(1, surface.get_width() - panel_px), max(1, surface.get_height() - STRIP_PX)
+        self._scale, self._size = max(1, min(room[0] // columns, room[1] // height)), (height, width)
+        left = self._left = max(0, (room[0] - columns * self._scale) // 2)
+        several = len(content.steered) > 1
+        for picture, steered in zip(content.pictures, [*content.steered, *[False] * 9], strict=False):
+            self._blit(picture, (left, 0), self._scale)
+            if several and steered:
+                area = (left, 0, picture.shape[1] * self._scale, height * self._scale)
+                pygame.draw.rect(surface, MESSAGE, area, 2)
+            left += (picture.shape[1] + GAP_PX) * self._scale
+        if content.box is not None:
+            top, start, bottom, end = (round(value * self._scale) for value in content.box)
+            area = pygame.Rect(self._left + min(start, end), min(top, bottom), abs(end - start), abs(bottom - top))
+            pygame.draw.rect(surface, MESSAGE, area, 1)
+        self._draw_panel(content.panel, surface.get_width() - panel_px)
+        self._write(content.keys, (8, 6), self._font, MESSAGE, shade=True)
+        self._write(content.lines, (12, 28), self._small, TEXT, shade=True)
+        bottom = surface.get_height() - STRIP_PX
+        surface.fill(BACKGROUND, (0, bottom, surface.get_width(), STRIP_PX))
+        surface.blit(self._font.render(content.status, True, TEXT), (8, bottom + 8))
+        surface.blit(self._font.render(content.message, True, MESSAGE), (8, bottom + 30))
+        self._tiles = []
+        if content.gallery:
+            self._draw_gallery(content.gallery)
+        self.window.flip()
+
+    def place_in_picture(self, position: tuple[int, int]) -> tuple[float, float] | None:
+        """The (row, column) of the first picture under a position of the mouse; None outside of it."""
+        column, row = (position[0] - self._left) / self._scale, position[1] / self._scale
+        height, width = self._size
+        return (row, column) if 0 <= row <= height and 0 <= column <= width else None
+
+    @property
+    def scale(self) -> int:
+        """Pixels of the window for one of a picture."""
+        return self._scale
+
+    def tile_at(self, position: tuple[int, int]) -> int | None:
+        """The index of the gallery's picture under a position; None where there is none."""
+        for index, (left, top, width, height) in enumerate(self._tiles):
+            if left <= position[0] < left + width and top <= position[1] < top + height:
+                return index
+        return None
+
+    def pixels(self) -> np.ndarray:
+        """uint8 `[H, W, 3]` of the whole window."""
+        return self._pygame.surfarray.array3d(self.window.get_surface()).swapaxes(0, 1).copy()
+
+    def close(self) -> None:
+        """Closes the window; safe to call twice."""
+        if self.window is not None:
+            self.window.destroy()
+            self.window = None
+
+    def _blit(self, picture: np.ndarray, at: tuple[int, int], scale: int) -> None:
+        surface = self._pygame.surfarray.make_surface(np.ascontiguousarray(picture.swapaxes(0, 1)))
+        if scale > 1:
+            surface = self._pygame.transform.scale(surface, (picture.shape[1] * scale, picture.shape[0] * scale))
+        self.window.get_surface().blit(surface, at)
+
+    def _write(
+        self, lines: Sequence[str], at: tuple[int, int], font: object, color: tuple[int, int, int], shade: bool
+    ) -> None:
+        if not lines:
+            return
+        texts = [font.render(line, True, color) for line in lines]  # type: ignore[attr-defined]
+        height, width = sum(text.get_height() + 2 for text in texts), max(text.get_width() for text in texts)
+        if shade:
+            back = self._pygame.Surface((width + 12, height + 8))
+            back.set_alpha(190)
+            self.window.get_surface().blit(back, (at[0] - 6, at[1] - 4))
+        top = at[1]
+        for text in texts:
+            self.window.get_surface().blit(text, (at[0], top))
+            top += text.get_height() + 2
+
+    def _draw_panel(self, panel: Sequence[np.ndarray], left: int) -> None:
+        top = 0
+        for picture in panel:
+            self._blit(picture, (left, top), 1)
+            top += picture.shape[0] + 4
+
+    def _draw_gallery(self, gallery: Sequence[np.ndarray]) -> None:
+        surface = self.window.get_surface()
+        rows = -(-len(gallery) // GALLERY_COLUMNS)
+        height, width = gallery[0].shape[:2]
+        room = surface.get_width() // GALLERY_COLUMNS - 6, (surface.get_height() - STRIP_PX) // rows - 6
+        scale = max(1, min(room[0] // width, room[1] // height))
+        surface.fill(BACKGROUND, (0, 0, surface.get_width(), surface.get_height() - STRIP_PX))
+        for index, picture in enumerate(gallery):
+            row, column = divmod(index, GALLERY_COLUMNS)
+            left, top = 6 + column * (width * scale + 6), 6 + row * (height * scale + 6)
+            self._blit(picture, (left, top), scale)
+            self._tiles.append((left, top, width * scale, height * scale))
