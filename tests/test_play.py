@@ -239,7 +239,7 @@ def test_the_window_shows_both_worlds_and_a_line(tmp_path):
     app = app_of(counting_session(compare=True), tmp_path, max_steps=2, screenshot=tmp_path / "window.png")
     app.run()
     window = iio.imread(tmp_path / "window.png")
-    scale = 512 // 40
+    scale = min(512 // 40, 1280 // (64 + GAP_PX + 64))
     picture = window[: 40 * scale : scale, ::scale]
     assert picture.shape == (40, 64 + GAP_PX + 64, 3)
     assert (picture[30:, :64, 0] == 11).all() and (picture[:, 64 + GAP_PX :, 0] == 11).all()

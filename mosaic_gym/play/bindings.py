@@ -24,16 +24,16 @@ PRESSED = {
     "single_step": (("n",), "one step, then pause"),
     "rewind": (("[",), "one step back in time, ten with shift"),
     "replay": (("]",), "one step forward in time again"),
-    "fork": (("f",), "fork the present: two futures side by side; again to end"),
-    "fork_prompt": (("g",), "fork, with another prompt for the second future"),
-    "steer": (("tab",), "steer the first future, the second, or both"),
+    "fork": (("f",), "fork: two futures side by side; again to end"),
+    "fork_prompt": (("g",), "fork with another prompt"),
+    "steer": (("tab",), "steer the first, the second, or both"),
     "simulator": (("c",), "learned world or simulator"),
     "policy": (("o",), "you or the policy"),
     "memory": (("m",), "memory on or off"),
     "more_guidance": (("=",), "more classifier-free guidance"),
     "less_guidance": (("-",), "less of it"),
-    "prompt": (("return",), "type a prompt; up and down offer the checkpoint's"),
-    "overlay": (("v",), "next overlay: sources, memory before denoising, depth, none"),
+    "prompt": (("return",), "type a prompt; up and down offer some"),
+    "overlay": (("v",), "overlay: sources, memory before denoising, depth"),
     "map": (("t",), "map of memory from above"),
     "curves": (("y",), "curves of coverage, reward, action and speed"),
     "mouse_look": (("l",), "turn with the mouse, on or off"),
@@ -42,7 +42,7 @@ PRESSED = {
     "screenshot": (("i",), "save a picture of the window"),
     "save": (("f5",), "save this moment"),
     "load": (("f9",), "return to the saved moment"),
-    "remove": (("x", "delete"), "remove the selected patches from memory"),
+    "remove": (("x", "delete"), "remove the selected patches"),
     "duplicate": (("e",), "duplicate them, half a metre to the right"),
     "enlarge": ((".",), "enlarge them by a quarter"),
     "turn": ((",",), "turn them by 30 degrees"),
@@ -65,6 +65,7 @@ class Bindings:
     def __post_init__(self) -> None:
         import pygame
 
+        pygame.display.init()  # which names the keys
         known = {**HELD, **PRESSED}
         codes: dict[int, str] = {}
         for command, names in self.keys.items():

@@ -13,8 +13,8 @@ STRIP_PX = 52
 """Height of the strip under the pictures: a line of status, and one for messages or the prompt."""
 PANEL_PX = 240
 """Width of the panel at the right, where the map and the curves are."""
-TARGET_PX = 512
-"""The window opens with pictures of at most this height."""
+TARGET_PX, WIDEST_PX = 512, 1280
+"""The window opens with pictures of at most this height, and grows with pictures and panel to at most this width."""
 BACKGROUND, TEXT, MESSAGE, DIM = (16, 16, 20), (220, 220, 220), (250, 200, 90), (130, 130, 140)
 GALLERY_COLUMNS = 6
 
@@ -60,11 +60,8 @@ class Screen:
         self._pygame = pygame
         pygame.display.init()
         pygame.font.init()
-        scale = max(1, TARGET_PX // height)
-        columns = count * width + (count - 1) * GAP_PX
-        self.window = pygame.Window(
-            "Mosaic Gym", (max(columns * scale, 480), height * scale + STRIP_PX), resizable=True
-        )
+        self._fitted = count * width + (count - 1) * GAP_PX, 0
+        self.window = pygame.Window("Mosaic Gym", self._fitting_size(height, *self._fitted), resizable=True)
         self._font, self._small = pygame.font.Font(None, 20), pygame.font.Font(None, 18)
         self._left = self._scale = 0
         self._size = (height, width)
@@ -72,11 +69,15 @@ class Screen:
 
     def draw(self, content: Content) -> None:
         """Draws everything anew."""
-        pygame, surface = self._pygame, self.window.get_surface()
-        surface.fill(BACKGROUND)
+        pygame = self._pygame
         height, width = content.pictures[0].shape[:2]
         columns = sum(picture.shape[1] for picture in content.pictures) + GAP_PX * (len(content.pictures) - 1)
         panel_px = PANEL_PX if content.panel else 0
+        if (columns, panel_px) != self._fitted:
+            self._fitted = columns, panel_px
+            self.window.size = self._fitting_size(height, columns, panel_px)
+        surface = self.window.get_surface()
+        surface.fill(BACKGROUND)
         room = max(1, surface.get_width() - panel_px), max(1, surface.get_height() - STRIP_PX)
         self._scale, self._size = max(1, min(room[0] // columns, room[1] // height)), (height, width)
         left = self._left = max(0, (room[0] - columns * self._scale) // 2)
@@ -92,8 +93,10 @@ class Screen:
             area = pygame.Rect(self._left + min(start, end), min(top, bottom), abs(end - start), abs(bottom - top))
             pygame.draw.rect(surface, MESSAGE, area, 1)
         self._draw_panel(content.panel, surface.get_width() - panel_px)
-        self._write(content.keys, (8, 6), self._font, MESSAGE, shade=True)
-        self._write(content.lines, (12, 28), self._small, TEXT, shade=True)
+        self._write(content.keys, (8, 6), self._font, MESSAGE)
+        half = -(-len(content.lines) // 2)
+        for part, at in ((content.lines[:half], 12), (content.lines[half:], surface.get_width() // 2 + 6)):
+            self._write(part, (at, 28), self._small, TEXT)
         bottom = surface.get_height() - STRIP_PX
         surface.fill(BACKGROUND, (0, bottom, surface.get_width(), STRIP_PX))
         surface.blit(self._font.render(content.status, True, TEXT), (8, bottom + 8))
@@ -137,17 +140,21 @@ class Screen:
             surface = self._pygame.transform.scale(surface, (picture.shape[1] * scale, picture.shape[0] * scale))
         self.window.get_surface().blit(surface, at)
 
-    def _write(
-        self, lines: Sequence[str], at: tuple[int, int], font: object, color: tuple[int, int, int], shade: bool
-    ) -> None:
+    @staticmethod
+    def _fitting_size(height: int, columns: int, panel_px: int) -> tuple[int, int]:
+        """The window's size for pictures of some columns in all, as large as fits."""
+        scale = max(1, min(TARGET_PX // height, (WIDEST_PX - panel_px) // columns))
+        return max(columns * scale, 480) + panel_px, height * scale + STRIP_PX
+
+    def _write(self, lines: Sequence[str], at: tuple[int, int], font: object, color: tuple[int, int, int]) -> None:
+        """Lines one below the other on a shade, so that they are legible on any picture."""
         if not lines:
             return
         texts = [font.render(line, True, color) for line in lines]  # type: ignore[attr-defined]
         height, width = sum(text.get_height() + 2 for text in texts), max(text.get_width() for text in texts)
-        if shade:
-            back = self._pygame.Surface((width + 12, height + 8))
-            back.set_alpha(190)
-            self.window.get_surface().blit(back, (at[0] - 6, at[1] - 4))
+        back = self._pygame.Surface((width + 12, height + 8))
+        back.set_alpha(190)
+        self.window.get_surface().blit(back, (at[0] - 6, at[1] - 4))
         top = at[1]
         for text in texts:
             self.window.get_surface().blit(text, (at[0], top))
