@@ -27,6 +27,8 @@ from types import FrameType
 
 GRACE_S = 2.0
 """How long a worker has to end after SIGTERM before it is killed, seconds."""
+EXIT_S = 10.0
+"""How long a process whose workers were ended by a signal has to end itself, seconds."""
 
 
 class Terminated(SystemExit):
@@ -99,12 +101,20 @@ def end_with_parent() -> None:
 
 @contextmanager
 def workers_end_on_error() -> Iterator[None]:
-    """Ends the worker processes started inside when the block is left by an exception, signals included."""
+    """Ends the worker processes started inside when the block is left by an exception, signals included.
+
+    After a signal the process itself ends within `EXIT_S`: a thread of an executor may wait for ever for a pipe that no
+    worker reads any more, and leaving the executor waits for that thread.
+    """
     before = set(multiprocessing.active_children())
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         end_workers(set(multiprocessing.active_children()) - before)
+        if isinstance(error, Terminated):
+            timer = threading.Timer(EXIT_S, os._exit, (error.code,))
+            timer.daemon = True
+            timer.start()
         raise
 
 

@@ -81,6 +81,25 @@ def test_workers_of_a_pool_end_with_their_parent(number, code, tmp_path):
     parent.communicate()
 
 
+def test_a_process_whose_cleaning_never_ends_is_ended():
+    program = (
+        "import contextlib, time, mosaic_gym.processes as processes\n"
+        "processes.EXIT_S = 0.5\n"
+        "with processes.orderly_exit(), contextlib.ExitStack() as stack:\n"
+        "    stack.callback(time.sleep, 600)\n"
+        "    with processes.workers_end_on_error():\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        run.stdout.readline()
+        run.terminate()
+        assert run.wait(20) == 143
+    finally:
+        run.kill()
+
+
 @pytest.mark.parametrize("released", [True, False])
 def test_a_guard_kills_what_it_guards_unless_it_is_released(released):
     program = (
