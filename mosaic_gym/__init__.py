@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mosaic_gym.memory.mosaic import MosaicMemory
     from mosaic_gym.model.wan.adapters import fuse_adapters
     from mosaic_gym.model.wan.options import WanOptions
+    from mosaic_gym.play.overlay_wrapper import OverlayRendering
     from mosaic_gym.worlds.doom import DoomWorld
     from mosaic_gym.worlds.maps.rooms import MapOptions
     from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -59,6 +60,7 @@ __all__ = [
     "MapOptions",
     "MosaicMemory",
     "MosaicWorld",
+    "OverlayRendering",
     "Planner",
     "Pose",
     "ReturnTask",
@@ -97,6 +99,7 @@ _LAZY = {
     "MapOptions": "mosaic_gym.worlds.maps.rooms",
     "MosaicMemory": "mosaic_gym.memory.mosaic",
     "MosaicWorld": "mosaic_gym.worlds.mosaic",
+    "OverlayRendering": "mosaic_gym.play.overlay_wrapper",
     "RoomExplorer": "mosaic_gym.worlds.room_explorer",
     "WanOptions": "mosaic_gym.model.wan.options",
     "fuse_adapters": "mosaic_gym.model.wan.adapters",

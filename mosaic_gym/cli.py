@@ -56,7 +56,10 @@ COMMANDS: dict[str, Command] = {
         "mosaic_gym.evaluation.demo", "Config", "demo", "walk out and back, learned world beside simulator"
     ),
     "maps": Command("mosaic_gym.evaluation.maps", "Config", "draw", "draw a generated map from above, or all themes"),
-    "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the learned world with the keyboard"),
+    "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the learned world in a window"),
+    "inspect": Command(
+        "mosaic_gym.play.inspect_file", "InspectConfig", "inspect_file", "show what a saved moment or episode holds"
+    ),
     "record": Command(
         "mosaic_gym.worlds.recording",
         "RecordConfig",

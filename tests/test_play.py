@@ -230,9 +230,9 @@ def test_the_four_frames_of_a_step_are_shown_in_order_and_evenly(tmp_path):
     app = app_of(counting_session(), tmp_path)
     views = app.session.step(AHEAD)
     app._finish(views, AHEAD, 0.4, [])
-    due = np.array([at for at, _ in app._shown])
+    due = np.array([at for at, _ in app._queue])
     assert np.allclose(np.diff(due), 0.1)
-    assert [int(pictures[0][0, 0, 0]) for _, pictures in app._shown] == [4, 5, 6, 7]
+    assert [int(pictures[0][0, 0, 0]) for _, pictures in app._queue] == [4, 5, 6, 7]
 
 
 def test_the_window_shows_both_worlds_and_a_line(tmp_path):
@@ -522,7 +522,7 @@ def test_sources_of_a_world_with_latent_memory():
     env.step(np.zeros(3))
     sources = step_sources(world, before, env.view)
     assert sources.covered.mean() > 0.9 and sources.warped.shape == (64, 64, 3)
-    assert not (sources.remembered & ~sources.covered).any()
+    assert not (sources.from_memory & ~sources.covered).any()
 
 
 def test_pictures_of_depth_memory_and_curves():

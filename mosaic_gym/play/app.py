@@ -21,7 +21,7 @@ from mosaic_gym.envs.mosaic_env import FRAMES_PER_SECOND
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.play.bindings import Bindings
 from mosaic_gym.play.explain import OVERLAYS, overlay_pictures, panel_pictures, status_line
-from mosaic_gym.play.inputs import Given, Inputs
+from mosaic_gym.play.inputs import InputEvents, Inputs
 from mosaic_gym.play.prompt_line import PromptLine
 from mosaic_gym.play.recorder import Recorder
 from mosaic_gym.play.screen import Content, Screen
@@ -82,7 +82,7 @@ class App:
         self._job: Job | None = None
         self._commands: deque[tuple[str, bool]] = deque()
         self._actions: list[Callable[[], str | None]] = []
-        self._shown: deque[tuple[float, list[np.ndarray]]] = deque()
+        self._queue: deque[tuple[float, list[np.ndarray]]] = deque()
         self._pictures = [view.frames[-1] for view in session.views]
         self._panel: list[np.ndarray] = []
         self._curves: dict[str, deque[float]] = {
@@ -113,16 +113,16 @@ class App:
 
     # Inputs
 
-    def handle(self, given: Given) -> None:
+    def handle(self, events: InputEvents) -> None:
         """Takes new inputs. What changes the session waits for the step that is being computed."""
-        self.done |= given.closed
+        self.done |= events.closed
         if self._line is not None:
-            self._type(given)
-        for command in given.commands:
-            self._commands.append((command, given.shift))
-        for path in given.drops:
+            self._type(events)
+        for command in events.commands:
+            self._commands.append((command, events.shift))
+        for path in events.drops:
             self._actions.append(lambda path=path: self._start_from(path))
-        for kind, position, button in given.mouse:
+        for kind, position, button in events.mouse:
             self._point(kind, position, button)
 
     def advance(self) -> None:
@@ -141,9 +141,9 @@ class App:
             actions, self._actions = self._actions, []
             for action in actions:
                 self._try(action)
-        waiting = len(self._shown) > FRAMES_PER_STEP
+        waiting = len(self._queue) > FRAMES_PER_STEP
         if self._job is None and not self.done and not waiting and self._line is None and not self._gallery:
-            if self.steps == self.options.max_steps and not self._shown:
+            if self.steps == self.options.max_steps and not self._queue:
                 self.done = True
             elif self.steps != self.options.max_steps and (not self.paused or self._single):
                 self._single = False
@@ -169,9 +169,9 @@ class App:
         frames = [np.stack([picture] * FRAMES_PER_STEP) for picture in overlay] or [view.frames for view in views]
         frames += [view.frames for view in views[len(frames) :]]
         interval_s = max(1.0 / FRAMES_PER_SECOND, step_s / FRAMES_PER_STEP)
-        due_s = max(time.monotonic(), self._shown[-1][0] + interval_s if self._shown else 0.0)
+        due_s = max(time.monotonic(), self._queue[-1][0] + interval_s if self._queue else 0.0)
         for index in range(FRAMES_PER_STEP):
-            self._shown.append((due_s + index * interval_s, [picture[index] for picture in frames]))
+            self._queue.append((due_s + index * interval_s, [picture[index] for picture in frames]))
         view = views[0]
         values = view.coverage, view.reward, float(action[0]), 1.0 / max(step_s, 1e-6)
         for name, value in zip(self._curves, values, strict=True):
@@ -187,7 +187,7 @@ class App:
 
     def _show_present(self) -> None:
         """Shows the present moment at once, after time or memory changed."""
-        self._shown.clear()
+        self._queue.clear()
         self._pictures = [view.frames[-1] for view in self.session.views]
         pictures = overlay_pictures(self.session, self.overlay)
         self._pictures[: len(pictures)] = pictures
@@ -201,8 +201,8 @@ class App:
     def content(self) -> Content:
         """What the window shows now."""
         now = time.monotonic()
-        while self._shown and self._shown[0][0] <= now:
-            self._pictures = self._shown.popleft()[1]
+        while self._queue and self._queue[0][0] <= now:
+            self._pictures = self._queue.popleft()[1]
         session = self.session
         message = self._message if now < self._message_until else ""
         if self._line is not None:
@@ -260,7 +260,7 @@ class App:
         }
 
     def _redrawn(self, name: str, handler: Callable[[bool], str | None]) -> Callable[[bool], str | None]:
-        """A command after which the present is shown anew. Time that was moved stands still until it is told to go."""
+        """A command after which the present is drawn again. After a rewind, time stands still."""
 
         def run(shift: bool) -> str | None:
             message = handler(shift)
@@ -358,9 +358,9 @@ class App:
         self.inputs.typing = True
         return None
 
-    def _type(self, given: Given) -> None:
+    def _type(self, events: InputEvents) -> None:
         line = self._line
-        if not line.read(given):
+        if not line.read(events):
             return
         self._line, self.inputs.typing = None, False
         if line.taken:

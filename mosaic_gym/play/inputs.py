@@ -1,4 +1,4 @@
-"""Keys, mouse and gamepad: which action they steer, and which commands were given."""
+"""Keys, mouse and gamepad: which action they steer, and which commands were events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEAD_ZONE = 0.15
 
 
 @dataclass
-class Given:
+class InputEvents:
     """What came in since the last look.
 
     Attributes:
@@ -61,29 +61,29 @@ class Inputs:
         pygame.joystick.init()
         self._pads = [pygame.joystick.Joystick(index) for index in range(pygame.joystick.get_count())]
 
-    def read(self) -> Given:
+    def read(self) -> InputEvents:
         """Processes new events."""
-        pygame, given = self._pygame, Given()
+        pygame, events = self._pygame, InputEvents()
         for event in pygame.event.get():
             if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
-                given.closed = True
+                events.closed = True
             elif event.type == pygame.KEYDOWN:
-                self._press(event, given)
+                self._press(event, events)
             elif event.type == pygame.KEYUP:
                 for keys in self._down.values():
                     keys.discard(event.key)
             elif event.type == pygame.DROPFILE:
-                given.drops.append(Path(event.file))
+                events.drops.append(Path(event.file))
             elif event.type == pygame.MOUSEBUTTONDOWN:
-                given.mouse.append(("down", event.pos, event.button))
+                events.mouse.append(("down", event.pos, event.button))
             elif event.type == pygame.MOUSEBUTTONUP:
-                given.mouse.append(("up", event.pos, event.button))
+                events.mouse.append(("up", event.pos, event.button))
             elif event.type == pygame.MOUSEMOTION:
-                given.mouse.append(("move", event.pos, 0))
+                events.mouse.append(("move", event.pos, 0))
                 self._turned_px += event.rel[0] if self.mouse_look else 0
             elif event.type == pygame.JOYDEVICEADDED:
                 self._pads.append(pygame.joystick.Joystick(event.device_index))
-        return given
+        return events
 
     def action(self) -> np.ndarray:
         """The action `[3]` of keys that are down or were tapped since the last action, of the mouse and the gamepad."""
@@ -106,16 +106,16 @@ class Inputs:
         """Names of the commands whose keys are down."""
         return [command for command, keys in self._down.items() if keys]
 
-    def _press(self, event: Any, given: Given) -> None:
+    def _press(self, event: Any, events: InputEvents) -> None:
         if self.typing:
             name = self._pygame.key.name(event.key)
             is_key = name in LINE_KEYS
-            given.typed.append(("key", name) if is_key else ("text", getattr(event, "unicode", "")))
+            events.typed.append(("key", name) if is_key else ("text", getattr(event, "unicode", "")))
             return
         command = self._bindings.command(event.key)
         if command in HELD:
             self._down[command].add(event.key)
             self._tapped.add(command)  # a tap can be shorter than a step, and over by now
         elif command is not None:
-            given.commands.append(command)
-            given.shift |= bool(getattr(event, "mod", 0) & self._pygame.KMOD_SHIFT)
+            events.commands.append(command)
+            events.shift |= bool(getattr(event, "mod", 0) & self._pygame.KMOD_SHIFT)

@@ -26,9 +26,9 @@ EYE_BAND_M = 0.8
 
 
 def tint_sources(frame: np.ndarray, sources: StepSources) -> np.ndarray:
-    """A frame in which remembered pixels keep their colors; the others are tinted."""
+    """A frame in which pixels from memory keep their colors; the others are tinted."""
     picture = frame.astype(float)
-    kinds = [(~sources.covered, INVENTED), (sources.covered & ~sources.remembered, AGAIN), (sources.edited, EDITED)]
+    kinds = [(~sources.covered, INVENTED), (sources.covered & ~sources.from_memory, AGAIN), (sources.edited, EDITED)]
     for mask, color in kinds:
         picture[mask] = (1 - TINT) * picture[mask] + TINT * np.array(color)
     return picture.astype(np.uint8)

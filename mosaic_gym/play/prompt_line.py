@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mosaic_gym.play.inputs import Given
+from mosaic_gym.play.inputs import InputEvents
 
 
 class PromptLine:
@@ -23,9 +23,9 @@ class PromptLine:
         self.text, self.answer, self.taken = text, answer, False
         self._offers, self._offer = sorted({offer for offer in offers if offer}), -1
 
-    def read(self, given: Given) -> bool:
+    def read(self, events: InputEvents) -> bool:
         """Takes characters and keys; returns whether the line is complete."""
-        for kind, key in given.typed:
+        for kind, key in events.typed:
             if kind == "text":
                 self.text += key
             elif key in ("return", "escape"):

@@ -68,7 +68,7 @@ class Screen:
         self._tiles: list[tuple[int, int, int, int]] = []
 
     def draw(self, content: Content) -> None:
-        """Draws everything anew."""
+        """Draws everything."""
         pygame = self._pygame
         height, width = content.pictures[0].shape[:2]
         columns = sum(picture.shape[1] for picture in content.pictures) + GAP_PX * (len(content.pictures) - 1)

@@ -28,13 +28,13 @@ class StepSources:
     Attributes:
         warped: uint8 `[H, W, 3]`, memory warped into the view, holes filled: what the sampler starts from.
         covered: bool `[H, W]`, pixels that memory covers.
-        remembered: bool `[H, W]`, pixels that are shown as memory has them; the others were generated.
+        from_memory: bool `[H, W]`, pixels that are shown as memory has them; the others were generated.
         edited: bool `[H, W]`, pixels that an edit of memory put there.
     """
 
     warped: np.ndarray
     covered: np.ndarray
-    remembered: np.ndarray
+    from_memory: np.ndarray
     edited: np.ndarray
 
 
