@@ -36,6 +36,8 @@ from mosaic_gym.validation import Folder, ListOf, Number, OneOf, Whole, option, 
 
 TEST_EPISODES = 60
 """Held-out episodes of reports."""
+CANDIDATES = 2
+"""Samples that are drawn for each that is taken, so that most samples have something to invent."""
 REGENERATE_FROM = 500
 """Optimizer steps before the model's own samples are of use as memory."""
 DENOISING_STEPS = 6
@@ -187,7 +189,7 @@ def train(config: Config) -> WorldModel:
         run.start_clock()
         while not run.finished:
             generator = run.generator(device)
-            batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator)
+            batch = draw_batch(encoded, codec, config.batch, config.history, config.augmentation, generator, CANDIDATES)
             regenerated = round(config.augmentation.generated * config.batch)
             if regenerated and config.objective == "flow" and run.step_index >= REGENERATE_FROM:
                 with fast_autocast(device):

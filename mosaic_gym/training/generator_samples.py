@@ -7,7 +7,7 @@ recording is on an accelerator.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import torch
@@ -34,6 +34,8 @@ COLOR_TOLERANCE = 0.16
 """Memory of a cell is valid where smoothed colors, in [-1, 1], differ from the true ones by less than this."""
 DEPTH_TOLERANCE = 0.15
 """... and depth by less than this share."""
+MOST_UNCOVERED, LEAST_WEIGHT = 0.7, 0.05
+"""Of candidates, one is taken in proportion to its uncovered share, up to the first, plus the second."""
 
 
 @dataclass(frozen=True)
@@ -102,20 +104,68 @@ def draw_batch(
     history: int,
     augmentation: Augmentation,
     generator: torch.Generator,
+    candidates: int = 1,
 ) -> Batch:
     """Draws samples; the generator is on the recording's device.
 
     Args:
         codec: frozen, on the same device.
         history: recent latent frames.
+        candidates: samples that are drawn and warped for each that is taken; the more a sample has to invent, the more
+            often it is taken. 1 for samples as they come.
     """
-    device = encoded.latents.device
-    eligible = len(encoded)
-    index = torch.randint(eligible, (count,), generator=generator, device=device)
+    device, drawn = encoded.latents.device, count * candidates
+    index = torch.randint(len(encoded), (drawn,), generator=generator, device=device)
     index = torch.where(encoded.step_of[index] == 0, index + 1, index)  # the first step has no past
     gap = draw_gaps(encoded.step_of[index], augmentation, generator)
     past, alive = draw_past(encoded.step_of[index] - (gap - 1), augmentation, generator)
-    return make_batch(encoded, codec, index, past + (gap - 1)[:, None], alive, gap, history, augmentation, generator)
+    view = retrieve_samples(encoded, index, past + (gap - 1)[:, None], alive)
+    if candidates > 1:
+        uncovered = 1.0 - view.covered.float().mean((1, 2))
+        weight = uncovered.clamp_max(MOST_UNCOVERED) + LEAST_WEIGHT
+        chosen = torch.multinomial(weight, count, generator=generator)
+        index, gap, view = index[chosen], gap[chosen], view.rows(chosen)
+    return make_batch(encoded, codec, index, view, gap, history, augmentation, generator)
+
+
+@dataclass(frozen=True)
+class SampleViews:
+    """What memory shows of samples, before it is degraded and encoded.
+
+    Attributes:
+        steps: `[b, k]`, the recorded steps in memory.
+        selection: of keyframes and patches.
+        picture: `[b, 4, H, W]`, warped, holes filled.
+        covered: bool `[b, H, W]`; cost: `[b, H, W]`, of the best source.
+    """
+
+    steps: Tensor
+    selection: Selection
+    picture: Tensor
+    covered: Tensor
+    cost: Tensor
+
+    def rows(self, index: Tensor) -> SampleViews:
+        """Some of the samples."""
+        selection = Selection(**{f.name: getattr(self.selection, f.name)[index] for f in fields(Selection)})
+        return SampleViews(self.steps[index], selection, self.picture[index], self.covered[index], self.cost[index])
+
+
+@torch.no_grad()
+def retrieve_samples(encoded: EncodedRecording, index: Tensor, past: Tensor, alive: Tensor) -> SampleViews:
+    """What memories of the steps `past` `[b, k]` back, where `alive`, show in the views of steps `[b]`."""
+    recorded, device = encoded.recorded, index.device
+    cameras = recorded.cameras[index]
+    rows = torch.where(alive, index[:, None] - past, index[:, None])
+    grid = (encoded.latents.shape[-2] // PATCH, encoded.latents.shape[-1] // PATCH)
+    patch_k = rescale_intrinsics(recorded.image_from_camera, tuple(recorded.frames.shape[1:3]), grid)
+    zeros = torch.zeros(*rows.shape, grid[0] * grid[1], device=device)
+    selection = select_stacked(
+        encoded.points_m[rows], zeros, alive[..., None].expand_as(zeros).contiguous(), recorded.cameras[rows, -1],
+        cameras[:, [0, -1]], patch_k, grid, SOURCES, PATCHES,
+    )  # fmt: skip
+    warped = _warp(encoded, rows, selection, cameras)
+    return SampleViews(rows, selection, warped_picture(warped), warped.covered[:, 0], warped.cost[:, 0])
 
 
 def draw_gaps(step_of: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -156,41 +206,29 @@ def make_batch(
     encoded: EncodedRecording,
     codec: RGBDCodec,
     index: Tensor,
-    past: Tensor,
-    alive: Tensor,
+    view: SampleViews,
     gap: Tensor,
     history: int,
     augmentation: Augmentation,
     generator: torch.Generator,
 ) -> Batch:
-    """The samples of steps `[b]` whose memory holds the steps `past` `[b, k]` back, where `alive`.
+    """The samples of steps `[b]`.
 
     Args:
+        view: what memory shows of them.
         gap: steps `[b]` from the last recent frame to the target.
     """
     recorded, device, b = encoded.recorded, index.device, len(index)
-    cameras = recorded.cameras[index]
-    rows = torch.where(alive, index[:, None] - past, index[:, None])
-    h, w = encoded.latents.shape[-2:]
-    grid = (h // PATCH, w // PATCH)
-    patch_k = rescale_intrinsics(recorded.image_from_camera, tuple(recorded.frames.shape[1:3]), grid)
-    zeros = torch.zeros(*rows.shape, grid[0] * grid[1], device=device)
-    world_from_source = recorded.cameras[rows, -1]
-    selection = select_stacked(
-        encoded.points_m[rows], zeros, alive[..., None].expand_as(zeros).contiguous(), world_from_source,
-        cameras[:, [0, -1]], patch_k, grid, SOURCES, PATCHES,
-    )  # fmt: skip
-    warped = _warp(encoded, rows, selection, cameras)
-    covered = warped.covered[:, 0]
-    picture = warped_picture(warped)
-    true = recorded.pictures(index)
-    valid = memory_validity(picture, true, covered)
+    cameras, selection = recorded.cameras[index], view.selection
+    picture, covered = view.picture, view.covered
+    valid = memory_validity(picture, recorded.pictures(index), covered)
 
     degraded = torch.rand(b, 2, generator=generator, device=device)
     generation = torch.where(degraded[:, 0] < augmentation.degraded, 1 + (degraded[:, 1] < 0.4).long(), 0)
     worn = degrade(picture, generation, codec)
     warped_latent = codec.encode_pictures(worn)
-    coverage = memory_coverage(covered, warped.cost[:, 0], generation[:, None, None].float() * covered, (h, w))
+    grid = tuple(encoded.latents.shape[-2:])
+    coverage = memory_coverage(covered, view.cost, generation[:, None, None].float() * covered, grid)
 
     back = torch.arange(history, 0, -1, device=device)
     recent_rows = index[:, None] - torch.minimum(back + gap[:, None] - 1, encoded.step_of[index][:, None])
@@ -198,7 +236,7 @@ def make_batch(
     noise = torch.randn(recent.shape, generator=generator, device=device)
     strength = augmentation.recent_noise * torch.rand(b, 1, 1, 1, 1, generator=generator, device=device)
     drop = torch.rand(b, 1, generator=generator, device=device) < augmentation.no_prompt
-    patches, patch_cameras = _patches(encoded, rows, selection, cameras)
+    patches, patch_cameras = _patches(encoded, view.steps, selection, cameras)
     patch_noise = torch.randn(patches.shape, generator=generator, device=device)
     patches = patches + strength[:, 0, 0] * patch_noise * selection.patch_exists[..., None]
     return Batch(

@@ -23,6 +23,7 @@ from mosaic_gym.training.generator_samples import (
     draw_past,
     make_batch,
     memory_validity,
+    retrieve_samples,
 )
 from mosaic_gym.training.pictures import read_pictures
 from mosaic_gym.worlds.mosaic import MosaicWorld
@@ -102,7 +103,8 @@ def test_memory_of_the_past_shows_the_view_where_it_covers_it(encoded):
     codec = tiny_codec()
     index, past = torch.tensor([3, 8]), torch.tensor([[1, 2, 3], [1, 2, 2]])
     alive = torch.tensor([[True, True, True], [True, True, False]])
-    batch = make_batch(encoded, codec, index, past, alive, torch.tensor([1, 1]), 2, PLAIN, rng())
+    view = retrieve_samples(encoded, index, past, alive)
+    batch = make_batch(encoded, codec, index, view, torch.tensor([1, 1]), 2, PLAIN, rng())
     true = encoded.recorded.pictures(index)
     assert float(batch.covered.float().mean()) > 0.8 and not bool(batch.covered.all())
     error = ((batch.warped - true).abs().mean(1) * batch.covered).sum() / batch.covered.sum()
@@ -128,6 +130,17 @@ def test_the_past_ends_at_the_start_of_the_episode():
     past, alive = draw_past(steps, replace(PLAIN, last_only=1.0), rng())
     assert alive.sum(1).tolist() == [1] * len(steps) and bool((past[:, 0] == 1).all())
     assert not bool(draw_past(steps, replace(PLAIN, no_memory=1.0), rng())[1].any())
+
+
+@torch.no_grad()
+def test_of_several_candidates_those_with_more_to_invent_are_taken(encoded):
+    options = replace(PLAIN, no_memory=0.2, last_only=0.5)
+    shares = []
+    for candidates in (1, 4):
+        batch = draw_batch(encoded, tiny_codec(), 64, 2, options, rng(), candidates)
+        assert len(batch.index) == len(batch.memory.patches) == len(batch.warped) == 64
+        shares.append(1 - float(batch.covered.float().mean()))
+    assert shares[1] > shares[0] + 0.05
 
 
 @torch.no_grad()
