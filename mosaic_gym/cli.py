@@ -109,6 +109,12 @@ COMMANDS: dict[str, Command] = {
     "evaluate depth": Command(
         "mosaic_gym.evaluation.suites.depth", "Config", "evaluate", "error of the depth estimator"
     ),
+    "evaluate edits": Command(
+        "mosaic_gym.evaluation.suites.edits",
+        "Config",
+        "evaluate",
+        "whether edits of memory are seen in generated frames",
+    ),
     "evaluate revisit": Command(
         "mosaic_gym.evaluation.suites.revisit",
         "Config",

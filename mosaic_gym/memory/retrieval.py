@@ -19,7 +19,7 @@ from mosaic_gym.geometry.camera import rescale_intrinsics
 from mosaic_gym.memory.batching import map_members
 from mosaic_gym.memory.keyframe import Keyframe, pad_members
 from mosaic_gym.memory.selection import Selection, select
-from mosaic_gym.memory.warp import WarpedViews, empty_views, fill_holes, warp_frames
+from mosaic_gym.memory.warp import WarpedViews, empty_views, fill_holes, overlay, warp_frames
 
 EQUAL_ERROR_COST = 0.3
 """The `source_cost` at which memory and the atlas's map are about equally wrong. Two estimates with independent errors
@@ -145,11 +145,18 @@ def retrieve(
         for keyframes, indices in zip(memories, selection.sources.tolist(), strict=True)
     ]
 
-    # 3. Warping of the sources' images.
+    # 3. Warping of the sources' images, with those that edits put somewhere in front.
     def warp_members(cameras: Tensor, sources: Sequence[Sequence[Keyframe]]) -> WarpedViews:
         return _warp_sources(sources, cameras, image_k, codec, image_size)
 
+    edits = [[keyframe for keyframe in keyframes if keyframe.edited] for keyframes in memories]
+    if any(edits):
+        sources = [[keyframe for keyframe in row if not keyframe.edited] for row in sources]
+        chosen = map_members(select_members, world_from_camera, edits, [True] * b).sources.tolist()
+        edits = [[keyframes[i] for i in row if i >= 0] for keyframes, row in zip(edits, chosen, strict=True)]
     warped = map_members(warp_members, world_from_camera, sources)
+    if any(edits):
+        warped, _ = overlay(warped, map_members(warp_members, world_from_camera, edits))
 
     # 4. Fusion with what lies behind: the map's pictures, or filled holes.
     memory_weight = (1.0 + warped.cost / EQUAL_ERROR_COST).reciprocal()

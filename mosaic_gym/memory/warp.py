@@ -184,14 +184,14 @@ def overlay(views: WarpedViews, edited: WarpedViews) -> tuple[WarpedViews, Tenso
     """Views of what memory has seen, with edited keyframes where those are nearer, and where that is `[b, f, H, W]`.
 
     The cost of a source allows for errors of its depth, so a source of low cost may show through a nearer surface. An
-    edit says where a surface is, so nothing behind it shows through.
+    edit says where a surface is, so nothing behind it shows through, and its cost is 0.
     """
     nearer = edited.covered & (edited.depth_m < views.depth_m * (1 - DEPTH_TOLERANCE))
     merged = {}
     for f in fields(WarpedViews):
         one, other = getattr(edited, f.name), getattr(views, f.name)
         merged[f.name] = torch.where(nearer[:, :, None] if one.ndim > nearer.ndim else nearer, one, other)
-    return WarpedViews(**merged), nearer
+    return WarpedViews(**merged | {"cost": torch.where(nearer, 0.0, views.cost)}), nearer
 
 
 def fill_holes(
