@@ -57,6 +57,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "maps": Command("mosaic_gym.evaluation.maps", "Config", "draw", "draw a generated map from above, or all themes"),
     "play": Command("mosaic_gym.play", "PlayConfig", "play", "walk through the learned world in a window"),
+    "serve": Command(
+        "mosaic_gym.play.serve",
+        "ServeConfig",
+        "serve",
+        "the same in a browser, for machines without a display",
+        ("viser",),
+    ),
     "inspect": Command(
         "mosaic_gym.play.inspect_file", "InspectConfig", "inspect_file", "show what a saved moment or episode holds"
     ),

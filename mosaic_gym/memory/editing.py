@@ -183,6 +183,11 @@ def scale(memory: MosaicMemory, selection: Selection, factor: float) -> MosaicMe
     return _edit(memory, selection, _about(centre_m(memory, selection), factor * np.eye(3)))
 
 
+def transform(memory: MosaicMemory, selection: Selection, world_from_world: np.ndarray) -> MosaicMemory:
+    """The patches moved by a transform `[4, 4]` of the world, metres: rotation, translation, enlargement."""
+    return _edit(memory, selection, world_from_world)
+
+
 def remove(memory: MosaicMemory, selection: Selection) -> MosaicMemory:
     """The memory without the patches. The next views generate what stands there instead."""
     return _edit(memory, selection, None)
@@ -290,11 +295,11 @@ def _check(memory: MosaicMemory, selection: Selection) -> None:
 
 
 def _edit(
-    memory: MosaicMemory, selection: Selection, transform: np.ndarray | None, keep_original: bool = False
+    memory: MosaicMemory, selection: Selection, matrix: np.ndarray | None, keep_original: bool = False
 ) -> MosaicMemory:
     _check(memory, selection)
     masks = {index: mask for index, mask in enumerate(selection.masks) if bool(mask.any())}
-    return memory.edit(masks, transform, keep_original)
+    return memory.edit(masks, matrix, keep_original)
 
 
 def _about(centre: np.ndarray, linear: np.ndarray) -> np.ndarray:

@@ -302,6 +302,10 @@ class Session:
         by_m = world_from_camera[:3, :2] @ np.array([right_px / k[0, 0], down_px / k[1, 1]]) * max(depth_m, 0.0)
         return self._edit(lambda *chosen: editing.move(*chosen, by_m), f"moved by {np.linalg.norm(by_m):.2f} m")
 
+    def transform(self, world_from_world: np.ndarray) -> str:
+        """Moves and turns the selected patches by a transform `[4, 4]` of the world, metres."""
+        return self._edit(lambda *chosen: editing.transform(*chosen, world_from_world), "moved")
+
     def undo(self) -> str:
         """Undoes the latest edit."""
         self._set_memory(self.current.edits.undo(self.memory))
