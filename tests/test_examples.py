@@ -3,6 +3,7 @@
 import re
 import runpy
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 
@@ -41,3 +42,10 @@ def test_the_explorer_turns_on_the_way_it_began_to():
     names, seen = list(ACTIONS), (left, left[:, ::-1], left, ahead, left[:, ::-1], left)
     taken = [names[agent.choose({"depth": depth_m})] for depth_m in seen]
     assert taken[:3] == ["turn_left"] * 3 and taken[3].startswith("forward") and taken[4:] == ["turn_right"] * 2
+
+
+@pytest.mark.slow
+def test_edits_of_memory_are_drawn(tmp_path):
+    said = run(tmp_path, "examples/06_edit_memory.py", "edits.png")
+    rows = np.split(iio.imread(tmp_path / "edits.png"), 6)
+    assert "(0 patches)" not in said and all(not np.array_equal(rows[0], row) for row in rows[1:])
