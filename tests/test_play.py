@@ -423,10 +423,11 @@ def test_prompts_are_typed_offered_and_refused(session, tmp_path):
 
 
 def test_a_policy_steers_and_others_are_refused(tmp_path):
-    session = counting_session(policy=lambda view: np.array([0.0, 1.0, 0.0]))
+    session = counting_session(make_policy=lambda: lambda view: np.array([0.0, 1.0, 0.0]))
     session.switch_policy()
     session.step(np.zeros(3))
     assert session.views[0].world_from_camera[-1][0, 3] > 0.5
+    assert session.last_action.tolist() == [0, 1, 0]
     assert session.switch_policy() == "you steer"
     with pytest.raises(ValueError, match="give one with --policy"):
         counting_session().switch_policy()
@@ -434,6 +435,8 @@ def test_a_policy_steers_and_others_are_refused(tmp_path):
     assert action.shape == (3,)
     with pytest.raises(FileNotFoundError, match="there is no policy"):
         load_policy("nothing.zip", (40, 64))
+    missing = app_of(counting_session(make_policy=lambda: load_policy("nothing.zip", (40, 64))), tmp_path)
+    assert "there is no policy" in do(missing, "policy") and not missing.session.policy_steers
     (tmp_path / "wrong.zip").write_bytes(b"no agent")
     with pytest.raises(ValueError, match="is no agent"):
         load_policy(str(tmp_path / "wrong.zip"), (40, 64))

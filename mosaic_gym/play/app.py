@@ -36,7 +36,7 @@ MESSAGE_S = 6.0
 SAVED = "scene.safetensors"
 FAST_REWIND = 10
 """Steps of a rewind with shift."""
-REFUSALS = (ValueError, TypeError, RuntimeError, OSError, MemoryError)
+REFUSALS = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError)
 """What a command may raise: the window shows it, and play goes on."""
 
 
@@ -157,10 +157,11 @@ class App:
     # The worker's side
 
     def _compute(self, action: np.ndarray) -> tuple[list[Any], np.ndarray, float, list[np.ndarray]]:
+        """The views after a step, the action that was taken, its time in seconds, and the overlay's pictures."""
         start_s = time.perf_counter()
         views = self.session.step(action)
         step_s = time.perf_counter() - start_s
-        return views, action, step_s, overlay_pictures(self.session, self.overlay)
+        return views, self.session.last_action, step_s, overlay_pictures(self.session, self.overlay)
 
     # After a step
 

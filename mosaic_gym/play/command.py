@@ -73,7 +73,7 @@ def play(config: PlayConfig) -> int:
         prompt=config.prompt,
     ).unwrapped
     size = learned.world.height, learned.world.width
-    policy = None if config.policy is None else load_policy(config.policy, size, config.seed)
+    policy = None if config.policy is None else (lambda: load_policy(config.policy, size, config.seed))
     session = Session(
         learned, lambda: simulator_beside(learned, config.scenario), policy, config.seed, compare=config.compare
     )

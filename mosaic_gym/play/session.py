@@ -51,7 +51,7 @@ class Session:
     Args:
         env: over a learned world, with continuous actions.
         make_simulator: opens the simulator when it is first needed; None if there is none.
-        policy: what steers when the player does not; None if there is none.
+        make_policy: loads what steers when the player does not, when it is first needed; None if there is none.
         seed: of the first episode.
         compare: show the simulator too, with the same actions. Every episode then starts with its image and pose, so
             that both have the same places.
@@ -61,6 +61,7 @@ class Session:
         steering: which of them steps: `first`, `second` or `both`.
         in_simulator: whether the simulator is played instead.
         policy_steers: whether the policy acts.
+        last_action: `[3]`, of the last step, the policy's if it steered.
         selection: the selected patches of the steered future's memory; None if nothing is selected.
     """
 
@@ -68,15 +69,16 @@ class Session:
         self,
         env: WorldEnv,
         make_simulator: Callable[[], WorldEnv] | None = None,
-        policy: Policy | None = None,
+        make_policy: Callable[[], Policy] | None = None,
         seed: int = 0,
         compare: bool = False,
     ) -> None:
-        self.env, self.policy, self.seed = env, policy, seed
+        self.env, self.seed = env, seed
+        self._make_policy, self.policy = make_policy, None
         self._make_simulator, self.compare = make_simulator, compare
         self.simulator: WorldEnv | None = None
         self.policy_steers = self.in_simulator = self._same_places = self._warned = False
-        self.steering = "first"
+        self.steering, self.last_action = "first", REST
         self.selection: editing.Selection | None = None
         self.futures: list[Future] = []
         self.restart(seed)
@@ -140,8 +142,9 @@ class Session:
     def step(self, action: np.ndarray) -> list[View]:
         """One step of what is steered, all futures in one batch; returns the views, one for each that is shown."""
         start_s = time.perf_counter()
-        if self.policy_steers and self.policy is not None:
+        if self.policy_steers:
             action = self.policy(self.views[0])
+        self.last_action = np.asarray(action, np.float32)
         if self.in_simulator:
             if self.simulator.episode.ended:
                 self.simulator.reset(seed=None)
@@ -214,7 +217,9 @@ class Session:
     def switch_policy(self) -> str:
         """Lets the policy steer, or the player."""
         if self.policy is None:
-            raise ValueError("there is no policy; give one with --policy")
+            if self._make_policy is None:
+                raise ValueError("there is no policy; give one with --policy")
+            self.policy = self._make_policy()
         self.policy_steers = not self.policy_steers
         return "the policy steers" if self.policy_steers else "you steer"
 
