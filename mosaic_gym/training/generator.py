@@ -68,15 +68,15 @@ class Config:
     """Samples in a batch."""
     noise_draws: Annotated[int, Whole(1)] = 2
     """Noise levels that are drawn for each sample; they share what the network reads of its context."""
-    learning_rate: Annotated[float, Number(0.0)] = 5e-4
+    learning_rate: Annotated[float, Number(0.0)] = 1e-3
     """The peak."""
     history: Annotated[int, Whole(1)] = 2
     """Recent latent frames that condition the next one."""
-    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (64, 192)
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (96, 192)
     """Channels of the convolutions, and width of the transformer."""
-    fine_blocks: Annotated[int, Whole(1)] = 2
+    fine_blocks: Annotated[int, Whole(1)] = 3
     """Convolutional blocks before and after the transformer."""
-    blocks: Annotated[int, Whole(1)] = 6
+    blocks: Annotated[int, Whole(1)] = 3
     """Transformer blocks."""
     episodes: Annotated[int | None, Whole(1)] = None
     """Recorded episodes to train on; None for all."""
