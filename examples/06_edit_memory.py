@@ -14,7 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 
 import mosaic_gym
-from mosaic_gym.memory import editing
+from mosaic_gym import editing
 
 TURN = list(mosaic_gym.ACTIONS).index("turn_right")
 checkpoint = sys.argv[2] if len(sys.argv) > 2 else "doom-tiny"

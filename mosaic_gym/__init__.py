@@ -38,6 +38,7 @@ from mosaic_gym.worlds.registry import WORLDS, make_world
 
 if TYPE_CHECKING:
     from mosaic_gym.data.episodes import EpisodeStore, write_episode
+    from mosaic_gym.memory import editing
     from mosaic_gym.memory.mosaic import MosaicMemory
     from mosaic_gym.model.wan.adapters import fuse_adapters
     from mosaic_gym.model.wan.options import WanOptions
@@ -80,6 +81,7 @@ __all__ = [
     "WanOptions",
     "World",
     "check_world",
+    "editing",
     "fuse_adapters",
     "imagine",
     "make_sb3",
@@ -106,6 +108,8 @@ _LAZY = {
     "write_episode": "mosaic_gym.data.episodes",
 }
 """Names whose modules import torch or the simulator, which takes time: each is imported when it is first used."""
+_LAZY_MODULES = {"editing": "mosaic_gym.memory.editing"}
+"""The same for modules."""
 _RENAMED = {"FixedScenes": "FixedStarts", "thrust_towards_depth": "steer_towards_depth"}  # old spelling
 
 
@@ -123,13 +127,15 @@ def __getattr__(name: str) -> Any:
     if name in _RENAMED:
         _warn_renamed(f"mosaic_gym.{name}", f"mosaic_gym.{_RENAMED[name]}")
         return globals()[_RENAMED[name]]
+    if name in _LAZY_MODULES:
+        return _import_module(_LAZY_MODULES[name])
     if name in _LAZY:
         return getattr(_import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_MODULES})
 
 
 _register(

@@ -93,7 +93,7 @@ def test_every_command_documents_all_its_arguments(name, capsys):
 def test_the_help_of_a_command_in_a_process_of_its_own():
     done = run("play", "--help")
     assert done.returncode == 0, done.stderr
-    assert "--checkpoint" in done.stdout and "keyboard" in done.stdout
+    assert "--checkpoint" in done.stdout and "gamepad" in done.stdout
 
 
 @pytest.mark.parametrize(

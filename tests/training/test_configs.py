@@ -23,7 +23,6 @@ RUNS = (depth, reward_heads, world)
         ({"minutes": float("nan")}, "--minutes is a finite number above 0, or None; got nan"),
         ({"minutes": 1.0, "steps": 5}, "give a run exactly one budget: --minutes or --steps"),
         ({"learning_rate": -1e-3}, "--learning-rate is a finite number from 0; got -0.001"),
-        ({"precision": "fp16"}, "--precision is one of no, bf16; got 'fp16'"),
         ({"out": __file__}, "--out is the path of a folder; got"),
         ({"data": 3}, "--data is the path of a folder; got 3"),
     ],
