@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mosaic_gym.play.overlays import curves, depth_picture, memory_from_above, tint_sources
+from mosaic_gym.play.overlays import OVERLAYS as PICTURES
+from mosaic_gym.play.overlays import curves, memory_from_above, overlay_picture
 from mosaic_gym.play.screen import PANEL_PX
 from mosaic_gym.play.session import Session
 
-OVERLAYS = ("none", "sources", "memory", "depth")
+OVERLAYS = ("none", *PICTURES)
 
 
 def overlay_pictures(session: Session, overlay: str) -> list[np.ndarray]:
@@ -22,18 +23,13 @@ def overlay_pictures(session: Session, overlay: str) -> list[np.ndarray]:
     if overlay == "none":
         return []
     if overlay == "depth":
-        return [depth_picture(view.depth_m) for view in session.views]
+        return [overlay_picture(session.env.world, None, view, overlay) for view in session.views]
     _ = session.memory  # raises without one
-    from mosaic_gym.worlds.inspection import step_sources
-
     pictures = []
     for future in session.futures:
         view, before = future.timeline.present.episode.view, future.timeline.before
-        if before is None:
-            pictures.append(view.frames[-1])
-            continue
-        sources = step_sources(session.env.world, before.episode.state, view)
-        pictures.append(tint_sources(view.frames[-1], sources) if overlay == "sources" else sources.warped)
+        state = None if before is None else before.episode.state
+        pictures.append(overlay_picture(session.env.world, state, view, overlay))
     return pictures
 
 

@@ -7,9 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from mosaic_gym.play.overlays import depth_picture, tint_sources
-
-OVERLAYS = ("sources", "memory", "depth")
+from mosaic_gym.play.overlays import OVERLAYS, overlay_picture
 
 
 class OverlayRendering(gym.Wrapper):
@@ -43,12 +41,5 @@ class OverlayRendering(gym.Wrapper):
 
     def render(self) -> np.ndarray:
         """The last frame and its overlay; before the first step, and after a restored state, the frame twice."""
-        frame, view = self.env.render(), self.unwrapped.view
-        if self.overlay == "depth":
-            return np.concatenate([frame, depth_picture(view.depth_m)], 1)
-        if self._before is None:
-            return np.concatenate([frame, frame], 1)
-        from mosaic_gym.worlds.inspection import step_sources
-
-        sources = step_sources(self.unwrapped.world, self._before, view)
-        return np.concatenate([frame, tint_sources(frame, sources) if self.overlay == "sources" else sources.warped], 1)
+        picture = overlay_picture(self.unwrapped.world, self._before, self.unwrapped.view, self.overlay)
+        return np.concatenate([self.env.render(), picture], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from mosaic_gym.memory.mosaic import MosaicMemory
     from mosaic_gym.worlds.inspection import StepSources
+    from mosaic_gym.worlds.protocol import View
 
+OVERLAYS = ("sources", "memory", "depth")
 INVENTED, AGAIN, EDITED = (255, 140, 30), (70, 120, 255), (80, 220, 90)
 """Tints of pixels that were invented, that were generated again over memory, and that an edit put there."""
 TINT = 0.55
@@ -32,6 +34,22 @@ def tint_sources(frame: np.ndarray, sources: StepSources) -> np.ndarray:
     for mask, color in kinds:
         picture[mask] = (1 - TINT) * picture[mask] + TINT * np.array(color)
     return picture.astype(np.uint8)
+
+
+def overlay_picture(world: Any, before: Any, view: View, overlay: str) -> np.ndarray:
+    """The overlay of a view: `sources`, `memory` or `depth`; the frame where no step of the world led to it.
+
+    Args:
+        before: the state that was stepped to the view; None at a start.
+    """
+    if overlay == "depth":
+        return depth_picture(view.depth_m)
+    if before is None:
+        return view.frames[-1]
+    from mosaic_gym.worlds.inspection import step_sources
+
+    sources = step_sources(world, before, view)
+    return tint_sources(view.frames[-1], sources) if overlay == "sources" else sources.warped
 
 
 def depth_picture(depth_m: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mosaic_gym.play.app import REFUSALS
 from mosaic_gym.play.explain import OVERLAYS, overlay_pictures, status_line
-from mosaic_gym.play.session import Session
+from mosaic_gym.play.session import GUIDANCE_STEP, Session
 from mosaic_gym.validation import Whole, option, validate
 
 ACTIONS = {
@@ -80,8 +80,8 @@ class BrowserView:
             self.prompt = gui.add_text("prompt", session.prompt)
             self._button("take the prompt", lambda: session.set_prompt(self.prompt.value))
             self._button("memory on or off", session.switch_memory)
-            self._button("more guidance", lambda: session.change_guidance(0.5))
-            self._button("less guidance", lambda: session.change_guidance(-0.5))
+            self._button("more guidance", lambda: session.change_guidance(GUIDANCE_STEP))
+            self._button("less guidance", lambda: session.change_guidance(-GUIDANCE_STEP))
             self.overlays = gui.add_dropdown("overlay", OVERLAYS)
             self.overlays.on_update(lambda _: self.do(self._set_overlay))
         with gui.add_folder("memory"):

@@ -12,7 +12,6 @@ memory alone.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -134,7 +133,6 @@ def _measure_in_processes(
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import get_context
     from multiprocessing.managers import SyncManager
-    from tempfile import TemporaryDirectory
 
     from mosaic_gym.processes import end_with_parent, workers_end_on_error
 
@@ -143,32 +141,20 @@ def _measure_in_processes(
     manager = SyncManager(ctx=context)
     manager.start(end_with_parent)
     with (
-        TemporaryDirectory(prefix="mosaic-gym-") as folder,
         manager,
         ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool,
         workers_end_on_error(),
     ):
         queue = manager.Queue()
-        parts = []
-        for first, end in pairwise(ends):
-            file = Path(folder) / f"paths-{first}.pickle"
-            file.write_bytes(pickle.dumps((ahead[first:end], back[first:end])))
-            parts.append(pool.submit(_measure_file, config, file, queue.put))
+        parts = [
+            pool.submit(measure_paths, config, ahead[first:end], back[first:end], True, queue.put)
+            for first, end in pairwise(ends)
+        ]
         while wait(parts, timeout=0.3).not_done:
             while not queue.empty():
                 bar.update(queue.get())
         bar.update(bar.total - bar.n)
         return [part.result() for part in parts]
-
-
-def _measure_file(config: Config, file: Path, advance: Callable[[int], Any]) -> dict[str, Any]:
-    """`measure_paths` of the paths in a file.
-
-    Arguments that fill the pipe to a worker (64 KiB) would block the pool's thread, and with it the end of the command,
-    when the worker is ended before it reads them.
-    """
-    ahead, back = pickle.loads(file.read_bytes())
-    return measure_paths(config, ahead, back, True, advance)
 
 
 def evaluate(config: Config) -> dict[str, Any]:
