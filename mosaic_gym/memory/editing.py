@@ -78,6 +78,19 @@ def select_steps(memory: MosaicMemory, first: int, last: int) -> Selection:
     return _select(memory, lambda keyframe: torch.full_like(keyframe.alive, first <= keyframe.step <= last))
 
 
+def select_labelled(memory: MosaicMemory, text: str) -> Selection:
+    """The patches whose label contains a text, in upper or lower case. A patch's label is the prompt under which it was
+    generated or observed, until `label` gives it another.
+
+    Raises:
+        ValueError: an empty text.
+    """
+    if not text.strip():
+        raise ValueError("the text that labels contain is empty; select_all selects every patch")
+    text = text.lower()
+    return _select(memory, lambda keyframe: torch.full_like(keyframe.alive, text in keyframe.label.lower()))
+
+
 def select_in_box(
     memory: MosaicMemory, low_m: Sequence[float], high_m: Sequence[float], world_from_box: np.ndarray | None = None
 ) -> Selection:
@@ -191,6 +204,19 @@ def transform(memory: MosaicMemory, selection: Selection, world_from_world: np.n
 def remove(memory: MosaicMemory, selection: Selection) -> MosaicMemory:
     """The memory without the patches. The next views generate what stands there instead."""
     return _edit(memory, selection, None)
+
+
+def label(memory: MosaicMemory, selection: Selection, text: str) -> MosaicMemory:
+    """The memory with another label on the patches, for `select_labelled`. Nothing else changes."""
+    _check(memory, selection)
+    keyframes = []
+    for keyframe, mask in zip(memory.keyframes, selection.masks, strict=True):
+        rest = keyframe.alive & ~mask
+        if bool(rest.any()):
+            keyframes.append(keyframe.masked(rest) if bool(mask.any()) else keyframe)
+        if bool(mask.any()):
+            keyframes.append(keyframe.masked(mask).labelled(text))
+    return replace(memory, keyframes=tuple(keyframes))
 
 
 def forget(memory: MosaicMemory, before_step: int) -> MosaicMemory:

@@ -6,6 +6,7 @@ tokens are larger.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -42,6 +43,7 @@ class Keyframe:
             (`pictures.py`); None for those that decode latents.
         written: bool `[H, W]`, the pixels of `image` that are new in this keyframe; None together with `image`.
         edited: whether an edit put it where it is. Such a keyframe hides all that is behind it, see `warp.overlay`.
+        label: the prompt under which it was generated or observed, or the name that `editing.label` gave it.
     """
 
     latent: Tensor
@@ -55,6 +57,7 @@ class Keyframe:
     image: Tensor | None = None
     written: Tensor | None = None
     edited: bool = False
+    label: str = ""
 
     @cached_property
     def place_values(self) -> tuple[float, ...]:
@@ -93,6 +96,12 @@ class Keyframe:
         """All tensors of the keyframe by name; those that it does not have are left out."""
         values = {name: getattr(self, name) for name in TENSOR_FIELDS}
         return {name: value for name, value in values.items() if value is not None}
+
+    def labelled(self, label: str) -> Keyframe:
+        """The same keyframe with another label."""
+        keyframe = copy.copy(self)  # with what is cached
+        object.__setattr__(keyframe, "label", label)
+        return keyframe
 
     def to(self, device: torch.device) -> Keyframe:
         """The same keyframe on a device; itself, if it is there already."""
@@ -212,7 +221,7 @@ def stack_geometry(keyframes: Sequence[Keyframe], cells: int) -> tuple[Tensor, T
     return points.unflatten(1, (3, cells)), generation, alive > 0, cameras.unflatten(1, (4, 4))
 
 
-TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name not in ("step", "edited"))
+TENSOR_FIELDS = tuple(field.name for field in fields(Keyframe) if field.name not in ("step", "edited", "label"))
 """The tensors of a keyframe."""
 OPTIONAL_FIELDS = ("image", "written")
 """Those of them that only memories of pictures have."""

@@ -44,9 +44,9 @@ class MosaicMemory:
     def __len__(self) -> int:
         return len(self.keyframes)
 
-    def update(self, keyframe: Keyframe) -> MosaicMemory:
-        """A memory that also holds `keyframe`. A full one drops its most redundant older keyframe."""
-        keyframes = (*self.keyframes, keyframe)
+    def update(self, keyframe: Keyframe, label: str = "") -> MosaicMemory:
+        """A memory that also holds `keyframe`, under a label. A full one drops its most redundant older keyframe."""
+        keyframes = (*self.keyframes, keyframe.labelled(label) if label else keyframe)
         if self.capacity == 0:
             return self
         while len(keyframes) > self.capacity:  # after an edit or a splice there may be far more than `capacity`
@@ -124,7 +124,9 @@ class MosaicMemory:
                 tensors[f"{index}.{name}"] = value.contiguous()
         steps = [keyframe.step for keyframe in self.keyframes]
         edited = [index for index, keyframe in enumerate(self.keyframes) if keyframe.edited]
-        return tensors, {"capacity": self.capacity, "steps": steps, "edited": edited, "made_with": self.made_with}
+        labels = [keyframe.label for keyframe in self.keyframes]
+        return tensors, {"capacity": self.capacity, "steps": steps, "edited": edited, "labels": labels,
+                         "made_with": self.made_with}  # fmt: skip
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> MosaicMemory:
@@ -134,10 +136,11 @@ class MosaicMemory:
             ValueError: a part is missing, or the parts do not fit together.
         """
         try:
-            edited = set(metadata.get("edited", ()))  # files of before have none
+            steps, edited = metadata["steps"], set(metadata.get("edited", ()))  # files of before have neither these
+            labels = metadata.get("labels", [""] * len(steps))  # nor labels
             keyframes = tuple(
-                Keyframe(**_keyframe_tensors(tensors, index), step=step, edited=index in edited)
-                for index, step in enumerate(metadata["steps"])
+                Keyframe(**_keyframe_tensors(tensors, index), step=step, edited=index in edited, label=label)
+                for index, (step, label) in enumerate(zip(steps, labels, strict=True))
             )
             memory = MosaicMemory(keyframes, metadata["capacity"], metadata.get("made_with", ""))
         except (KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
 """The generative model of one latent frame: an hourglass of convolutions around transformer blocks.
 
-Convolutions at the latents' resolution read the noisy latent and what memory shows of the view. Transformer blocks at
-half of it attend to the recent frames and to retrieved patches, with Warped RoPE and PRoPE (`attention.py`, *split*).
+Convolutions at the latents' resolution read the noisy latent and what memory shows of the view. Transformer blocks over
+patches of it attend to the recent frames and to retrieved patches, with Warped RoPE and PRoPE (`attention.py`, *split*).
 It predicts the velocity of flow matching, noise minus clean latents (Lipman et al., arXiv 2210.02747), preconditioned
 so that the network's own output has unit variance at every noise level (Karras et al., arXiv 2206.00364, section 5).
 
@@ -26,8 +26,6 @@ from mosaic_gym.geometry.camera import cell_centres, invert_pose
 from mosaic_gym.memory.pictures import COVERAGE_CHANNELS, MemoryInputs
 from mosaic_gym.model.attention import block_diagonal, lifted_projection, rotary_angles, rotary_table
 
-PATCH = 2
-"""Latent cells along each side of a token."""
 WAVES = 32
 """Frequencies of the noise level's embedding."""
 OBJECTIVES = ("flow", "regression")
@@ -86,6 +84,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         state_channels: further channels that are generated with the latents; see `training/generator.py`.
         coverage_channels: of `MemoryInputs.coverage`.
         widths: channels of the convolutions and width of the transformer.
+        patch: latent cells along each side of a token.
         num_fine_blocks: convolutional blocks before and after the transformer.
         num_blocks: transformer blocks.
         head_dim: dimensions of a head, a multiple of 32.
@@ -107,6 +106,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         state_channels: int = 1,
         coverage_channels: int = COVERAGE_CHANNELS,
         widths: tuple[int, int] = (96, 256),
+        patch: int = 2,
         num_fine_blocks: int = 2,
         num_blocks: int = 8,
         head_dim: int = 64,
@@ -133,15 +133,15 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         self.noisy_stem = nn.Conv2d(generated, fine, 3, padding=1)
         self.memory_stem = nn.Conv2d(channels + coverage_channels, fine, 3, padding=1)
         self.fine_in = nn.ModuleList([_FineBlock(fine, width) for _ in range(num_fine_blocks)])
-        self.down = nn.Conv2d(fine, width, PATCH, stride=PATCH)
-        self.recent_embedding = nn.Conv2d(channels, width, PATCH, stride=PATCH)
-        self.patch_embedding = nn.Linear(channels * PATCH**2, width)
+        self.down = nn.Conv2d(fine, width, patch, stride=patch)
+        self.recent_embedding = nn.Conv2d(channels, width, patch, stride=patch)
+        self.patch_embedding = nn.Linear(channels * patch**2, width)
         self.kinds = nn.Parameter(torch.randn(3, width) * 0.02)  # recent frame, retrieved patch, prompt
         self.clean_mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
         self.blocks = nn.ModuleList([_Block(width, head_dim, mlp_ratio) for _ in range(num_blocks)])
-        self.up = nn.Conv2d(width, fine * PATCH**2, 1)
+        self.up = nn.Conv2d(width, fine * patch**2, 1)
         self.fine_out = nn.ModuleList([_FineBlock(fine, width) for _ in range(num_fine_blocks)])
         self.norm_out = nn.GroupNorm(8, fine)
         self.proj_out = nn.Conv2d(fine, generated, 3, padding=1)
@@ -152,8 +152,10 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    patch = PATCH
-    """Latent cells along each side of a token."""
+    @property
+    def patch(self) -> int:
+        """Latent cells along each side of a token."""
+        return self.config.patch
 
     @property
     def generated_channels(self) -> int:
@@ -180,7 +182,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
             text: vectors of the prompt.
         """
         b, t, _, h, w = recent.shape
-        rows, columns = h // PATCH, w // PATCH
+        rows, columns = h // self.patch, w // self.patch
         anchor = cameras[:, -1]
         warped = torch.cat([memory.warped_latent, memory.coverage], 1)
         fine = self.memory_stem(warped)
@@ -198,7 +200,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         target = F.pad(grid, (1, 0))
         times = torch.arange(-t, 0, device=grid.device, dtype=grid.dtype).repeat_interleave(len(grid))
         placed = torch.cat([times[:, None], grid.repeat(t, 1)], 1).expand(b, -1, -1)
-        landing = memory.patch_uv.flip(-1) / PATCH - 0.5
+        landing = memory.patch_uv.flip(-1) / self.patch - 0.5
         coordinates = torch.cat([placed, F.pad(landing, (1, 0)), placed.new_zeros(b, text.shape[1], 3)], 1)
         rotary = self.config.head_dim // 2
         table = rotary_table(rotary_angles(coordinates.double(), rotary, self.config.rope_theta).float())
@@ -238,7 +240,7 @@ class HourglassTransformer(ModelMixin, ConfigMixin):
         for block, keys_values in zip(self.blocks, reading.keys_values, strict=True):
             tokens = block(tokens, modulation, keys_values, reading, (rows, columns))
         coarse = tokens.transpose(1, 2).unflatten(2, (rows, columns))
-        x = x + F.pixel_shuffle(self.up(coarse), PATCH).contiguous(memory_format=torch.channels_last)
+        x = x + F.pixel_shuffle(self.up(coarse), self.patch).contiguous(memory_format=torch.channels_last)
         for block in self.fine_out:
             x = block(x, embedding)
         skip = self.skip(torch.cat([noisy, reading.memory], 1))

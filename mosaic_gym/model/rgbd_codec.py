@@ -6,6 +6,7 @@ small convolutional network. The linear map alone keeps most of a picture, so tr
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -32,57 +33,48 @@ class Residual(nn.Module):
         return x + self.conv_out(F.silu(self.norm_out(hidden)))
 
 
+def _output(width: int, channels: int) -> list[nn.Module]:
+    return [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1)]
+
+
 class RGBDCodec(ModelMixin, ConfigMixin):
-    """Pictures `[b, 4, H, W]` to latents `[b, c, H / 4, W / 4]`, and back.
+    """Pictures `[b, 4, H, W]` to latents `[b, c, H / s, W / s]` of stride s, and back.
 
     A picture has colors in [-1, 1] and a depth channel, see `memory/pictures.py`.
 
     Args:
         channels: of the latent.
-        widths: channels of the networks at half and at quarter resolution, multiples of 8.
+        widths: channels of the networks at a half, a quarter, ... of the resolution, multiples of 8; the stride is 2 to
+            the power of their number.
     """
 
     @register_to_config
-    def __init__(self, channels: int = 12, widths: tuple[int, int] = (48, 96)):
+    def __init__(self, channels: int = 12, widths: tuple[int, ...] = (48, 96)):
         super().__init__()
-        half, quarter = widths
         numbers = 4 * self.stride**2
         self.mean = nn.Parameter(torch.zeros(numbers), requires_grad=False)
         self.latent_scale = nn.Parameter(torch.ones(()), requires_grad=False)
         """Latents are divided by this, so that their mean square is one."""
         self.linear_encoder = nn.Conv2d(numbers, channels, 1, bias=False)
         self.linear_decoder = nn.Conv2d(channels, numbers, 1, bias=False)
-        self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(16, half, 3, padding=1),
-            Residual(half),
-            nn.Conv2d(half, quarter, 4, stride=2, padding=1),
-            Residual(quarter),
-            Residual(quarter),
-            nn.GroupNorm(8, quarter),
-            nn.SiLU(),
-            nn.Conv2d(quarter, channels, 3, padding=1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(channels, quarter, 3, padding=1),
-            Residual(quarter),
-            Residual(quarter),
-            Residual(quarter),
-            nn.Conv2d(quarter, 4 * half, 1),
-            nn.PixelShuffle(2),
-            Residual(half),
-            Residual(half),
-            nn.GroupNorm(8, half),
-            nn.SiLU(),
-            nn.Conv2d(half, 16, 3, padding=1),
-            nn.PixelShuffle(2),
-        )
+        encoder: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(16, widths[0], 3, padding=1), Residual(widths[0])]
+        for before, width in itertools.pairwise(widths):
+            encoder += [nn.Conv2d(before, width, 4, stride=2, padding=1), Residual(width), Residual(width)]
+        decoder: list[nn.Module] = [nn.Conv2d(channels, widths[-1], 3, padding=1), Residual(widths[-1])]
+        for before, width in itertools.pairwise(reversed(widths)):
+            decoder += [Residual(before), Residual(before), nn.Conv2d(before, 4 * width, 1), nn.PixelShuffle(2)]
+        decoder += [Residual(widths[0]), Residual(widths[0])]
+        self.encoder = nn.Sequential(*encoder, *_output(widths[-1], channels))
+        self.decoder = nn.Sequential(*decoder, *_output(widths[0], 16), nn.PixelShuffle(2))
         for network in (self.encoder[-1], self.decoder[-2]):
             nn.init.zeros_(network.weight)
             nn.init.zeros_(network.bias)
 
-    stride = 4
-    """Width and height of a latent cell, pixels."""
+    @property
+    def stride(self) -> int:
+        """Width and height of a latent cell, pixels."""
+        return 2 ** len(self.config.widths)
+
     image_stride = 1
     """Pixels of a frame for one cell of a keyframe's depth."""
     has_depth = True

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.geometry.camera import rescale_intrinsics, transform, unproject
 from mosaic_gym.memory.keyframe import median_per_cell
-from mosaic_gym.model.hourglass import PATCH
 from mosaic_gym.model.parts import fingerprint_of
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.text import ByteTextEncoder
@@ -36,6 +35,7 @@ class EncodedRecording:
         points_m: float32 `[n, 3, v * u]`, patch centres in the world, metres.
         prompts: uint16-valued int16 `[n, l]`, byte tokens of the captions.
         step_of: `[n]`, the index of each step in its episode.
+        patch: latent cells along each side of a patch.
     """
 
     recorded: RecordedPictures
@@ -43,6 +43,7 @@ class EncodedRecording:
     points_m: Tensor
     prompts: Tensor
     step_of: Tensor
+    patch: int
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -55,17 +56,23 @@ class EncodedRecording:
         recorded = replace(
             self.recorded, **{name: value.to(device) for name, value in inner.items() if isinstance(value, Tensor)}
         )
-        return EncodedRecording(recorded=recorded, **tensors)
+        return replace(self, recorded=recorded, **tensors)
 
 
 def encode_recording(
-    store: EpisodeStore, codec: RGBDCodec, text_encoder: ByteTextEncoder, folder: Path, limit: int | None = None
+    store: EpisodeStore,
+    codec: RGBDCodec,
+    text_encoder: ByteTextEncoder,
+    folder: Path,
+    patch: int,
+    limit: int | None = None,
 ) -> EncodedRecording:
     """Reads a recording and encodes it, or loads the latents that the folder holds of the same codec and recording.
 
     Args:
         text_encoder: whose tokens prompts become; its weights are not used.
         folder: for `latents-*.npy`.
+        patch: latent cells along each side of a patch.
         limit: the number of episodes; None for all.
 
     Raises:
@@ -82,9 +89,10 @@ def encode_recording(
     return EncodedRecording(
         recorded=recorded,
         latents=latents,
-        points_m=_patch_centres(recorded, tuple(latents.shape[-2:])),
+        points_m=_patch_centres(recorded, tuple(size // patch for size in latents.shape[-2:])),
         prompts=text_encoder.tokenize(recorded.captions).to(torch.int16),
         step_of=torch.cat([torch.arange(int(length)) for length in lengths]),
+        patch=patch,
     )
 
 
@@ -101,10 +109,9 @@ def _write_latents(recorded: RecordedPictures, codec: RGBDCodec, path: Path) -> 
     partial.rename(path)
 
 
-def _patch_centres(recorded: RecordedPictures, latent_grid: tuple[int, int]) -> Tensor:
-    """Patch centres `[n, 3, v * u]` in the world, metres: the median depth of a patch, unprojected."""
+def _patch_centres(recorded: RecordedPictures, grid: tuple[int, int]) -> Tensor:
+    """Centres `[n, 3, v * u]` of a grid of patches in the world, metres: the median depth of a patch, unprojected."""
     size = tuple(recorded.depth_m.shape[-2:])
-    grid = (latent_grid[0] // PATCH, latent_grid[1] // PATCH)
     intrinsics = rescale_intrinsics(recorded.image_from_camera, size, grid)
     parts = []
     for index in torch.arange(len(recorded)).split(4096):

@@ -14,7 +14,7 @@ from mosaic_gym.model.text import ByteTextEncoder
 from mosaic_gym.training.generator_samples import Batch
 
 VALID_WEIGHT = 0.2
-"""Weight of the loss in cells that memory shows as they are; elsewhere 1."""
+"""Weight of the loss in a cell that memory shows as it is, all of it; 1 where memory shows nothing that is so."""
 REGENERATED_LEVELS = (0.4, 0.9)
 """Noise levels from which memory is generated again."""
 
@@ -58,9 +58,13 @@ def draw_noise_levels(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(uniform[:, 0] < 0.1, 0.9 + 0.1 * uniform[:, 1], torch.sigmoid(0.4 + 1.2 * normal))
 
 
-def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor) -> Tensor:
-    """Weighted squared error of the velocity (flow matching, Lipman et al., arXiv 2210.02747)."""
-    weight = torch.where(target[:, -1:] > 0, VALID_WEIGHT, 1.0)
+def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor, shown: Tensor) -> Tensor:
+    """Weighted squared error of the velocity (flow matching, Lipman et al., arXiv 2210.02747).
+
+    Args:
+        shown: `[b, 1, h, w]`, the share of each cell that memory shows as it is; see `Batch.shown`.
+    """
+    weight = 1.0 - (1.0 - VALID_WEIGHT) * shown
     squares = (velocity.float() - (noise - target)).square().mean(1, keepdim=True)
     return (squares * weight).sum() / weight.sum()
 

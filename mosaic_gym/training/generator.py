@@ -74,6 +74,8 @@ class Config:
     """Recent latent frames that condition the next one."""
     widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (96, 192)
     """Channels of the convolutions, and width of the transformer."""
+    patch: Annotated[int, Whole(1)] = 1
+    """Latent cells along each side of a token."""
     fine_blocks: Annotated[int, Whole(1)] = 3
     """Convolutional blocks before and after the transformer."""
     blocks: Annotated[int, Whole(1)] = 3
@@ -169,15 +171,16 @@ def train(config: Config) -> WorldModel:
             codec.channels,
             1,
             widths=tuple(config.widths),
+            patch=config.patch,
             num_fine_blocks=config.fine_blocks,
             num_blocks=config.blocks,
             objective=config.objective,
         ),
         ByteTextEncoder(),
     )
-    encoded = encode_recording(store, codec, model.text_encoder, config.out, config.episodes).to(device)
+    encoded = encode_recording(store, codec, model.text_encoder, config.out, config.patch, config.episodes).to(device)
     test = encode_recording(
-        EpisodeStore(config.data, "heldout"), codec, model.text_encoder, config.out, TEST_EPISODES
+        EpisodeStore(config.data, "heldout"), codec, model.text_encoder, config.out, config.patch, TEST_EPISODES
     ).to(device)
     run = Run(
         config.out, model, config.learning_rate, *budget, accelerator, ema_decay=0.999,
@@ -199,7 +202,7 @@ def train(config: Config) -> WorldModel:
             noisy = torch.lerp(target, noise, level[:, None, None, None])
             with fast_autocast(device):
                 velocity = run.model(batch, noisy, level, k, size)
-            loss = flow_loss(velocity, noise, target)
+            loss = flow_loss(velocity, noise, target, batch.shown.repeat(config.noise_draws, 1, 1, 1))
             run.update(loss)
             if time.monotonic() - reported_at > 60 * config.report_minutes:
                 world = assemble(config, run.average, parts, store)

@@ -20,7 +20,6 @@ from mosaic_gym.memory.selection import Selection, select_stacked
 from mosaic_gym.memory.warp import WarpedViews, warp_frames
 from mosaic_gym.memory.zbuffer import MAX_GAP
 from mosaic_gym.model.codec import frames_to_float
-from mosaic_gym.model.hourglass import PATCH
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.text import PADDING
 from mosaic_gym.training.encoded import EncodedRecording
@@ -34,6 +33,8 @@ COLOR_TOLERANCE = 0.16
 """Memory of a cell is valid where smoothed colors, in [-1, 1], differ from the true ones by less than this."""
 DEPTH_TOLERANCE = 0.15
 """... and depth by less than this share."""
+LEAST_COVERED = 0.05
+"""Where memory covers less than this share of a cell, it is not valid there."""
 MOST_UNCOVERED, LEAST_WEIGHT = 0.7, 0.05
 """Of candidates, one is taken in proportion to its uncovered share, up to the first, plus the second."""
 
@@ -94,6 +95,11 @@ class Batch:
     prompts: Tensor
     warped: Tensor
     covered: Tensor
+
+    @property
+    def shown(self) -> Tensor:
+        """The share of each cell that memory shows as it is, `[b, 1, h, w]`."""
+        return self.memory.coverage[:, :4].mean(1, keepdim=True) * (self.target[:, -1:] > 0)
 
 
 @torch.no_grad()
@@ -157,7 +163,7 @@ def retrieve_samples(encoded: EncodedRecording, index: Tensor, past: Tensor, ali
     recorded, device = encoded.recorded, index.device
     cameras = recorded.cameras[index]
     rows = torch.where(alive, index[:, None] - past, index[:, None])
-    grid = (encoded.latents.shape[-2] // PATCH, encoded.latents.shape[-1] // PATCH)
+    grid = tuple(cells // encoded.patch for cells in encoded.latents.shape[-2:])
     patch_k = rescale_intrinsics(recorded.image_from_camera, tuple(recorded.frames.shape[1:3]), grid)
     zeros = torch.zeros(*rows.shape, grid[0] * grid[1], device=device)
     selection = select_stacked(
@@ -221,7 +227,7 @@ def make_batch(
     recorded, device, b = encoded.recorded, index.device, len(index)
     cameras, selection = recorded.cameras[index], view.selection
     picture, covered = view.picture, view.covered
-    valid = memory_validity(picture, recorded.pictures(index), covered)
+    valid = memory_validity(picture, recorded.pictures(index), covered, codec.stride)
 
     degraded = torch.rand(b, 2, generator=generator, device=device)
     generation = torch.where(degraded[:, 0] < augmentation.degraded, 1 + (degraded[:, 1] < 0.4).long(), 0)
@@ -242,7 +248,7 @@ def make_batch(
     return Batch(
         index=index,
         memory=MemoryInputs(
-            warped_latent, coverage, patches, selection.patch_uv * PATCH, patch_cameras, selection.patch_exists
+            warped_latent, coverage, patches, selection.patch_uv * encoded.patch, patch_cameras, selection.patch_exists
         ),
         recent=recent + strength * noise,
         recent_cameras=recorded.cameras[recent_rows],
@@ -273,21 +279,21 @@ def _warp(encoded: EncodedRecording, rows: Tensor, selection: Selection, cameras
     )
 
 
-def memory_validity(picture: Tensor, true: Tensor, covered: Tensor) -> Tensor:
-    """1 in latent cells that memory covers and shows as they are, -1 elsewhere, `[b, 1, h, w]`.
+def memory_validity(picture: Tensor, true: Tensor, covered: Tensor, stride: int) -> Tensor:
+    """1 in latent cells where what memory covers is shown as it is, -1 elsewhere, `[b, 1, h, w]`.
 
     Colors are compared after smoothing, since a warp moves fine texture by a fraction of a pixel.
 
     Args:
         picture: warped, `[b, 4, H, W]`; true: the recorded picture; covered: bool `[b, H, W]`.
+        stride: width and height of a latent cell, pixels.
     """
     mask = covered[:, None].float()
     error = F.avg_pool2d((picture - true) * mask, 3, stride=1, padding=1).abs()
-    stride = RGBDCodec.stride
     share = F.avg_pool2d(mask, stride)
     colors = F.avg_pool2d(error[:, :3].mean(1, keepdim=True), stride) / share.clamp_min(1e-3)
     depth = F.avg_pool2d(error[:, 3:], stride) * LOG_DEPTH_SCALE / share.clamp_min(1e-3)
-    valid = (share > 0.5) & (colors < COLOR_TOLERANCE) & (depth < DEPTH_TOLERANCE)
+    valid = (share > LEAST_COVERED) & (colors < COLOR_TOLERANCE) & (depth < DEPTH_TOLERANCE)
     return torch.where(valid, 1.0, -1.0)
 
 
@@ -306,9 +312,10 @@ def _patches(encoded: EncodedRecording, rows: Tensor, selection: Selection, came
     exists = selection.patch_exists
     keyframe, cell = selection.patches.unbind(-1)
     steps = rows.gather(1, keyframe)  # [b, n]
-    columns = encoded.latents.shape[-1] // PATCH
-    row, column = cell // columns * PATCH, cell % columns * PATCH
-    inside = torch.arange(PATCH, device=rows.device)
+    patch = encoded.patch
+    columns = encoded.latents.shape[-1] // patch
+    row, column = cell // columns * patch, cell % columns * patch
+    inside = torch.arange(patch, device=rows.device)
     y = (row[..., None] + inside)[..., :, None]
     x = (column[..., None] + inside)[..., None, :]
     values = encoded.latents[steps[..., None, None], :, y, x]  # [b, n, p, p, c]

@@ -102,7 +102,7 @@ def measure(codec: RGBDCodec, pictures: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure_between(data: Path, channels: int) -> dict[str, float]:
+def measure_between(data: Path, codec: RGBDCodec) -> dict[str, float]:
     """How well the first three frames of a step follow by geometry from true pictures, on held-out maps.
 
     Returns:
@@ -110,7 +110,7 @@ def measure_between(data: Path, channels: int) -> dict[str, float]:
         `packed_psnr`: of a linear codec that packs all four frames into as many channels, fitted to `train` maps.
     """
     store, train = EpisodeStore(data, "heldout"), EpisodeStore(data, "train")
-    packed = LinearCodec(channels, RGBDCodec.stride)
+    packed = LinearCodec(codec.channels, codec.stride)
     packed.fit(torch.cat([frames_to_float(train.load(i)["frames"][::5]) for i in range(min(len(train), 40))]))
     errors: dict[str, list[Tensor]] = {"between_psnr": [], "packed_psnr": []}
     k = torch.as_tensor(store.image_from_camera, dtype=torch.float32)
@@ -182,7 +182,7 @@ def train(config: Config) -> RGBDCodec:
     finished = run.average.eval().to(memory_format=torch.contiguous_format).cpu()
     round_to_half(finished)
     metrics = {"start": _linear_metrics(config, recorded, spread, test), "trained": measure(finished, test)}
-    metrics["step"] = measure_between(config.data, config.channels)
+    metrics["step"] = measure_between(config.data, finished)
     print(f"codec on held-out maps: {metrics['trained']}; its linear maps alone: {metrics['start']}")
     print(f"the first three frames of a step: {metrics['step']}")
     save_part(finished, config.out / "weights")

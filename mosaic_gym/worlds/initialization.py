@@ -222,14 +222,14 @@ def start_from_true_frames(
         poses: four; cameras: theirs, `[1, 1, 4, 4, 4]`.
     """
     if model.codec.has_depth:
-        memory, picture = lift_observed(model, layout, memory, frames[-1], cameras[0, 0], 0)
+        memory, picture = lift_observed(model, layout, memory, frames[-1], cameras[0, 0], 0, prompt)
         latents = model.codec.encode_pictures(picture[None])
         state = state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
         return replace(state, stream=(picture,)), depth_of_channel(picture[3])
     latents = model.codec.encode(frames_tensor(frames, layout.intrinsics.device))  # [1, c, h, w]
     state = state_at_rest(model, poses[-1], latents, cameras[0], memory, prompt, seed)
     keyframe, depth_m = lift_true_frames(model, layout, atlas, memory, frames, latents, cameras[0], step=0)
-    return replace(state, memory=memory.update(keyframe)), depth_m
+    return replace(state, memory=memory.update(keyframe, prompt)), depth_m
 
 
 def observe_true_frames(
@@ -244,7 +244,7 @@ def observe_true_frames(
     """The state after four more true frames, uint8 `[4, H, W, 3]`, from four poses; arguments as above."""
     step = state.step_index + 1
     if model.codec.has_depth:
-        memory, picture = lift_observed(model, layout, state.memory, frames[-1], cameras[0, 0], step)
+        memory, picture = lift_observed(model, layout, state.memory, frames[-1], cameras[0, 0], step, state.prompt)
         (after,), _ = advance_pictures(model, [state], [poses], cameras[:, 0], picture[None])
         return replace(after, memory=memory)
     previous = model.codec.last_frame(state.history[-1], state.stream)[None]
@@ -255,7 +255,7 @@ def observe_true_frames(
         _, streams = model.codec.decode_next(latents[0], streams)
     keyframe, _ = lift_true_frames(model, layout, atlas, state.memory, frames, latents[0], cameras[0], step)
     (after,) = condition_next_step(model, [state], [poses], latents, pixels[None], cameras, streams)
-    return replace(after, memory=state.memory.update(keyframe))
+    return replace(after, memory=state.memory.update(keyframe, state.prompt))
 
 
 def renumber(memory: MosaicMemory, step: int, number: int) -> MosaicMemory:

@@ -97,7 +97,8 @@ def generate_pictures(
         check_finite(float(decoded.pictures.mean()))
         after, latents = advance_pictures(model, before, step_poses, cameras, decoded.pictures)
         memories, steps = [state.memory for state in before], [index + 1 for index in indices]
-        updated = update_step(memories, layout, retrieved, decoded, latents, cameras, steps)
+        labels = [state.prompt for state in before]
+        updated = update_step(memories, layout, retrieved, decoded, latents, cameras, steps, labels)
         after = [replace(state, memory=memory) for state, memory in zip(after, updated, strict=True)]
         frames, depth_m = decoded.frames[:, None], depth_of_channel(decoded.pictures[:, None, 3])
         seeds = [state.seed for state in before]
@@ -240,13 +241,14 @@ def update_step(
     latents: Tensor,
     cameras: Tensor,
     steps: Sequence[int],
+    labels: Sequence[str],
 ) -> list[MosaicMemory]:
     """The memories after a step: outdated pixels are removed, new ones written.
 
     Args:
         latents: `[b, c, h, w]`, of the decoded pictures.
         cameras: `[b, 4, 4, 4]`, metres.
-        steps: the environment step of each new keyframe.
+        steps, labels: the environment step and the label of each new keyframe.
     """
     written = ~decoded.from_memory
     lifted = lift_pictures(decoded.pictures, latents, written, cameras, layout.intrinsics, layout.patch, 1.0, steps)
@@ -261,7 +263,7 @@ def update_step(
             for row, new in zip(rows, released, strict=True):
                 keyframes[row] = new
             memory = replace(memory, keyframes=tuple(keyframes))
-        updated.append(memory if keyframe is None else memory.update(keyframe))
+        updated.append(memory if keyframe is None else memory.update(keyframe, labels[i]))
     return updated
 
 
@@ -280,14 +282,20 @@ def advance_pictures(
 
 
 def lift_observed(
-    model: WorldModel, layout: FrameLayout, memory: MosaicMemory, frame: np.ndarray, cameras: Tensor, step: int
+    model: WorldModel,
+    layout: FrameLayout,
+    memory: MosaicMemory,
+    frame: np.ndarray,
+    cameras: Tensor,
+    step: int,
+    label: str,
 ) -> tuple[MosaicMemory, Tensor]:
     """The memory with an observed last frame, and its picture `[4, H, W]`; depth is estimated from the frame.
 
     Args:
         frame: uint8 `[H, W, 3]`.
         cameras: `[4, 4, 4]`, metres.
-        step: of the environment.
+        step: of the environment; label: of the keyframe.
     """
     device = layout.intrinsics.device
     colors = frames_to_float(torch.tensor(frame, device=device))[None]
@@ -296,7 +304,7 @@ def lift_observed(
     latents = model.codec.encode_pictures(picture)
     written = torch.ones(1, *colors.shape[-2:], dtype=torch.bool, device=device)
     (keyframe,) = lift_pictures(picture, latents, written, cameras[None], layout.intrinsics, layout.patch, 0.0, [step])
-    return memory.update(keyframe), picture[0]
+    return memory.update(keyframe, label), picture[0]
 
 
 def _clip_steps(poses: Poses) -> list[Poses]:

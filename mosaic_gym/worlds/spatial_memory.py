@@ -221,6 +221,7 @@ def update_memories(
     step_indices: Sequence[int],
     layout: FrameLayout,
     locates: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> list[list[MosaicMemory]]:
     """Every state's memory after each of its `t` new latent frames.
 
@@ -233,6 +234,7 @@ def update_memories(
         step_indices: of the states before the new frames.
         layout: shapes of the world.
         locates: whether keyframes note where on the atlas's map they are.
+        labels: of each state's keyframes; None for none.
     """
     b, t = cameras.shape[:2]
     places = cameras.new_zeros(b, t, 4)
@@ -253,10 +255,10 @@ def update_memories(
         )
     )
     updated = []
-    for memory in memories:
+    for memory, label in zip(memories, labels or [""] * b, strict=True):
         after = []
         for _ in range(t):
-            memory = memory.update(next(keyframes))
+            memory = memory.update(next(keyframes), label)
             after.append(memory)
         updated.append(after)
     return updated

@@ -66,6 +66,22 @@ def test_boxes_in_space_and_steps_select(memory, codec):
     assert len(both - editing.select_steps(later, 5, 9)) == len(both & editing.select_steps(later, 0, 0)) == 4
 
 
+def test_labels_are_prompts_or_names_and_select(memory, box, codec, tmp_path):
+    cave = memory.update(lifted(wall(6.0, 1), cameras(), codec, step=1), "a dark Cave")
+    assert [int(mask.sum()) for mask in editing.select_labelled(cave, "cave").masks] == [0, 24]
+    padded = editing.Selection((*box.masks, torch.zeros_like(box.masks[0])))
+    named = editing.label(cave, padded, "the box")
+    assert len(named) == 3 and len(editing.select_all(named)) == len(editing.select_all(cave))
+    assert len(editing.select_labelled(named, "box")) == 4
+    named.save(tmp_path / "memory.safetensors")
+    again = MosaicMemory.load(tmp_path / "memory.safetensors")
+    assert len(editing.select_labelled(again, "the box")) == 4
+    with pytest.raises(ValueError, match="select_all"):
+        editing.select_labelled(cave, " ")
+    seen = [shown(each, cameras(0.2), codec) for each in (cave, named)]
+    assert torch.equal(seen[0].covered, seen[1].covered), "a label changes nothing that is seen"
+
+
 @pytest.mark.parametrize("dx", [-0.4, -0.2, 0.2, 0.3, 0.5])
 def test_a_moved_box_is_displaced_by_fx_dx_over_z(memory, box, codec, dx):
     start = middle(white(memory, codec))

@@ -72,7 +72,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoded(data, tmp_path_factory):
     return encode_recording(
-        EpisodeStore(data, "train"), tiny_codec(), ByteTextEncoder(16, 96, 2), tmp_path_factory.mktemp("encoded")
+        EpisodeStore(data, "train"), tiny_codec(), ByteTextEncoder(16, 96, 2), tmp_path_factory.mktemp("encoded"), 2
     )
 
 
@@ -87,13 +87,13 @@ PLAIN = Augmentation(
 
 def test_a_recording_is_encoded_once_for_each_codec(data, tmp_path):
     store, text, codec = EpisodeStore(data, "train"), ByteTextEncoder(16, 96, 2), tiny_codec()
-    first = encode_recording(store, codec, text, tmp_path)
+    first = encode_recording(store, codec, text, tmp_path, 2)
     (path,) = tmp_path.glob("latents-*.npy")
     written = path.stat().st_mtime_ns
-    again = encode_recording(store, codec, text, tmp_path)
+    again = encode_recording(store, codec, text, tmp_path, 2)
     assert path.stat().st_mtime_ns == written and torch.equal(first.latents, again.latents)
     torch.nn.init.constant_(codec.encoder[-1].bias, 0.1)
-    assert not torch.equal(encode_recording(store, codec, text, tmp_path).latents, first.latents)
+    assert not torch.equal(encode_recording(store, codec, text, tmp_path, 2).latents, first.latents)
     assert len(list(tmp_path.glob("latents-*.npy"))) == 2
     assert first.step_of.tolist() == [*range(STEPS)] * 3
 
@@ -163,7 +163,7 @@ def test_what_has_changed_is_not_valid():
     true[:, :3, :8, :8] = 0.5
     true[:, 3, :8, 8:] = 1.0
     covered[:, 8:, :8] = False
-    valid = memory_validity(picture, true, covered)
+    valid = memory_validity(picture, true, covered, 4)
     assert valid[0, 0, ::2, ::2].tolist() == [[-1.0, -1.0], [-1.0, 1.0]]
 
 
