@@ -17,10 +17,12 @@ import torch
 
 from mosaic_gym.data.episodes import EpisodeStore
 from mosaic_gym.envs.mosaic_env import WorldEnv
-from mosaic_gym.play.app import App, PlayOptions, load_image
+from mosaic_gym.memory import editing, files
+from mosaic_gym.play.app import App, PlayOptions
 from mosaic_gym.play.bindings import HELD, PRESSED, Bindings, default_bindings, load_bindings
 from mosaic_gym.play.command import simulator_beside
-from mosaic_gym.play.inputs import Inputs
+from mosaic_gym.play.explain import overlay_pictures
+from mosaic_gym.play.inputs import Inputs, load_image
 from mosaic_gym.play.overlays import curves, depth_picture, memory_from_above
 from mosaic_gym.play.policies import load_policy
 from mosaic_gym.play.screen import GAP_PX, STRIP_PX
@@ -311,6 +313,26 @@ def test_two_futures_are_steered_one_by_one_and_together(session):
         session.next_steering()
 
 
+def test_mouse_policy_and_frames_are_those_of_the_future_that_is_steered(session, tmp_path):
+    app, seen = app_of(session, tmp_path), []
+    session.step(AHEAD)
+    session.fork()
+    session.policy, session.policy_steers = lambda view: seen.append(view) or AHEAD, True
+    for _ in range(2):
+        app._finish(session.step(AHEAD), AHEAD, 0.1, [])
+    np.testing.assert_array_equal(seen[1].frames, session.futures[1].timeline.before.episode.view.frames)
+    assert session.shown == 1 and session.view is session.futures[1].timeline.present.episode.view
+    for _, pictures in app._queue:
+        np.testing.assert_array_equal(pictures[0], session.views[0].frames[-1], "the other future stands still")
+    app.paused = True
+    app._show_present()
+    settle(app)
+    left, height, width = app.screen._areas[1]
+    place = left + width * app.screen.scale // 2, height * app.screen.scale // 2
+    assert app.screen.place_in_picture(place, 1) == (height / 2, width / 2)
+    assert app.screen.place_in_picture(place, 0) is None
+
+
 def test_two_prompts_give_two_futures_from_one_state_and_seed(session, tmp_path):
     app = app_of(session, tmp_path)
     do(app, "fork_prompt")
@@ -461,7 +483,7 @@ def test_a_rectangle_is_dragged_and_what_it_selects_is_edited(session, tmp_path)
     app = app_of(session, tmp_path)
     app.paused = True
     app.screen.draw(app.content())
-    scale, left = app.screen.scale, app.screen._left
+    scale, left = app.screen.scale, app.screen._areas[0][0]
 
     def mouse(kind: int, row: float, column: float, button: int = 1) -> None:
         position = (int(left + column * scale), int(row * scale))
@@ -667,3 +689,165 @@ def test_threads_of_the_window_give_the_frames_of_an_environment(model, tmp_path
     shown = app.session.views[0].frames
     np.testing.assert_array_equal(shown, env.view.frames)
     assert isinstance(env.memory.keyframes[0].latent, torch.Tensor)
+
+
+# Where time, edits and switches meet
+
+
+def select_all(session: Session) -> None:
+    session.selection = editing.select_all(session.memory)
+
+
+def test_an_edit_belongs_to_its_moment(session):
+    for _ in range(3):
+        session.step(AHEAD)
+    select_all(session)
+    session.edit("remove")
+    assert not len(editing.select_all(session.memory))
+    session.move_in_time(-1)
+    with pytest.raises(ValueError, match="no edit to undo"):
+        session.undo()
+    session.move_in_time(1)
+    session.fork()
+    session.undo()
+    assert len(editing.select_all(session.memory))
+    session.next_steering(), session.next_steering()
+    assert not len(editing.select_all(session.memory)), "the other future keeps its edit"
+
+
+def test_undo_keeps_only_what_was_made_since_the_edit_whatever_the_step_numbers(session):
+    memory = session.memory
+    for _ in range(3):
+        session.step(AHEAD)
+    later = editing.EditHistory()
+    removed = editing.remove(session.memory, editing.select_all(session.memory))
+    later.record(session.memory, removed)  # at a moment whose keyframes have steps 0 to 3
+    assert len(later.undo(removed)) == len(session.memory)
+    assert len(later.redo(session.memory)) == len(removed)
+    assert len(memory) < len(session.memory)
+
+
+def test_memory_off_belongs_to_its_moment(session, tmp_path, model):
+    session.step(AHEAD)
+    session.switch_memory()
+    session.step(AHEAD)
+    assert session.memory_is_off and session.memory.capacity == 0
+    for command in (session.undo, session.redo, lambda: session.save(tmp_path / "scene.safetensors")):
+        with pytest.raises(ValueError, match="memory is off"):
+            command()
+    session.move_in_time(-2)
+    assert not session.memory_is_off and session.memory.capacity > 0
+    session.move_in_time(2)
+    assert session.memory_is_off and session.switch_memory() == "memory on" and len(session.memory)
+    without = Session(WorldEnv(MosaicWorld(model, capacity=0), action_space="continuous"))
+    with pytest.raises(ValueError, match="without memory"):
+        without.switch_memory()
+
+
+def test_the_simulator_beside_goes_back_in_time_too_and_is_hidden_at_other_places():
+    session = counting_session(compare=True)
+    start = session.simulator.view.world_from_camera[-1]
+    for _ in range(3):
+        session.step(AHEAD)
+    session.move_in_time(-3)
+    np.testing.assert_allclose(session.simulator.view.world_from_camera[-1], start)
+    session.restart(0, image=session.views[0].frames[-1])
+    assert len(session.views) == 1, "the image's places are not the simulator's"
+
+
+def test_an_overlay_of_memory_is_none_in_the_simulator_and_play_goes_on(tmp_path):
+    session = counting_session(compare=True)
+    app = app_of(session, tmp_path)
+    app.overlay = "sources"
+    assert "simulator" in do(app, "simulator")
+    do(app, "single_step")
+    assert app.steps == 1 and overlay_pictures(session, "sources") == []
+    assert do(app, "overlay") == "overlay: none" and do(app, "overlay") == "overlay: depth"
+
+
+def test_characters_after_the_prompts_key_are_text_though_a_step_is_computed(session, tmp_path):
+    app = app_of(session, tmp_path)
+    app.paused = True
+    before = session.prompt
+    press(pygame.K_RETURN)
+    press(pygame.K_r, text="r")
+    press(pygame.K_TAB, text="\t")
+    press(pygame.K_e, text="e")
+    settle(app)
+    assert app._line.text == before + "re" and session.seed == 0
+    press(pygame.K_KP_ENTER, text="\r")
+    settle(app)
+    assert session.prompt == before + "re" and not app.inputs.typing
+
+
+def test_the_mouse_may_move_before_the_first_picture_and_a_click_does_not_pause(session, tmp_path):
+    app = app_of(session, tmp_path)
+    pygame.event.post(pygame.event.Event(pygame.MOUSEMOTION, pos=(5, 5), rel=(1, 1), buttons=(0, 0, 0)))
+    app.handle(app.inputs.read())
+    app.screen.draw(app.content())
+    for kind in (pygame.MOUSEBUTTONDOWN, pygame.MOUSEBUTTONUP):
+        pygame.event.post(pygame.event.Event(kind, pos=(5, 5), button=1))
+        app.handle(app.inputs.read())
+    assert not app.paused
+
+
+def test_long_lines_are_wrapped_and_the_end_of_a_prompt_is_in_the_window(session, tmp_path):
+    app = app_of(session, tmp_path)
+    screen = app.screen
+    width = screen.window.size[0] - 16
+    lines = screen._wrap("a red cave " * 30 + "x" * 200, screen._small, width)
+    assert len(lines) > 3 and all(screen._small.size(line)[0] <= width for line in lines)
+    assert "".join(lines).replace(" ", "") == ("aredcave" * 30) + "x" * 200
+
+
+def test_a_recording_goes_on_in_another_file_after_a_jump(session, tmp_path):
+    app = app_of(session, tmp_path)
+    do(app, "record")
+    for _ in range(2):
+        do(app, "single_step")
+    do(app, "rewind")
+    do(app, "single_step")
+    do(app, "record")
+    episodes = EpisodeStore(tmp_path / "episodes", "train")
+    assert [len(episodes.load(index)["frames"]) for index in range(len(episodes))] == [2, 1]
+    (tmp_path / "0001.mp4").unlink()
+    do(app, "record")
+    assert app._recorder.number == 2, "the episode of 0001 is still there"
+    do(app, "record")
+
+
+def test_a_scene_that_cannot_be_written_is_a_message(session, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise files.SafetensorError("No space left on device")
+
+    app = app_of(session, tmp_path)
+    monkeypatch.setattr(files, "save_file", full)
+    assert "No space left" in do(app, "save")
+
+
+def test_a_far_too_large_picture_is_refused(tmp_path, monkeypatch):
+    from PIL import Image
+
+    iio.imwrite(tmp_path / "large.png", np.zeros((20, 20, 3), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="far too large"):
+        load_image(tmp_path / "large.png", (8, 8))
+
+
+def test_a_gamepad_steers_by_its_standard_axes():
+    class Pad:
+        values = {
+            pygame.CONTROLLER_AXIS_LEFTY: -32767, pygame.CONTROLLER_AXIS_LEFTX: 100,
+            pygame.CONTROLLER_AXIS_RIGHTX: 16384, pygame.CONTROLLER_AXIS_TRIGGERLEFT: 32767,
+        }  # fmt: skip
+
+        def get_axis(self, axis):
+            return self.values[axis]
+
+    inputs = Inputs(default_bindings())
+    inputs.read()
+    inputs._pads = {0: Pad()}
+    np.testing.assert_allclose(inputs.action(), [1.0, 0.0, 0.5], atol=0.01)
+    pygame.event.post(pygame.event.Event(pygame.CONTROLLERDEVICEREMOVED, instance_id=0))
+    inputs.read()
+    assert not inputs._pads

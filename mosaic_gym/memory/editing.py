@@ -80,7 +80,7 @@ def select_steps(memory: MosaicMemory, first: int, last: int) -> Selection:
 
 def select_labelled(memory: MosaicMemory, text: str) -> Selection:
     """The patches whose label contains a text, in upper or lower case. A patch's label is the prompt under which it was
-    generated or observed, until `label` gives it another.
+    generated or observed.
 
     Raises:
         ValueError: an empty text.
@@ -206,19 +206,6 @@ def remove(memory: MosaicMemory, selection: Selection) -> MosaicMemory:
     return _edit(memory, selection, None)
 
 
-def label(memory: MosaicMemory, selection: Selection, text: str) -> MosaicMemory:
-    """The memory with another label on the patches, for `select_labelled`. Nothing else changes."""
-    _check(memory, selection)
-    keyframes = []
-    for keyframe, mask in zip(memory.keyframes, selection.masks, strict=True):
-        rest = keyframe.alive & ~mask
-        if bool(rest.any()):
-            keyframes.append(keyframe.masked(rest) if bool(mask.any()) else keyframe)
-        if bool(mask.any()):
-            keyframes.append(keyframe.masked(mask).labelled(text))
-    return replace(memory, keyframes=tuple(keyframes))
-
-
 def forget(memory: MosaicMemory, before_step: int) -> MosaicMemory:
     """The memory without the keyframes of steps before `before_step`."""
     return replace(memory, keyframes=tuple(k for k in memory.keyframes if k.step >= before_step))
@@ -272,37 +259,46 @@ def translation(by_m: Sequence[float]) -> np.ndarray:
 class EditHistory:
     """Edits that can be undone and redone, also after further steps.
 
-    An undone edit leaves the keyframes that were made after it.
+    Keyframes that were made since an edit stay, whether it is undone or done again.
     """
 
     def __init__(self) -> None:
-        self._undo: list[tuple[MosaicMemory, MosaicMemory, int]] = []
-        self._redo: list[tuple[MosaicMemory, MosaicMemory, int]] = []
+        self._undo: list[tuple[MosaicMemory, MosaicMemory]] = []
+        self._redo: list[tuple[MosaicMemory, MosaicMemory]] = []
 
-    def record(self, before: MosaicMemory, after: MosaicMemory, step: int) -> None:
-        """Adds an edit that was made after environment step `step`; forgets what was undone."""
-        self._undo.append((before, after, step))
+    def copy(self) -> EditHistory:
+        """A history that goes on by itself; the memories in it are shared."""
+        other = EditHistory()
+        other._undo, other._redo = list(self._undo), list(self._redo)
+        return other
+
+    def record(self, before: MosaicMemory, after: MosaicMemory) -> None:
+        """Adds an edit; forgets what was undone."""
+        self._undo.append((before, after))
         self._redo.clear()
 
     def undo(self, memory: MosaicMemory) -> MosaicMemory:
         """The present memory without the latest edit; ValueError if there is none."""
         if not self._undo:
             raise ValueError("there is no edit to undo")
-        before, after, step = self._undo.pop()
-        self._redo.append((before, after, step))
-        return _with_later(before, memory, step)
+        self._redo.append(self._undo.pop())
+        before, after = self._redo[-1]
+        return _with_later(before, after, memory)
 
     def redo(self, memory: MosaicMemory) -> MosaicMemory:
         """The present memory with the edit that was undone last; ValueError if there is none."""
         if not self._redo:
             raise ValueError("there is no edit to redo")
-        before, after, step = self._redo.pop()
-        self._undo.append((before, after, step))
-        return _with_later(after, memory, step)
+        self._undo.append(self._redo.pop())
+        before, after = self._undo[-1]
+        return _with_later(after, before, memory)
 
 
-def _with_later(memory: MosaicMemory, present: MosaicMemory, step: int) -> MosaicMemory:
-    later = tuple(keyframe for keyframe in present.keyframes if keyframe.step > step)
+def _with_later(memory: MosaicMemory, other: MosaicMemory, present: MosaicMemory) -> MosaicMemory:
+    """The memory at one side of an edit, with the present keyframes that neither side has."""
+    # Masking, moving and labelling a keyframe leave its latent the same object.
+    known = {id(keyframe.latent) for keyframe in (*memory.keyframes, *other.keyframes)}
+    later = tuple(keyframe for keyframe in present.keyframes if id(keyframe.latent) not in known)
     return replace(memory, keyframes=(*memory.keyframes, *later))
 
 

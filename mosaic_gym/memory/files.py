@@ -16,7 +16,7 @@ def save_with_metadata(tensors: dict[str, Tensor], path: Path | str, metadata: d
     """Writes tensors and JSON metadata, the format's name among it, into one safetensors file.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder. OSError: it cannot be written there, or the disk is full.
     """
     folder = Path(path).absolute().parent
     if not folder.is_dir():
@@ -28,7 +28,10 @@ def save_with_metadata(tensors: dict[str, Tensor], path: Path | str, metadata: d
         value = value.contiguous()
         separate[name] = value.clone() if storage in storages else value
         storages.add(storage)
-    save_file(separate, str(path), metadata={"about": json.dumps(metadata)})
+    try:
+        save_file(separate, str(path), metadata={"about": json.dumps(metadata)})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load_with_metadata(path: Path | str, formats: Sequence[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

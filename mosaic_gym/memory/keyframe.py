@@ -43,7 +43,7 @@ class Keyframe:
             (`pictures.py`); None for those that decode latents.
         written: bool `[H, W]`, the pixels of `image` that are new in this keyframe; None together with `image`.
         edited: whether an edit put it where it is. Such a keyframe hides all that is behind it, see `warp.overlay`.
-        label: the prompt under which it was generated or observed, or the name that `editing.label` gave it.
+        label: the prompt under which it was generated or observed.
     """
 
     latent: Tensor

@@ -1,7 +1,9 @@
 """The generative model of one latent frame: an hourglass of convolutions around transformer blocks.
 
 Convolutions at the latents' resolution read the noisy latent and what memory shows of the view. Transformer blocks over
-patches of it attend to the recent frames and to retrieved patches, with Warped RoPE and PRoPE (`attention.py`, *split*).
+patches of it attend to the recent frames and to retrieved patches, with Warped RoPE and PRoPE (`attention.py`,
+*split*).
+
 It predicts the velocity of flow matching, noise minus clean latents (Lipman et al., arXiv 2210.02747), preconditioned
 so that the network's own output has unit variance at every noise level (Karras et al., arXiv 2206.00364, section 5).
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future as Job
@@ -20,8 +21,8 @@ import numpy as np
 from mosaic_gym.envs.mosaic_env import FRAMES_PER_SECOND
 from mosaic_gym.geometry.control import FRAMES_PER_STEP
 from mosaic_gym.play.bindings import Bindings
-from mosaic_gym.play.explain import OVERLAYS, overlay_pictures, panel_pictures, status_line
-from mosaic_gym.play.inputs import InputEvents, Inputs
+from mosaic_gym.play.explain import overlay_pictures, overlays_of, panel_pictures, status_line
+from mosaic_gym.play.inputs import InputEvents, Inputs, load_image
 from mosaic_gym.play.prompt_line import PromptLine
 from mosaic_gym.play.recorder import Recorder
 from mosaic_gym.play.screen import Content, Screen
@@ -36,6 +37,8 @@ MESSAGE_S = 6.0
 SAVED = "scene.safetensors"
 FAST_REWIND = 10
 """Steps of a rewind with shift."""
+JUMPS = ("restart", "rewind", "replay", "fork", "steer", "simulator", "load")
+"""Commands after which the next view does not follow from the last one."""
 REFUSALS = (ValueError, TypeError, RuntimeError, OSError, MemoryError, ImportError)
 """What a command may raise: the window shows it, and play goes on."""
 
@@ -75,8 +78,9 @@ class App:
         self._single = False
         self._message, self._message_until = "h lists the keys", time.monotonic() + MESSAGE_S
         self._line: PromptLine | None = None
+        self._typed: list[tuple[str, str]] = []
         self._gallery: list[np.ndarray] = []
-        self._drag: tuple[int, tuple[float, float], tuple[float, float]] | None = None
+        self._drag: tuple[int, int, tuple[float, float], tuple[float, float]] | None = None
         self._recorder: Recorder | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="world")
         self._job: Job | None = None
@@ -106,9 +110,9 @@ class App:
                 iio.imwrite(self.options.screenshot, self.screen.pixels())
         finally:
             self._worker.shutdown(wait=True, cancel_futures=True)
+            self.screen.close()
             if self._recorder is not None:
                 print(self._recorder.close())
-            self.screen.close()
         return self.steps
 
     # Inputs
@@ -116,8 +120,9 @@ class App:
     def handle(self, events: InputEvents) -> None:
         """Takes new inputs. What changes the session waits for the step that is being computed."""
         self.done |= events.closed
+        self._typed += events.typed
         if self._line is not None:
-            self._type(events)
+            self._type()
         for command in events.commands:
             self._commands.append((command, events.shift))
         for path in events.drops:
@@ -167,24 +172,43 @@ class App:
 
     def _finish(self, views: list[Any], action: np.ndarray, step_s: float, overlay: list[np.ndarray]) -> None:
         self.steps += 1
-        frames = [np.stack([picture] * FRAMES_PER_STEP) for picture in overlay] or [view.frames for view in views]
-        frames += [view.frames for view in views[len(frames) :]]
+        session, still = self.session, [np.stack([picture] * FRAMES_PER_STEP) for picture in overlay]
+        moving = [True] * len(views)
+        if not session.in_simulator:
+            for index, future in enumerate(session.futures):
+                moving[index] = future in session.steered
+        frames = still + [
+            view.frames if moves else np.stack([view.frames[-1]] * FRAMES_PER_STEP)
+            for view, moves in zip(views[len(still) :], moving[len(still) :], strict=True)
+        ]
         interval_s = max(1.0 / FRAMES_PER_SECOND, step_s / FRAMES_PER_STEP)
         due_s = max(time.monotonic(), self._queue[-1][0] + interval_s if self._queue else 0.0)
         for index in range(FRAMES_PER_STEP):
             self._queue.append((due_s + index * interval_s, [picture[index] for picture in frames]))
-        view = views[0]
+        view = views[session.shown]
         values = view.coverage, view.reward, float(action[0]), 1.0 / max(step_s, 1e-6)
         for name, value in zip(self._curves, values, strict=True):
             self._curves[name].append(value)
+        if not session.in_simulator and not session.current.timeline.present.episode.steps:
+            self._cut_recording()  # the episode has ended, and this is the next one's start
         if self._recorder is not None:
-            try:
-                self._recorder.add(view, action, self.session.prompt)
-            except OSError as error:
-                recorder, self._recorder = self._recorder, None
-                self.say(f"the recording has ended: {error}")
-                self._try(recorder.close)
+            self._add_to_recording(view, action)
         self._draw_panel()
+
+    def _add_to_recording(self, view: Any, action: np.ndarray) -> None:
+        recorder, prompt = self._recorder, "" if self.session.in_simulator else self.session.prompt
+        try:
+            recorder.add(view, action, prompt)
+        except (OSError, RuntimeError) as error:  # RuntimeError: the encoder ended
+            self._recorder = None
+            self.say(recorder.end_after(error))
+
+    def _cut_recording(self) -> None:
+        """Goes on in another file, since the next view does not follow from the last one."""
+        if self._recorder is not None and self._recorder.steps:
+            recorder, self._recorder = self._recorder, None
+            recorder.close()
+            self._recorder = Recorder(self.options.out, recorder.scenario)
 
     def _show_present(self) -> None:
         """Shows the present moment at once, after time or memory changed."""
@@ -210,8 +234,8 @@ class App:
             message = f"prompt: {self._line.text}_   (return takes it, escape does not, up and down offer prompts)"
         box = None
         if self._drag is not None and self._drag[0] == 1:
-            (top, left), (bottom, right) = self._drag[1:]
-            box = (top, left, bottom, right)
+            (top, left), (bottom, right) = self._drag[2:]
+            box = (self._drag[1], (top, left, bottom, right))
         steered = [future in session.steered for future in session.futures]
         rate = self._curves["steps/s"][-1] if self._curves["steps/s"] else None
         number = None if self._recorder is None else self._recorder.number
@@ -265,6 +289,8 @@ class App:
 
         def run(shift: bool) -> str | None:
             message = handler(shift)
+            if name in JUMPS:
+                self._cut_recording()
             self.paused |= name in ("rewind", "replay")
             self._show_present()
             return message
@@ -291,8 +317,8 @@ class App:
         self.paused = self._single = True
 
     def _next_overlay(self) -> str:
-        before = self.overlay
-        self.overlay = OVERLAYS[(OVERLAYS.index(before) + 1) % len(OVERLAYS)]
+        before, names = self.overlay, overlays_of(self.session)
+        self.overlay = names[(names.index(before) + 1) % len(names)] if before in names else names[0]
         try:
             self._show_present()
         except REFUSALS:
@@ -304,8 +330,9 @@ class App:
         import pygame
 
         self.inputs.mouse_look = not self.inputs.mouse_look
-        self.screen.window.grab_mouse = self.inputs.mouse_look  # grabbed and hidden, it moves without an end
-        pygame.mouse.set_visible(not self.inputs.mouse_look)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that there is no window of `pygame.display`
+            pygame.mouse.set_relative_mode(self.inputs.mouse_look)  # it is hidden, and moves without an end
         return "the mouse turns you" if self.inputs.mouse_look else "the mouse is free"
 
     def _open_gallery(self) -> str:
@@ -321,12 +348,14 @@ class App:
         self._gallery = []
         prompt = self.session.env.world.model.start_prompts[index]
         message = self.session.restart(self.session.seed, image, prompt)
+        self._cut_recording()
         self._show_present()
         return message
 
     def _start_from(self, path: Path) -> str:
         image, note = load_image(path, self.session.views[0].frames.shape[1:3])
         message = self.session.restart(self.session.seed, image)
+        self._cut_recording()
         self._show_present()
         return f"{message}{note}"
 
@@ -340,7 +369,8 @@ class App:
 
     def _save_screenshot(self) -> str:
         self.options.out.mkdir(parents=True, exist_ok=True)
-        number = len(list(self.options.out.glob("screen-*.png")))
+        used = [int(file.stem[7:]) for file in self.options.out.glob("screen-*.png") if file.stem[7:].isdigit()]
+        number = max(used, default=-1) + 1
         path = self.options.out / f"screen-{number:04d}.png"
         iio.imwrite(path, self.screen.pixels())
         return f"saved {path}"
@@ -352,16 +382,19 @@ class App:
     # The prompt
 
     def _ask_prompt(self, answer: Callable[[str], str]) -> str | None:
+        typed, self._typed, self.inputs.typing = self._typed, [], False
         if answer == self.session.fork and len(self.session.futures) == 2:
-            return self.session.fork()
+            return self._redrawn("fork", lambda _: self.session.fork())(False)
         model = getattr(self.session.env.world, "model", None)
         self._line = PromptLine(self.session.prompt, getattr(model, "start_prompts", ()), answer)
-        self.inputs.typing = True
+        self.inputs.typing, self._typed = True, typed
+        self._type()
         return None
 
-    def _type(self, events: InputEvents) -> None:
-        line = self._line
-        if not line.read(events):
+    def _type(self) -> None:
+        line, typed = self._line, self._typed
+        self._typed = []
+        if not line.read(typed):
             return
         self._line, self.inputs.typing = None, False
         if line.taken:
@@ -375,14 +408,15 @@ class App:
             if kind == "down" and (index := self.screen.tile_at(position)) is not None:
                 self._actions.append(lambda: self._choose(index))
             return
-        place = self.screen.place_in_picture(position)
+        index = self.session.shown if self._drag is None else self._drag[1]
+        place = self.screen.place_in_picture(position, index)
         if kind == "down" and button in (1, 3) and place is not None:
-            self._drag = (button, place, place)
-            self.paused |= button == 1  # or the next step would move what is selected away
+            self._drag = (button, index, place, place)
         elif kind == "move" and self._drag is not None and place is not None:
-            self._drag = (*self._drag[:2], place)
+            self._drag = (*self._drag[:3], place)
+            self.paused |= self._drag[0] == 1  # or the next step would move what is selected away
         elif kind == "up" and self._drag is not None:
-            (button, start, end), self._drag = self._drag, None
+            (button, _, start, end), self._drag = self._drag, None
             self._actions.append(lambda: self._dragged(button, start, end))
 
     def _dragged(self, button: int, start: tuple[float, float], end: tuple[float, float]) -> str | None:
@@ -394,22 +428,3 @@ class App:
             return message
         (top, bottom), (left, right) = (sorted(pair) for pair in zip(start, end, strict=True))
         return self.session.select((top, left, bottom, right))
-
-
-def load_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """A picture of the user's, uint8 `[H, W, 3]` of `size`, and a note if it was resized.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: no picture.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        picture = Image.open(path).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture that Pillow can read") from error
-    height, width = size
-    if picture.size == (width, height):
-        return np.asarray(picture), ""
-    note = f", resized from {picture.width} x {picture.height} to {width} x {height} pixels"
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)), note

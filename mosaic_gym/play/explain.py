@@ -14,13 +14,19 @@ from mosaic_gym.play.session import Session
 OVERLAYS = ("none", *PICTURES)
 
 
+def overlays_of(session: Session) -> tuple[str, ...]:
+    """Names of the overlays that there are now: the simulator has no memory."""
+    return ("none", "depth") if session.in_simulator else OVERLAYS
+
+
 def overlay_pictures(session: Session, overlay: str) -> list[np.ndarray]:
-    """The overlay of every view, uint8 `[H, W, 3]`; none for `none`, and none for a simulator beside the futures.
+    """The overlay of every view, uint8 `[H, W, 3]`; none for `none`, for a simulator beside the futures, and for what
+    the simulator does not have while it is played.
 
     Raises:
-        RuntimeError: the simulator is played, or memory holds no pictures.
+        RuntimeError: memory holds no pictures.
     """
-    if overlay == "none":
+    if overlay == "none" or overlay not in overlays_of(session):
         return []
     if overlay == "depth":
         return [overlay_picture(session.env.world, None, view, overlay) for view in session.views]
@@ -63,7 +69,7 @@ def status_line(session: Session, overlay: str, paused: bool, rate: float | None
         parts = [f"step {episode.steps}", f"retrieved {episode.view.coverage:.0%}"]
         parts += [f"keyframes {episode.view.keyframes}"]
         parts += ["the rest from the atlas"] if episode.view.on_map else []
-        parts += ["memory off"] if session.current.set_aside is not None else []
+        parts += ["memory off"] if session.memory_is_off else []
     parts += ["ready"] if rate is None else [f"{rate:.0f} steps/s"]
     parts += [overlay] if overlay != "none" else []
     parts += ["paused"] if paused else []

@@ -1,4 +1,4 @@
-"""Keys, mouse and gamepad: which action they steer, and which commands were events."""
+"""Keys, mouse, gamepad and pictures of the user's: which action they steer, and which commands were events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ MOUSE_TURN_PX = 60.0
 LINE_KEYS = ("return", "escape", "backspace", "up", "down")
 """Keys that do something in the line where a prompt is typed."""
 DEAD_ZONE = 0.15
-"""Deflection of a gamepad's stick that counts as none."""
+"""Deflection of a gamepad's stick that counts as none, as a share of the whole."""
+MOST_DEFLECTION = 32767.0
 
 
 @dataclass
@@ -52,14 +53,17 @@ class Inputs:
 
     def __init__(self, bindings: Bindings) -> None:
         import pygame
+        from pygame._sdl2 import controller
 
+        self._controllers = controller
         self._pygame, self._bindings = pygame, bindings
         self.typing = self.mouse_look = False
         self._down: dict[str, set[int]] = {command: set() for command in HELD}
         self._tapped: set[str] = set()
         self._turned_px = 0.0
         pygame.joystick.init()
-        self._pads = [pygame.joystick.Joystick(index) for index in range(pygame.joystick.get_count())]
+        controller.init()
+        self._pads: dict[int, Any] = {}  # pads that are there already are announced too
 
     def read(self) -> InputEvents:
         """Processes new events."""
@@ -81,8 +85,11 @@ class Inputs:
             elif event.type == pygame.MOUSEMOTION:
                 events.mouse.append(("move", event.pos, 0))
                 self._turned_px += event.rel[0] if self.mouse_look else 0
-            elif event.type == pygame.JOYDEVICEADDED:
-                self._pads.append(pygame.joystick.Joystick(event.device_index))
+            elif event.type == pygame.CONTROLLERDEVICEADDED:
+                pad = self._controllers.Controller(event.device_index)
+                self._pads[pad.as_joystick().get_instance_id()] = pad
+            elif event.type == pygame.CONTROLLERDEVICEREMOVED:
+                self._pads.pop(event.instance_id, None)
         return events
 
     def action(self) -> np.ndarray:
@@ -95,8 +102,10 @@ class Inputs:
             ("turn_right" in active) - ("turn_left" in active) + self._turned_px / MOUSE_TURN_PX,
         ]
         self._turned_px = 0.0
-        for pad in self._pads:
-            sticks = [pad.get_axis(index) if index < pad.get_numaxes() else 0.0 for index in (1, 0, 2)]
+        pygame = self._pygame
+        for pad in self._pads.values():
+            names = pygame.CONTROLLER_AXIS_LEFTY, pygame.CONTROLLER_AXIS_LEFTX, pygame.CONTROLLER_AXIS_RIGHTX
+            sticks = [pad.get_axis(name) / MOST_DEFLECTION for name in names]
             sticks[0] = -sticks[0]
             axes = [axis + (stick if abs(stick) > DEAD_ZONE else 0.0) for axis, stick in zip(axes, sticks, strict=True)]
         return np.clip(np.array(axes, np.float32), -1.0, 1.0)
@@ -109,13 +118,37 @@ class Inputs:
     def _press(self, event: Any, events: InputEvents) -> None:
         if self.typing:
             name = self._pygame.key.name(event.key)
-            is_key = name in LINE_KEYS
-            events.typed.append(("key", name) if is_key else ("text", getattr(event, "unicode", "")))
+            name = "return" if name == "enter" else name  # of the keypad
+            character = getattr(event, "unicode", "")
+            if name in LINE_KEYS:
+                events.typed.append(("key", name))
+            elif character.isprintable():
+                events.typed.append(("text", character))
             return
         command = self._bindings.command(event.key)
+        self.typing = command in ("prompt", "fork_prompt")  # what follows is text, though the step is not over yet
         if command in HELD:
             self._down[command].add(event.key)
             self._tapped.add(command)  # a tap can be shorter than a step, and over by now
         elif command is not None:
             events.commands.append(command)
             events.shift |= bool(getattr(event, "mod", 0) & self._pygame.KMOD_SHIFT)
+
+
+def load_image(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """A picture of the user's, uint8 `[H, W, 3]` of `size`, and a note if it was resized.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: no picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no picture that Pillow can read, or far too large: {error}") from error
+    height, width = size
+    if picture.size == (width, height):
+        return np.asarray(picture), ""
+    note = f", resized from {picture.width} x {picture.height} to {width} x {height} pixels"
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)), note

@@ -171,10 +171,10 @@ def log_contents(contents: Contents, path: Path) -> None:
     recording: Any = rerun.RecordingStream("mosaic_gym")
     recording.save(path)
     recording.log("world", rerun.ViewCoordinates.RDF, static=True)
-    for entry in contents.entries:
+    for index, entry in enumerate(contents.entries):
         recording.set_time("step", sequence=entry.step)
         camera = entry.world_from_camera
-        name = f"world/keyframes/{entry.step}" if contents.memory is not None else "world/camera"
+        name = f"world/keyframes/{index}" if contents.memory is not None else "world/camera"
         recording.log(name, rerun.Transform3D(translation=camera[:3, 3], mat3x3=camera[:3, :3]))
         height, width = entry.depth_m.shape
         if contents.image_from_camera is not None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mosaic_gym.play.inputs import InputEvents
-
 
 class PromptLine:
     """A text that grows with the keys.
@@ -23,9 +21,9 @@ class PromptLine:
         self.text, self.answer, self.taken = text, answer, False
         self._offers, self._offer = sorted({offer for offer in offers if offer}), -1
 
-    def read(self, events: InputEvents) -> bool:
-        """Takes characters and keys; returns whether the line is complete."""
-        for kind, key in events.typed:
+    def read(self, typed: Sequence[tuple[str, str]]) -> bool:
+        """Takes characters and keys, see `InputEvents.typed`; returns whether the line is complete."""
+        for kind, key in typed:
             if kind == "text":
                 self.text += key
             elif key in ("return", "escape"):

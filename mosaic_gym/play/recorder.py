@@ -32,16 +32,22 @@ class Recorder:
 
     def __init__(self, folder: Path, scenario: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        used = [int(file.stem) for file in folder.glob("*.mp4") if file.stem.isdigit()]
+        files = [*folder.glob("*.mp4"), *(folder / "episodes").glob("*/*")]
+        used = [int(file.stem) for file in files if file.stem.isdigit()]
         self.number = max(used, default=-1) + 1
         self.video = folder / f"{self.number:04d}.mp4"
-        self._folder, self._scenario = folder, scenario
+        self._folder, self.scenario = folder, scenario
         self._writer: Any = imageio.get_writer(
             self.video, fps=FRAMES_PER_SECOND, codec="libx264", quality=8, macro_block_size=2, output_params=FRAGMENTS
         )
         self._views: list[View] = []
         self._actions: list[np.ndarray] = []
         self._captions: list[str] = []
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return len(self._views)
 
     def add(self, view: View, action: np.ndarray, prompt: str) -> None:
         """Adds a step; OSError if the disk is full."""
@@ -58,10 +64,18 @@ class Recorder:
             self.video.unlink(missing_ok=True)
             return "nothing was recorded"
         episode = write_episode(
-            self._folder / "episodes", self.number, self._scenario, [_Recorded(view) for view in self._views],
+            self._folder / "episodes", self.number, self.scenario, [_Recorded(view) for view in self._views],
             np.stack(self._actions), self._captions,
         )  # fmt: skip
         return f"recorded {len(self._views)} steps: {self.video}, {episode}"
+
+    def end_after(self, error: Exception) -> str:
+        """Closes a recording that cannot go on; returns a line that says why."""
+        try:
+            self.close()
+        except (OSError, RuntimeError) as second:
+            return f"the recording has ended, and its episode is lost: {error}; {second}"
+        return f"the recording has ended: {error}"
 
 
 class _Recorded:

@@ -9,8 +9,10 @@ import numpy as np
 
 GAP_PX = 2
 """Between two pictures, in their pixels."""
-STRIP_PX = 52
-"""Height of the strip under the pictures: a line of status, and one for messages or the prompt."""
+STRIP_PX = 66
+"""Height of the strip under the pictures: a line of status, and two for messages or the prompt."""
+MESSAGE_LINES = 2
+"""Lines of the strip for a message; of a longer one, the end is shown, where the cursor is."""
 PANEL_PX = 240
 """Width of the panel at the right, where the map and the curves are."""
 TARGET_PX, WIDEST_PX = 512, 1280
@@ -27,11 +29,12 @@ class Content:
         pictures: uint8 `[H, W, 3]`, side by side.
         steered: for each future, whether the keys steer it; a frame marks those where there are two.
         status: the first line of the strip.
-        message: the second line.
+        message: below it.
         keys: names of the commands whose keys are down, shown at once.
         lines: a list over the pictures, such as the help.
         panel: pictures for the panel at the right, one below the other.
-        box: (top, left, bottom, right) of the rectangle that is dragged, in pixels of the first picture.
+        box: the index of a picture, and (top, left, bottom, right) of the rectangle that is dragged over it, in its
+            pixels.
         gallery: small pictures to choose from, over everything.
     """
 
@@ -42,7 +45,7 @@ class Content:
     keys: Sequence[str] = ()
     lines: Sequence[str] = ()
     panel: Sequence[np.ndarray] = ()
-    box: tuple[float, float, float, float] | None = None
+    box: tuple[int, tuple[float, float, float, float]] | None = None
     gallery: Sequence[np.ndarray] = ()
 
 
@@ -63,8 +66,8 @@ class Screen:
         self._fitted = count * width + (count - 1) * GAP_PX, 0
         self.window = pygame.Window("Mosaic Gym", self._fitting_size(height, *self._fitted), resizable=True)
         self._font, self._small = pygame.font.Font(None, 20), pygame.font.Font(None, 18)
-        self._left = self._scale = 0
-        self._size = (height, width)
+        self._scale = 1
+        self._areas: list[tuple[int, int, int]] = []
         self._tiles: list[tuple[int, int, int, int]] = []
 
     def draw(self, content: Content) -> None:
@@ -79,37 +82,46 @@ class Screen:
         surface = self.window.get_surface()
         surface.fill(BACKGROUND)
         room = max(1, surface.get_width() - panel_px), max(1, surface.get_height() - STRIP_PX)
-        self._scale, self._size = max(1, min(room[0] // columns, room[1] // height)), (height, width)
-        left = self._left = max(0, (room[0] - columns * self._scale) // 2)
+        self._scale = max(1, min(room[0] // columns, room[1] // height))
+        left = max(0, (room[0] - columns * self._scale) // 2)
         several = len(content.steered) > 1
+        self._areas = []
         for picture, steered in zip(content.pictures, [*content.steered, *[False] * 9], strict=False):
             self._blit(picture, (left, 0), self._scale)
+            self._areas.append((left, *picture.shape[:2]))
             if several and steered:
                 area = (left, 0, picture.shape[1] * self._scale, height * self._scale)
                 pygame.draw.rect(surface, MESSAGE, area, 2)
             left += (picture.shape[1] + GAP_PX) * self._scale
         if content.box is not None:
-            top, start, bottom, end = (round(value * self._scale) for value in content.box)
-            area = pygame.Rect(self._left + min(start, end), min(top, bottom), abs(end - start), abs(bottom - top))
+            top, start, bottom, end = (round(value * self._scale) for value in content.box[1])
+            left = self._areas[content.box[0]][0] + min(start, end)
+            area = pygame.Rect(left, min(top, bottom), abs(end - start), abs(bottom - top))
             pygame.draw.rect(surface, MESSAGE, area, 1)
         self._draw_panel(content.panel, surface.get_width() - panel_px)
         self._write(content.keys, (8, 6), self._font, MESSAGE)
         half = -(-len(content.lines) // 2)
         for part, at in ((content.lines[:half], 12), (content.lines[half:], surface.get_width() // 2 + 6)):
-            self._write(part, (at, 28), self._small, TEXT)
+            room_px = surface.get_width() // 2 - 18
+            wrapped = [line for text in part for line in self._wrap(text, self._small, room_px)]
+            self._write(wrapped, (at, 28), self._small, TEXT)
         bottom = surface.get_height() - STRIP_PX
         surface.fill(BACKGROUND, (0, bottom, surface.get_width(), STRIP_PX))
         surface.blit(self._font.render(content.status, True, TEXT), (8, bottom + 8))
-        surface.blit(self._font.render(content.message, True, MESSAGE), (8, bottom + 30))
+        lines = self._wrap(content.message, self._small, surface.get_width() - 16)[-MESSAGE_LINES:]
+        for row, line in enumerate(lines):
+            surface.blit(self._small.render(line, True, MESSAGE), (8, bottom + 30 + 16 * row))
         self._tiles = []
         if content.gallery:
             self._draw_gallery(content.gallery)
         self.window.flip()
 
-    def place_in_picture(self, position: tuple[int, int]) -> tuple[float, float] | None:
-        """The (row, column) of the first picture under a position of the mouse; None outside of it."""
-        column, row = (position[0] - self._left) / self._scale, position[1] / self._scale
-        height, width = self._size
+    def place_in_picture(self, position: tuple[int, int], index: int) -> tuple[float, float] | None:
+        """The (row, column) of a picture under a position of the mouse; None outside of it, or before it is drawn."""
+        if index >= len(self._areas):
+            return None
+        left, height, width = self._areas[index]
+        column, row = (position[0] - left) / self._scale, position[1] / self._scale
         return (row, column) if 0 <= row <= height and 0 <= column <= width else None
 
     @property
@@ -159,6 +171,22 @@ class Screen:
         for text in texts:
             self.window.get_surface().blit(text, (at[0], top))
             top += text.get_height() + 2
+
+    @staticmethod
+    def _wrap(text: str, font: object, width: int) -> list[str]:
+        """A text in lines of at most `width` pixels, broken at spaces, and within words that are longer than a line."""
+        lines = [""]
+        for word in text.split(" "):
+            extended = f"{lines[-1]} {word}".lstrip() if lines[-1] else word
+            if font.size(extended)[0] <= width:  # type: ignore[attr-defined]
+                lines[-1] = extended
+                continue
+            lines += [""] if lines[-1] else []
+            for character in word:
+                if font.size(lines[-1] + character)[0] > width:  # type: ignore[attr-defined]
+                    lines.append("")
+                lines[-1] += character
+        return lines
 
     def _draw_panel(self, panel: Sequence[np.ndarray], left: int) -> None:
         top = 0

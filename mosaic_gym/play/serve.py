@@ -25,9 +25,8 @@ ACTIONS = {
 }
 """Buttons that make a step: their key and their action (forward, right, turn right)."""
 ENLARGEMENT = 6
-POINTS_EVERY = 2
-"""Of the pixels of a keyframe, one in so many along each side becomes a point in 3D."""
 MOST_POINTS = 60_000
+"""Points of memory in 3D; of more, the latest are drawn."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class BrowserView:
                      ("right", width, 3 * width // 4))  # fmt: skip
             self.box = [gui.add_slider(name, 0, most, 1, start) for name, most, start in names]
             for slider in self.box:
-                slider.on_update(lambda _: self.show())
+                slider.on_update(lambda _: self._draw_view())
             self._button("select", self._select)
             self._button("move to the handles", self._move)
             for name in ("remove", "duplicate", "enlarge", "turn"):
@@ -118,11 +117,15 @@ class BrowserView:
         return ""
 
     def show(self, message: str = "") -> None:
-        """Draws the view and memory again."""
+        """Draws the view and memory again; the lock is held, or nothing else runs yet."""
         self.image.image = self._picture()
         line = status_line(self.session, self.overlay, False, self._rate, None)
         self.message.content = f"{line}\n\n**{message}**" if message else line
         self._draw_memory()
+
+    def _draw_view(self) -> None:
+        with self._lock:
+            self.image.image = self._picture()
 
     def _button(self, name: str, command: Callable[[], str]) -> None:
         self.server.gui.add_button(name).on_click(lambda _: self.do(command))
@@ -143,9 +146,11 @@ class BrowserView:
         """The views, or their overlay, side by side and enlarged, with the rectangle of the sliders."""
         pictures = overlay_pictures(self.session, self.overlay)
         pictures += [view.frames[-1] for view in self.session.views[len(pictures) :]]
+        first_column = sum(picture.shape[1] for picture in pictures[: self.session.shown]) * ENLARGEMENT
         picture = np.concatenate(pictures, axis=1).repeat(ENLARGEMENT, 0).repeat(ENLARGEMENT, 1)
         if hasattr(self, "box"):
             top, left, bottom, right = (slider.value * ENLARGEMENT for slider in self.box)
+            left, right = left + first_column, right + first_column
             for rows, columns in ((slice(top, bottom), [left, right - 1]), ([top, bottom - 1], slice(left, right))):
                 if bottom > top and right > left:
                     picture[rows, columns] = (250, 200, 90)
@@ -153,7 +158,7 @@ class BrowserView:
 
     def _draw_memory(self) -> None:
         """Memory as colored points, and the body's camera."""
-        scene, view = self.server.scene, self.session.views[0]
+        scene, view = self.server.scene, self.session.view
         camera, k = view.world_from_camera[-1], view.image_from_camera
         height, width = view.depth_m.shape
         fov = 2 * np.arctan(height / (2 * k[1, 1]))
@@ -215,7 +220,7 @@ def serve(config: ServeConfig) -> None:
     """Serves until it is interrupted.
 
     Raises:
-        OSError: the port is in use.
+        OSError: the address cannot be listened on.
     """
     import gymnasium as gym
     import viser

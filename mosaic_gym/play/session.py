@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,9 @@ class Future:
 
     Attributes:
         timeline: its moments.
-        edits: of its memory.
-        set_aside: the memory of a future whose memory is off.
     """
 
     timeline: Timeline
-    edits: editing.EditHistory = field(default_factory=editing.EditHistory)
-    set_aside: MosaicMemory | None = None
 
 
 class Session:
@@ -88,8 +84,9 @@ class Session:
     @property
     def steered(self) -> list[Future]:
         """The futures that the next step advances."""
-        first, second = STEERING[:2]
-        return [f for f, name in zip(self.futures, (first, second), strict=False) if self.steering in (name, "both")]
+        futures, steering = self.futures, self.steering  # once each: a step may end the episode meanwhile
+        chosen = [f for f, name in zip(futures, STEERING[:2], strict=False) if steering in (name, "both")]
+        return chosen or futures[:1]
 
     @property
     def current(self) -> Future:
@@ -101,8 +98,27 @@ class Session:
         """The present view of every future, and of a simulator beside them; while that is played, its view alone."""
         if self.in_simulator:
             return [self.simulator.view]
-        beside = [self.simulator.view] if self.compare and self.simulator is not None else []
+        beside = [self.simulator.view] if self._beside is not None else []
         return [future.timeline.present.episode.view for future in self.futures] + beside
+
+    @property
+    def shown(self) -> int:
+        """The index in `views` of what commands, the mouse, the policy and recordings are about."""
+        return 0 if self.in_simulator else self.futures.index(self.current)
+
+    @property
+    def view(self) -> View:
+        """The present view of what commands are about."""
+        return self.views[self.shown]
+
+    @property
+    def _beside(self) -> WorldEnv | None:
+        """The simulator beside the futures, while it is at the same places as they are."""
+        return self.simulator if self.compare and self._same_places else None
+
+    @property
+    def memory_is_off(self) -> bool:
+        return self.current.timeline.present.set_aside is not None
 
     @property
     def prompt(self) -> str:
@@ -143,7 +159,7 @@ class Session:
         """One step of what is steered, all futures in one batch; returns the views, one for each that is shown."""
         start_s = time.perf_counter()
         if self.policy_steers:
-            action = self.policy(self.views[0])
+            action = self.policy(self.view)
         self.last_action = np.asarray(action, np.float32)
         if self.in_simulator:
             if self.simulator.episode.ended:
@@ -151,7 +167,7 @@ class Session:
             self.simulator.step(action)
             return self.views
         self.selection = None  # it is of the memory before the step
-        beside = self.simulator if self.compare else None
+        beside = self._beside
         ended = [future.timeline.present.episode.ended for future in self.steered]
         if any(ended) or (beside is not None and beside.episode.ended):
             self.restart()
@@ -161,7 +177,9 @@ class Session:
         after = step_episodes(self.env.world, self.env.task, self.env.rules, episodes, actions)
         step_s = time.perf_counter() - start_s
         for future, episode in zip(self.steered, after, strict=True):
-            future.timeline.append(Moment(episode, np.asarray(action, np.float32), step_s))
+            present = future.timeline.present
+            moment = Moment(episode, np.asarray(action, np.float32), step_s, present.edits, present.set_aside)
+            future.timeline.append(moment)
         if beside is not None:
             beside.step(action)
         return self.views
@@ -172,6 +190,9 @@ class Session:
         self.selection = None
         moved = [future.timeline.move(steps) for future in self.steered]
         timeline = self.current.timeline
+        if self._beside is not None:
+            pose = timeline.present.episode.view.world_from_camera[-1]
+            self._beside.reset(seed=self.seed, options={"pose": pose})
         if not any(moved):
             return "this is the start" if steps < 0 else "nothing was rewound"
         return f"step {timeline.present.episode.steps}, {timeline.ahead} ahead"
@@ -182,9 +203,9 @@ class Session:
         if len(self.futures) == 2:
             self.futures, self.steering = [self.current], "first"
             return "one future again"
-        other = Future(self.current.timeline.fork(), copy.deepcopy(self.current.edits), self.current.set_aside)
+        other = Future(self.current.timeline.fork())
         if prompt is not None:
-            other.timeline.replace_present(self._with_prompt(other.timeline.present.episode, prompt))
+            other.timeline.replace_present(episode=self._with_prompt(other.timeline.present.episode, prompt))
         self.futures.append(other)
         self.steering = "second" if prompt is None else "both"
         return "two futures; tab chooses which one you steer" if prompt is None else f"two futures: {prompt!r}"
@@ -200,6 +221,7 @@ class Session:
     def save(self, path: Path) -> str:
         """Writes the present moment into a file that `load`, and `reset` of an environment, continue from."""
         self.check_learned("cannot be saved")
+        self._check_memory_is_on()
         self.env.episode = self.current.timeline.present.episode
         self.env.save(path)
         return f"saved {path}"
@@ -232,7 +254,7 @@ class Session:
             options = {"image": view.frames[-1], "pose": view.world_from_camera[-1]}
             self.env.reset(seed=self.seed, options=options)
             self.futures, self.steering = [Future(Timeline(Moment(self.env.episode, REST)))], "first"
-            self.in_simulator, self._same_places = False, True
+            self.in_simulator, self._same_places, self.selection = False, True, None
             return "the learned world goes on from the simulator's image"
         if not self._same_places and not self._warned:
             self._warned = True
@@ -245,13 +267,15 @@ class Session:
 
     def switch_memory(self) -> str:
         """Turns memory off, or on again as it was."""
-        memory, future = self.memory, self.current
-        if future.set_aside is None:
-            future.set_aside, new = memory, MosaicMemory(capacity=0, made_with=memory.made_with)
-        else:
-            future.set_aside, new = None, future.set_aside
-        self._set_memory(new)
-        return "memory off" if future.set_aside is not None else "memory on"
+        memory, set_aside = self.memory, self.current.timeline.present.set_aside
+        if set_aside is None and memory.capacity == 0:
+            raise ValueError("this world was opened without memory; leave --no-memory out")
+        self.selection = None
+        if set_aside is None:
+            self._set_memory(MosaicMemory(capacity=0, made_with=memory.made_with), set_aside=memory)
+            return "memory off"
+        self._set_memory(set_aside, set_aside=None)
+        return "memory on"
 
     def change_guidance(self, difference: float) -> str:
         """Another scale of classifier-free guidance, at least 1, for the steps from now on."""
@@ -270,7 +294,7 @@ class Session:
         """Another prompt from now on."""
         self.check_learned("takes no prompt")
         timeline = self.current.timeline
-        timeline.replace_present(self._with_prompt(timeline.present.episode, prompt))
+        timeline.replace_present(episode=self._with_prompt(timeline.present.episode, prompt))
         return f"prompt {prompt!r}"
 
     # Memory
@@ -313,14 +337,12 @@ class Session:
 
     def undo(self) -> str:
         """Undoes the latest edit."""
-        self._set_memory(self.current.edits.undo(self.memory))
-        self.selection = None
+        self._go_through_edits(editing.EditHistory.undo)
         return "undone"
 
     def redo(self) -> str:
         """Does again what was undone last."""
-        self._set_memory(self.current.edits.redo(self.memory))
-        self.selection = None
+        self._go_through_edits(editing.EditHistory.redo)
         return "done again"
 
     def close(self) -> None:
@@ -332,9 +354,9 @@ class Session:
     def _edit(self, change: Callable[[MosaicMemory, editing.Selection], MosaicMemory], done: str) -> str:
         before, selection = self.memory, self._selection()
         after = change(before, selection)
-        state = self.current.timeline.present.episode.state
-        self._set_memory(after)
-        self.current.edits.record(before, after, state.step_index)
+        edits = self.current.timeline.present.edits.copy()
+        edits.record(before, after)
+        self._set_memory(after, edits=edits)
         self.selection = None
         return f"{len(selection)} patches {done}; the next step shows it"
 
@@ -343,10 +365,22 @@ class Session:
             raise ValueError("nothing is selected: drag a rectangle over the view first")
         return self.selection
 
-    def _set_memory(self, memory: MosaicMemory) -> None:
+    def _go_through_edits(self, go: Callable[[editing.EditHistory, MosaicMemory], MosaicMemory]) -> None:
+        memory = self.memory
+        self._check_memory_is_on()
+        edits = self.current.timeline.present.edits.copy()
+        self._set_memory(go(edits, memory), edits=edits)
+        self.selection = None
+
+    def _check_memory_is_on(self) -> None:
+        if self.memory_is_off:
+            raise ValueError("memory is off; turn it on first")
+
+    def _set_memory(self, memory: MosaicMemory, **changes: Any) -> None:
+        """Gives the present moment another memory, and changes other fields of it."""
         timeline = self.current.timeline
         episode = timeline.present.episode
-        timeline.replace_present(replace(episode, state=replace(episode.state, memory=memory)))
+        timeline.replace_present(episode=replace(episode, state=replace(episode.state, memory=memory)), **changes)
 
     def _with_prompt(self, episode: Any, prompt: str) -> Any:
         if "prompt" not in self.env.options:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from mosaic_gym.envs.episode import Episode
+from mosaic_gym.memory.editing import EditHistory
+from mosaic_gym.memory.mosaic import MosaicMemory
 
 CAPACITY = 4096
-"""Moments that a timeline holds. They share keyframes, so each adds about one keyframe to memory."""
+"""Moments that a timeline holds. They share keyframes, so each adds its view, its history and one keyframe to memory:
+about 0.2 MB at 64 x 64 pixels."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,15 @@ class Moment:
         episode: a value; stepping from it again repeats its future bit for bit.
         action: `[3]`, that led to it; zeros at the start.
         step_s: how long it took to compute.
+        edits: of its memory, never changed in place.
+        set_aside: its memory while memory is off.
     """
 
     episode: Episode
     action: np.ndarray
     step_s: float = 0.0
+    edits: EditHistory = field(default_factory=EditHistory)
+    set_aside: MosaicMemory | None = None
 
 
 class Timeline:
@@ -66,10 +74,9 @@ class Timeline:
         del self._moments[: max(0, len(self._moments) - self._capacity)]
         self._index = len(self._moments) - 1
 
-    def replace_present(self, episode: Episode) -> None:
-        """Changes the present moment, after an edit or a new prompt; later ones are dropped."""
-        moment = self.present
-        self._moments[self._index :] = [Moment(episode, moment.action, moment.step_s)]
+    def replace_present(self, **changes: Any) -> None:
+        """Changes fields of the present moment, after an edit or a new prompt; later moments are dropped."""
+        self._moments[self._index :] = [replace(self.present, **changes)]
 
     def move(self, steps: int) -> int:
         """Goes so many steps forward in time, back if negative; returns how many were possible."""

@@ -64,21 +64,21 @@ class Config:
     """Wall time of training, earlier parts included; 600 without --steps."""
     steps: Annotated[int | None, Whole(1)] = None
     """Optimizer steps of the whole run, instead of minutes."""
-    batch: Annotated[int, Whole(1)] = 16
-    """Samples in a batch."""
-    noise_draws: Annotated[int, Whole(1)] = 2
+    batch: Annotated[int, Whole(1)] = 4
+    """Samples in a batch. On a CPU many small steps learn more in the same time than few large ones."""
+    noise_draws: Annotated[int, Whole(1)] = 3
     """Noise levels that are drawn for each sample; they share what the network reads of its context."""
-    learning_rate: Annotated[float, Number(0.0)] = 1e-3
+    learning_rate: Annotated[float, Number(0.0)] = 7e-4
     """The peak."""
     history: Annotated[int, Whole(1)] = 2
     """Recent latent frames that condition the next one."""
-    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (96, 192)
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (128, 192)
     """Channels of the convolutions, and width of the transformer."""
     patch: Annotated[int, Whole(1)] = 1
     """Latent cells along each side of a token."""
     fine_blocks: Annotated[int, Whole(1)] = 3
     """Convolutional blocks before and after the transformer."""
-    blocks: Annotated[int, Whole(1)] = 3
+    blocks: Annotated[int, Whole(1)] = 4
     """Transformer blocks."""
     episodes: Annotated[int | None, Whole(1)] = None
     """Recorded episodes to train on; None for all."""

@@ -50,13 +50,13 @@ class Config:
     """Pictures in a batch."""
     learning_rate: Annotated[float, Number(0.0)] = 1.5e-3
     """The peak."""
-    channels: Annotated[int, Whole(1)] = 12
-    """Channels of a latent cell of 4 x 4 pixels."""
-    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (48, 96)
-    """Channels at half and at quarter resolution, multiples of 8."""
+    channels: Annotated[int, Whole(1)] = 16
+    """Channels of a latent cell."""
+    widths: Annotated[tuple[int, ...], ListOf(Whole(8))] = (32, 64, 128)
+    """Channels at a half, a quarter, an eighth, ... of the resolution, multiples of 8; the last is the latents'."""
     noise: Annotated[float, Number(0.0)] = 0.05
     """Standard deviation of the noise that the decoder learns to ignore; the mean square of latents is about one."""
-    energy_weight: Annotated[float, Number(0.0)] = 0.5
+    energy_weight: Annotated[float, Number(0.0)] = 2.0
     """Weight of the gradient energy, which a plain L1 loss lowers."""
 
     def __post_init__(self) -> None:
