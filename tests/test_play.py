@@ -353,7 +353,10 @@ def test_a_scene_is_saved_and_loaded(session, tmp_path):
     session.step(AHEAD)
     assert do(app, "save").startswith("saved")
     after = session.step(AHEAD)[0]
-    assert do(app, "load").startswith("loaded")
+    do(app, "more_guidance")
+    assert do(app, "load").startswith("loaded") and do(app, "save").startswith("saved")
+    assert do(app, "load").startswith("loaded"), "of the same world, whatever its guidance is"
+    do(app, "less_guidance")
     np.testing.assert_array_equal(session.step(AHEAD)[0].frames, after.frames)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Session:
         seed: int = 0,
         compare: bool = False,
     ) -> None:
-        self.env, self.seed = env, seed
+        self.env, self.seed, self._world = env, seed, env.world
         self._make_policy, self.policy = make_policy, None
         self._make_simulator, self.compare = make_simulator, compare
         self.simulator: WorldEnv | None = None
@@ -219,20 +220,34 @@ class Session:
         return f"you steer {'both futures' if self.steering == 'both' else 'the ' + self.steering + ' future'}"
 
     def save(self, path: Path) -> str:
-        """Writes the present moment into a file that `load`, and `reset` of an environment, continue from."""
+        """Writes the present moment into a file that `load`, and `reset` of an environment, continue from.
+
+        A changed scale of guidance is not part of it.
+        """
         self.check_learned("cannot be saved")
         self._check_memory_is_on()
         self.env.episode = self.current.timeline.present.episode
-        self.env.save(path)
+        with self._own_guidance():
+            self.env.save(path)
         return f"saved {path}"
 
     def load(self, path: Path) -> str:
         """Goes on from a saved moment."""
-        (snapshot,) = load_snapshots(self.env.world, path)
-        self.env.restore(snapshot)
+        with self._own_guidance():
+            (snapshot,) = load_snapshots(self.env.world, path)
+            self.env.restore(snapshot)
         self.futures, self.steering, self.selection = [Future(Timeline(Moment(self.env.episode, REST)))], "first", None
         self.in_simulator = self._same_places = False
         return f"loaded {path}"
+
+    @contextmanager
+    def _own_guidance(self) -> Iterator[None]:
+        """The environment with the world's own guidance: files belong to that world."""
+        world, self.env.world = self.env.world, self._world
+        try:
+            yield
+        finally:
+            self.env.world = world
 
     # Switches
 
