@@ -321,7 +321,7 @@ def test_mouse_policy_and_frames_are_those_of_the_future_that_is_steered(session
     for _ in range(2):
         app._finish(session.step(AHEAD), AHEAD, 0.1, [])
     np.testing.assert_array_equal(seen[1].frames, session.futures[1].timeline.before.episode.view.frames)
-    assert session.shown == 1 and session.view is session.futures[1].timeline.present.episode.view
+    assert session.view_index == 1 and session.view is session.futures[1].timeline.present.episode.view
     for _, pictures in app._queue:
         np.testing.assert_array_equal(pictures[0], session.views[0].frames[-1], "the other future stands still")
     app.paused = True

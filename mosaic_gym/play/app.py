@@ -185,7 +185,7 @@ class App:
         due_s = max(time.monotonic(), self._queue[-1][0] + interval_s if self._queue else 0.0)
         for index in range(FRAMES_PER_STEP):
             self._queue.append((due_s + index * interval_s, [picture[index] for picture in frames]))
-        view = views[session.shown]
+        view = views[session.view_index]
         values = view.coverage, view.reward, float(action[0]), 1.0 / max(step_s, 1e-6)
         for name, value in zip(self._curves, values, strict=True):
             self._curves[name].append(value)
@@ -408,7 +408,7 @@ class App:
             if kind == "down" and (index := self.screen.tile_at(position)) is not None:
                 self._actions.append(lambda: self._choose(index))
             return
-        index = self.session.shown if self._drag is None else self._drag[1]
+        index = self.session.view_index if self._drag is None else self._drag[1]
         place = self.screen.place_in_picture(position, index)
         if kind == "down" and button in (1, 3) and place is not None:
             self._drag = (button, index, place, place)

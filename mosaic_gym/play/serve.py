@@ -146,7 +146,7 @@ class BrowserView:
         """The views, or their overlay, side by side and enlarged, with the rectangle of the sliders."""
         pictures = overlay_pictures(self.session, self.overlay)
         pictures += [view.frames[-1] for view in self.session.views[len(pictures) :]]
-        first_column = sum(picture.shape[1] for picture in pictures[: self.session.shown]) * ENLARGEMENT
+        first_column = sum(picture.shape[1] for picture in pictures[: self.session.view_index]) * ENLARGEMENT
         picture = np.concatenate(pictures, axis=1).repeat(ENLARGEMENT, 0).repeat(ENLARGEMENT, 1)
         if hasattr(self, "box"):
             top, left, bottom, right = (slider.value * ENLARGEMENT for slider in self.box)

@@ -103,14 +103,14 @@ class Session:
         return [future.timeline.present.episode.view for future in self.futures] + beside
 
     @property
-    def shown(self) -> int:
+    def view_index(self) -> int:
         """The index in `views` of what commands, the mouse, the policy and recordings are about."""
         return 0 if self.in_simulator else self.futures.index(self.current)
 
     @property
     def view(self) -> View:
         """The present view of what commands are about."""
-        return self.views[self.shown]
+        return self.views[self.view_index]
 
     @property
     def _beside(self) -> WorldEnv | None:

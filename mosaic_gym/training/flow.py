@@ -58,13 +58,13 @@ def draw_noise_levels(count: int, generator: torch.Generator) -> Tensor:
     return torch.where(uniform[:, 0] < 0.1, 0.9 + 0.1 * uniform[:, 1], torch.sigmoid(0.4 + 1.2 * normal))
 
 
-def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor, shown: Tensor) -> Tensor:
+def flow_loss(velocity: Tensor, noise: Tensor, target: Tensor, valid_share: Tensor) -> Tensor:
     """Weighted squared error of the velocity (flow matching, Lipman et al., arXiv 2210.02747).
 
     Args:
-        shown: `[b, 1, h, w]`, the share of each cell that memory shows as it is; see `Batch.shown`.
+        valid_share: `[b, 1, h, w]`, the share of each cell that memory shows as it is; see `Batch.valid_share`.
     """
-    weight = 1.0 - (1.0 - VALID_WEIGHT) * shown
+    weight = 1.0 - (1.0 - VALID_WEIGHT) * valid_share
     squares = (velocity.float() - (noise - target)).square().mean(1, keepdim=True)
     return (squares * weight).sum() / weight.sum()
 

@@ -202,7 +202,7 @@ def train(config: Config) -> WorldModel:
             noisy = torch.lerp(target, noise, level[:, None, None, None])
             with fast_autocast(device):
                 velocity = run.model(batch, noisy, level, k, size)
-            loss = flow_loss(velocity, noise, target, batch.shown.repeat(config.noise_draws, 1, 1, 1))
+            loss = flow_loss(velocity, noise, target, batch.valid_share.repeat(config.noise_draws, 1, 1, 1))
             run.update(loss)
             if time.monotonic() - reported_at > 60 * config.report_minutes:
                 world = assemble(config, run.average, parts, store)

@@ -71,7 +71,7 @@ def _sample_figures(
             reading = networks.read(batch, k, size)
             noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
             velocity = model.transformer(noisy, level, reading)
-            losses.append(float(flow_loss(velocity, noise, batch.target, batch.shown)))
+            losses.append(float(flow_loss(velocity, noise, batch.target, batch.valid_share)))
             sampled = sample_flow(model.transformer, reading, noise, model.settings.denoising_steps)
             picture = codec.decode_pictures(sampled[:, :-1]).float()
             true = test.recorded.pictures(batch.index)

@@ -97,7 +97,7 @@ class Batch:
     covered: Tensor
 
     @property
-    def shown(self) -> Tensor:
+    def valid_share(self) -> Tensor:
         """The share of each cell that memory shows as it is, `[b, 1, h, w]`."""
         return self.memory.coverage[:, :4].mean(1, keepdim=True) * (self.target[:, -1:] > 0)
 
