@@ -2,7 +2,7 @@
 
 NAME/
   world.json            sizes, K, kinematics, budgets, denoising steps, names of the folders; see `settings.py`
-  transformer/ detail/ codec/ text_encoder/ depth/ outcome/ atlas/ scheduler/    each in diffusers' format
+  transformer/ guide/ detail/ codec/ text_encoder/ depth/ outcome/ atlas/ scheduler/    each in diffusers' format
   starts.safetensors    start images, with their prompts in the metadata
   README.md             the model card
 """
@@ -50,6 +50,7 @@ NETWORKS: dict[str, tuple[type, ...]] = {
     "depth": (ConvDepth,),
     "reward_heads": (RewardTerminationHeads,),
     "atlas": (Atlas,),
+    "guide": (HourglassTransformer,),
 }
 """The classes that a network can have, by its attribute in `WorldModel`; its config.json names one of them."""
 
@@ -76,6 +77,9 @@ class WorldModel:
     pipeline: WanImageToVideoPipeline | None = None
     """The pipeline that holds and places the networks of a pretrained Wan world; None for other worlds."""
     offload: str | None = None
+    guide: HourglassTransformer | None = None
+    """The transformer as it was early in training. Sampling is guided away from its output (autoguidance, Karras et
+    al., arXiv 2406.02507); None for guidance by the transformer itself."""
 
     def to(self, device: str | torch.device) -> WorldModel:
         """Moves every network, in place, and puts them in evaluation mode."""
@@ -92,6 +96,7 @@ class WorldModel:
             self.depth,
             self.reward_heads,
             self.atlas,
+            self.guide,
         )
         for network in networks:
             if isinstance(network, torch.nn.Module):
@@ -134,6 +139,7 @@ class WorldModel:
             self.atlas,
             self.depth,
             self.reward_heads,
+            self.guide,
         )
         metadata = asdict(self.settings)
         if self.pipeline is not None:

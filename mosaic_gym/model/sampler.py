@@ -99,14 +99,17 @@ def sample_flow(
     shift: float = 1.0,
     negative: Reading | None = None,
     guidance: float = 1.0,
+    guide: HourglassTransformer | None = None,
 ) -> Tensor:
     """The latents that Euler steps lead to from noise `[b, c, h, w]`, at the noise levels of `even_sigmas`.
 
     A model that was trained to regress takes one step, from zeros.
 
     Args:
-        negative, guidance: the reading of the negative prompt, and the scale of classifier-free guidance (Ho and
-            Salimans, arXiv 2207.12598); None and 1 for none.
+        negative, guidance: the reading of the negative prompt by the guide, and the scale of guidance; None and 1 for
+            none.
+        guide: a weaker version of the model (autoguidance, Karras et al., arXiv 2406.02507); None for the model itself
+            (classifier-free guidance, Ho and Salimans, arXiv 2207.12598).
     """
     if model.config.objective == "regression":
         denoising_steps, noise = 1, torch.zeros_like(noise)
@@ -116,7 +119,7 @@ def sample_flow(
         noise_level = noise.new_full((len(noise),), float(level))
         velocity = model(latents, noise_level, reading)
         if negative is not None and guidance != 1.0:
-            away = model(latents, noise_level, negative)
+            away = (guide or model)(latents, noise_level, negative)
             velocity = away + guidance * (velocity - away)
         latents = latents + float(following - level) * velocity.to(latents.dtype)
     return latents

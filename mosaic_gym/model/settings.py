@@ -21,9 +21,10 @@ FOLDERS = {
     "depth": "depth",
     "reward_heads": "outcome",  # name in files
     "atlas": "atlas",
+    "guide": "guide",
 }
 """For each network of a `WorldModel`, the name of its folder, which is also its name in world.json."""
-OPTIONAL_FOLDERS = {"detail", "outcome", "atlas"}  # name in files
+OPTIONAL_FOLDERS = {"detail", "outcome", "atlas", "guide"}  # name in files
 """Folders of networks that a world can do without."""
 
 
@@ -39,7 +40,8 @@ class WorldSettings:
         history: how many recent latent frames condition the next one.
         max_sources, max_patches: the budgets of retrieval, in keyframes to warp and in patches; 0 for none.
         capacity: how many keyframes an episode's memory holds; 0 for no memory.
-        guidance: scale of classifier-free guidance away from `negative_prompt`; 1 for none.
+        guidance: scale of guidance away from what the guide (see `WorldModel`), or without one the transformer, makes
+            of `negative_prompt`; 1 for none.
         scenario: the simulator's scenario that the model was trained on; see `DoomWorld`.
 
     Raises:
@@ -87,7 +89,7 @@ def load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
         raise ValueError(f"{path} is not of format {FORMAT}; train or export the checkpoint again")
     known_parts = set(FOLDERS.values())
     needed_parts = known_parts - OPTIONAL_FOLDERS
-    parts = settings.pop("parts", list(FOLDERS.values()))
+    parts = settings.pop("parts", [name for name in FOLDERS.values() if name != "guide"])
     if not isinstance(parts, list) or not needed_parts <= set(map(str, parts)) <= known_parts:
         raise ValueError(
             f"{path} names the parts {parts}; a world needs {sorted(needed_parts)} and can have "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from mosaic_gym.geometry.control import Control, control_settings
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.depth import ConvDepth
 from mosaic_gym.model.hourglass import OBJECTIVES, HourglassTransformer
-from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half
+from mosaic_gym.model.parts import fingerprint_of, load_part, round_to_half, save_part
 from mosaic_gym.model.reward_heads import RewardTerminationHeads
 from mosaic_gym.model.rgbd_codec import RGBDCodec
 from mosaic_gym.model.settings import WorldSettings
@@ -42,6 +43,8 @@ REGENERATE_FROM = 500
 """Optimizer steps before the model's own samples are of use as memory."""
 DENOISING_STEPS = 6
 """Denoising steps of reports, and of the finished world."""
+GUIDANCE = 2.0
+"""Scale of guidance of reports, and of the finished world, once there is a guide. At 3 colors saturate."""
 MAX_SOURCES = 6
 """Keyframes that the finished world warps into a view: memory that is written once is spread over more of them."""
 
@@ -86,6 +89,8 @@ class Config:
     """`flow` for the generative model; `regression` for the baseline with the same data, steps and size."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How the memories of samples vary."""
+    guide_step: Annotated[int, Whole(1)] = 800
+    """The optimizer step whose averaged weights become the guide: sampling is guided away from them."""
     report_minutes: Annotated[float, Number(above=0.0)] = 30.0
     """Time between two reports: a sheet of held-out samples and three figures."""
 
@@ -123,7 +128,10 @@ def load_parts(config: Config) -> dict[str, nn.Module | None]:
 def assemble(
     config: Config, model: Generator, parts: Mapping[str, nn.Module | None], store: EpisodeStore
 ) -> WorldModel:
-    """The world of a generator, with the recording's first frames as start images."""
+    """The world of a generator, with the recording's first frames as start images, and the guide, if there is one."""
+    guide = None
+    if (config.out / "guide").is_dir():
+        guide = load_part(HourglassTransformer, config.out, "guide").eval().to(model.transformer.device)
     images, prompts = start_views(store)
     settings = WorldSettings(
         height=images.shape[1],
@@ -134,6 +142,7 @@ def assemble(
         history=config.history,
         max_sources=MAX_SOURCES,
         max_patches=PATCHES,
+        guidance=1.0 if guide is None else GUIDANCE,
         scenario=store.metadata(0)["scenario"],
     )
     return WorldModel(
@@ -145,8 +154,16 @@ def assemble(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         start_images=images,
         start_prompts=prompts,
+        guide=guide,
         **parts,
     )
+
+
+def save_guide(average: Generator, folder: Path) -> None:
+    """Writes the transformer of averaged weights, rounded to float16, as the guide of later samples, in `guide/`."""
+    guide = copy.deepcopy(average.transformer).cpu()
+    round_to_half(guide)
+    save_part(guide, folder / "guide")
 
 
 @float32_by_default()
@@ -204,6 +221,8 @@ def train(config: Config) -> WorldModel:
                 velocity = run.model(batch, noisy, level, k, size)
             loss = flow_loss(velocity, noise, target, batch.valid_share.repeat(config.noise_draws, 1, 1, 1))
             run.update(loss)
+            if run.step_index == config.guide_step and config.objective == "flow":
+                save_guide(run.average, config.out)
             if time.monotonic() - reported_at > 60 * config.report_minutes:
                 world = assemble(config, run.average, parts, store)
                 report(world, test, config.out, run.step_index, config.history, config.augmentation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from mosaic_gym.geometry.control import pose_at
 from mosaic_gym.geometry.steering import DepthWalker
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.sampler import sample_flow
+from mosaic_gym.model.text import PADDING
 from mosaic_gym.training.encoded import EncodedRecording
 from mosaic_gym.training.flow import Generator, draw_noise, flow_loss
 from mosaic_gym.training.generator_samples import Augmentation, draw_batch
@@ -72,7 +74,14 @@ def _sample_figures(
             noisy = torch.lerp(batch.target, noise, level[:, None, None, None])
             velocity = model.transformer(noisy, level, reading)
             losses.append(float(flow_loss(velocity, noise, batch.target, batch.valid_share)))
-            sampled = sample_flow(model.transformer, reading, noise, model.settings.denoising_steps)
+            negative = None
+            if model.guide is not None:
+                unprompted = replace(batch, prompts=torch.full_like(batch.prompts, PADDING))
+                negative = Generator(model.guide, model.text_encoder).read(unprompted, k, size)
+            sampled = sample_flow(
+                model.transformer, reading, noise, model.settings.denoising_steps,
+                negative=negative, guidance=model.settings.guidance, guide=model.guide,
+            )  # fmt: skip
             picture = codec.decode_pictures(sampled[:, :-1]).float()
             true = test.recorded.pictures(batch.index)
             valid = (sampled[:, -1:] > 0).repeat_interleave(codec.stride, -1).repeat_interleave(codec.stride, -2)

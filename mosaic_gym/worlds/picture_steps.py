@@ -29,7 +29,7 @@ from mosaic_gym.memory.zbuffer import MAX_GAP
 from mosaic_gym.model.checkpoints import WorldModel
 from mosaic_gym.model.codec import frames_to_float
 from mosaic_gym.model.device import out_of_memory_guard
-from mosaic_gym.model.hourglass import Reading
+from mosaic_gym.model.hourglass import HourglassTransformer, Reading
 from mosaic_gym.model.sampler import sample_flow, step_noise
 from mosaic_gym.worlds.generation import camera_tensor
 from mosaic_gym.worlds.observation import check_finite, make_views, sample_outcomes
@@ -164,14 +164,16 @@ def sample_step(
     noise = step_noise(seeds, steps, shape).to(cameras.device)
     k = layout.intrinsics.expand(b, 3, 3)
 
-    def read(text: Tensor) -> Reading:
-        return transformer.read(retrieved.inputs, recent, recent_cameras, cameras, k, layout.frame_size, text)
+    def read(network: HourglassTransformer, text: Tensor) -> Reading:
+        return network.read(retrieved.inputs, recent, recent_cameras, cameras, k, layout.frame_size, text)
 
-    reading = read(torch.stack([state.text for state in states]))
-    negative = None if options.negative_text is None else read(options.negative_text.expand(b, -1, -1))
+    reading, negative = read(transformer, torch.stack([state.text for state in states])), None
+    if options.negative_text is not None:
+        negative = read(model.guide or transformer, options.negative_text.expand(b, -1, -1))
     return sample_flow(
-        transformer, reading, noise, options.denoising_steps, negative=negative, guidance=model.settings.guidance
-    )
+        transformer, reading, noise, options.denoising_steps,
+        negative=negative, guidance=model.settings.guidance, guide=model.guide,
+    )  # fmt: skip
 
 
 @out_of_memory_guard("decoding frames")

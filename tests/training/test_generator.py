@@ -244,6 +244,22 @@ def test_a_resumed_generator_equals_one_that_was_never_stopped_and_reports_chang
     assert view.frames.shape == (4, *SIZE, 3)
 
 
+def test_an_early_average_becomes_the_guide_that_samples_are_guided_away_from(data, parts, tmp_path):
+    generator.train(config(data, parts, tmp_path, 4, guide_step=2))
+    world = MosaicWorld.from_pretrained(tmp_path / "world")
+    model = world.model
+    assert model.settings.guidance == generator.GUIDANCE
+    own, guide = model.transformer.state_dict(), model.guide.state_dict()
+    assert own.keys() == guide.keys() and any(not torch.equal(own[name], guide[name]) for name in own)
+    state, _ = world.start(Start(seed=0))
+    action = np.array([[1.0, 0.0, 1.0]])
+    unguided = MosaicWorld(replace(model, settings=replace(model.settings, guidance=1.0)))
+    itself = MosaicWorld(replace(model, guide=model.transformer))
+    latents = [each.step_latents([state], action)[1][0].latent for each in (world, unguided, itself)]
+    assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[0], latents[2])
+    assert len({each.model.fingerprint for each in (world, unguided, itself)}) == 3
+
+
 def test_memory_is_generated_again_where_it_covers_the_first_samples(encoded):
     from mosaic_gym.training.flow import Generator, regenerate_memory
 
