@@ -182,9 +182,9 @@ def test_every_key_is_pressed_and_play_goes_on(session, tmp_path, command):
     if command == "gallery":
         do(app, "quit")
     app.done = False
-    steps = session.current.timeline.present.episode.steps
+    steps = session.current.present.episode.steps
     do(app, "single_step")
-    assert session.current.timeline.present.episode.steps == steps + 1, app._message
+    assert session.current.present.episode.steps == steps + 1, app._message
 
 
 # The loop
@@ -194,7 +194,7 @@ def test_a_walk_moves_the_body_and_stops_in_time(tmp_path):
     session = counting_session()
     press(pygame.K_UP)
     assert app_of(session, tmp_path, max_steps=3).run() == 3
-    state = session.env.world and session.current.timeline.present.episode.state
+    state = session.env.world and session.current.present.episode.state
     assert state.step_index == 3 and state.pose.world_from_camera[2, 3] > 0.5
 
 
@@ -270,7 +270,7 @@ def test_a_restart_begins_the_next_seed_and_so_does_an_end():
     ending = Session(WorldEnv(CountingWorld(last_step=2), action_space="continuous"))
     for _ in range(3):
         ending.step(AHEAD)
-    assert ending.seed == 1 and ending.current.timeline.present.episode.steps == 0
+    assert ending.seed == 1 and ending.current.present.episode.steps == 0
 
 
 def test_rewound_steps_repeat_bit_for_bit(session):
@@ -303,11 +303,11 @@ def test_two_futures_are_steered_one_by_one_and_together(session):
     session.step(AHEAD)
     assert "two futures" in session.fork() and session.steering == "second"
     session.step(AHEAD)
-    steps = [future.timeline.present.episode.steps for future in session.futures]
+    steps = [future.present.episode.steps for future in session.futures]
     assert steps == [1, 2] and len(session.views) == 2
     assert session.next_steering() == "you steer both futures"
     session.step(AHEAD)
-    assert [future.timeline.present.episode.steps for future in session.futures] == [2, 3]
+    assert [future.present.episode.steps for future in session.futures] == [2, 3]
     assert session.fork() == "one future again" and len(session.futures) == 1
     with pytest.raises(ValueError, match="one future"):
         session.next_steering()
@@ -320,8 +320,8 @@ def test_mouse_policy_and_frames_are_those_of_the_future_that_is_steered(session
     session.policy, session.policy_steers = lambda view: seen.append(view) or AHEAD, True
     for _ in range(2):
         app._finish(session.step(AHEAD), AHEAD, 0.1, [])
-    np.testing.assert_array_equal(seen[1].frames, session.futures[1].timeline.before.episode.view.frames)
-    assert session.view_index == 1 and session.view is session.futures[1].timeline.present.episode.view
+    np.testing.assert_array_equal(seen[1].frames, session.futures[1].before.episode.view.frames)
+    assert session.view_index == 1 and session.view is session.futures[1].present.episode.view
     for _, pictures in app._queue:
         np.testing.assert_array_equal(pictures[0], session.views[0].frames[-1], "the other future stands still")
     app.paused = True
@@ -343,7 +343,7 @@ def test_two_prompts_give_two_futures_from_one_state_and_seed(session, tmp_path)
     assert len(session.futures) == 2 and session.steering == "both"
     views = session.step(AHEAD)
     assert not np.array_equal(views[0].frames, views[1].frames)
-    prompts = [future.timeline.present.episode.state.prompt for future in session.futures]
+    prompts = [future.present.episode.state.prompt for future in session.futures]
     assert prompts[1] == prompts[0] + "X"
 
 
@@ -365,7 +365,7 @@ def test_a_scene_is_saved_and_loaded(session, tmp_path):
 
 def test_the_simulator_beside_starts_the_learned_world_and_both_restart_together():
     session = counting_session(last_step=2, compare=True, seed=6)
-    start = session.current.timeline.present.episode.state.start
+    start = session.current.present.episode.state.start
     np.testing.assert_array_equal(start.image, session.simulator.view.frames[-1])
     np.testing.assert_allclose(start.world_from_camera, session.simulator.state.pose.world_from_camera)
     for _ in range(3):
@@ -383,9 +383,7 @@ def test_the_simulator_goes_to_the_same_pose_where_there_is_one():
         session.move_in_time(-1)
     session.step(AHEAD)
     assert "goes on from the simulator's image" in session.switch_simulator()
-    np.testing.assert_array_equal(
-        session.current.timeline.present.episode.state.start.image, session.simulator.view.frames[-1]
-    )
+    np.testing.assert_array_equal(session.current.present.episode.state.start.image, session.simulator.view.frames[-1])
 
 
 def test_an_invented_place_is_in_no_simulator():
@@ -612,7 +610,7 @@ def test_a_full_disk_ends_the_recording_and_play_goes_on(session, tmp_path):
     do(app, "single_step")
     assert app._recorder is None
     do(app, "single_step")
-    assert session.current.timeline.present.episode.steps == 2
+    assert session.current.present.episode.steps == 2
 
 
 def test_screenshots_are_numbered(session, tmp_path):

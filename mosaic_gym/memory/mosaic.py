@@ -136,8 +136,11 @@ class MosaicMemory:
             ValueError: a part is missing, or the parts do not fit together.
         """
         try:
-            steps, edited = metadata["steps"], set(metadata.get("edited", ()))  # files of before have neither these
-            labels = metadata.get("labels", [""] * len(steps))  # nor labels
+            steps = metadata["steps"]
+            edited, labels = (
+                metadata.get("edited", ()),
+                metadata.get("labels", [""] * len(steps)),
+            )  # older files lack both
             keyframes = tuple(
                 Keyframe(**_keyframe_tensors(tensors, index), step=step, edited=index in edited, label=label)
                 for index, (step, label) in enumerate(zip(steps, labels, strict=True))

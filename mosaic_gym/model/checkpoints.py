@@ -88,17 +88,7 @@ class WorldModel:
         if self.pipeline is not None:
             self._place_pipeline(device)
             return self
-        networks = (
-            self.transformer,
-            self.refiner,
-            self.codec,
-            self.text_encoder,
-            self.depth,
-            self.reward_heads,
-            self.atlas,
-            self.guide,
-        )
-        for network in networks:
+        for network in (getattr(self, name) for name in NETWORKS):
             if isinstance(network, torch.nn.Module):
                 network.to(device).eval().requires_grad_(False)
             elif hasattr(network, "to"):  # a depth estimator around a Hugging Face model

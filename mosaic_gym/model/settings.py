@@ -89,6 +89,7 @@ def load_settings(path: Path) -> tuple[WorldSettings, list[str]]:
         raise ValueError(f"{path} is not of format {FORMAT}; train or export the checkpoint again")
     known_parts = set(FOLDERS.values())
     needed_parts = known_parts - OPTIONAL_FOLDERS
+    # Older files name no parts, and belong to worlds without a guide.
     parts = settings.pop("parts", [name for name in FOLDERS.values() if name != "guide"])
     if not isinstance(parts, list) or not needed_parts <= set(map(str, parts)) <= known_parts:
         raise ValueError(

@@ -24,7 +24,7 @@ from mosaic_gym.play.bindings import Bindings
 from mosaic_gym.play.explain import overlay_pictures, overlays_of, panel_pictures, status_line
 from mosaic_gym.play.inputs import InputEvents, Inputs, load_image
 from mosaic_gym.play.prompt_line import PromptLine
-from mosaic_gym.play.recorder import Recorder
+from mosaic_gym.play.recorder import Recorder, next_number
 from mosaic_gym.play.screen import Content, Screen
 from mosaic_gym.play.session import GUIDANCE_STEP, Session
 
@@ -173,13 +173,11 @@ class App:
     def _finish(self, views: list[Any], action: np.ndarray, step_s: float, overlay: list[np.ndarray]) -> None:
         self.steps += 1
         session, still = self.session, [np.stack([picture] * FRAMES_PER_STEP) for picture in overlay]
-        moving = [True] * len(views)
-        if not session.in_simulator:
-            for index, future in enumerate(session.futures):
-                moving[index] = future in session.steered
+        moving = [] if session.in_simulator else session.is_steered
+        moving += [True] * (len(views) - len(moving))  # simulators
         frames = still + [
             view.frames if moves else np.stack([view.frames[-1]] * FRAMES_PER_STEP)
-            for view, moves in zip(views[len(still) :], moving[len(still) :], strict=True)
+            for view, moves in list(zip(views, moving, strict=True))[len(still) :]
         ]
         interval_s = max(1.0 / FRAMES_PER_SECOND, step_s / FRAMES_PER_STEP)
         due_s = max(time.monotonic(), self._queue[-1][0] + interval_s if self._queue else 0.0)
@@ -189,7 +187,7 @@ class App:
         values = view.coverage, view.reward, float(action[0]), 1.0 / max(step_s, 1e-6)
         for name, value in zip(self._curves, values, strict=True):
             self._curves[name].append(value)
-        if not session.in_simulator and not session.current.timeline.present.episode.steps:
+        if not session.in_simulator and not session.current.present.episode.steps:
             self._cut_recording()  # the episode has ended, and this is the next one's start
         if self._recorder is not None:
             self._add_to_recording(view, action)
@@ -236,12 +234,11 @@ class App:
         if self._drag is not None and self._drag[0] == 1:
             (top, left), (bottom, right) = self._drag[2:]
             box = (self._drag[1], (top, left, bottom, right))
-        steered = [future in session.steered for future in session.futures]
         rate = self._curves["steps/s"][-1] if self._curves["steps/s"] else None
         number = None if self._recorder is None else self._recorder.number
         status = status_line(session, self.overlay, self.paused, rate, number)
         return Content(
-            self._pictures, steered, status, message, self.inputs.held,
+            self._pictures, session.is_steered, status, message, self.inputs.held,
             self.bindings.help() if self.shows_help else (), self._panel, box, self._gallery,
         )  # fmt: skip
 
@@ -347,17 +344,15 @@ class App:
         image = self._gallery[index]
         self._gallery = []
         prompt = self.session.env.world.model.start_prompts[index]
-        message = self.session.restart(self.session.seed, image, prompt)
-        self._cut_recording()
-        self._show_present()
-        return message
+        return self._restart_from(image, prompt)
 
     def _start_from(self, path: Path) -> str:
         image, note = load_image(path, self.session.views[0].frames.shape[1:3])
-        message = self.session.restart(self.session.seed, image)
-        self._cut_recording()
-        self._show_present()
-        return f"{message}{note}"
+        return f"{self._restart_from(image)}{note}"
+
+    def _restart_from(self, image: np.ndarray, prompt: str | None = None) -> str:
+        session = self.session
+        return self._redrawn("restart", lambda _: session.restart(session.seed, image, prompt))(False)
 
     def _record(self) -> str:
         if self._recorder is not None:
@@ -369,8 +364,7 @@ class App:
 
     def _save_screenshot(self) -> str:
         self.options.out.mkdir(parents=True, exist_ok=True)
-        used = [int(file.stem[7:]) for file in self.options.out.glob("screen-*.png") if file.stem[7:].isdigit()]
-        number = max(used, default=-1) + 1
+        number = next_number(file.stem.removeprefix("screen-") for file in self.options.out.glob("screen-*.png"))
         path = self.options.out / f"screen-{number:04d}.png"
         iio.imwrite(path, self.screen.pixels())
         return f"saved {path}"
@@ -382,12 +376,11 @@ class App:
     # The prompt
 
     def _ask_prompt(self, answer: Callable[[str], str]) -> str | None:
-        typed, self._typed, self.inputs.typing = self._typed, [], False
         if answer == self.session.fork and len(self.session.futures) == 2:
+            self._typed, self.inputs.typing = [], False
             return self._redrawn("fork", lambda _: self.session.fork())(False)
         model = getattr(self.session.env.world, "model", None)
         self._line = PromptLine(self.session.prompt, getattr(model, "start_prompts", ()), answer)
-        self.inputs.typing, self._typed = True, typed
         self._type()
         return None
 

@@ -33,7 +33,7 @@ def overlay_pictures(session: Session, overlay: str) -> list[np.ndarray]:
     _ = session.memory  # raises without one
     pictures = []
     for future in session.futures:
-        view, before = future.timeline.present.episode.view, future.timeline.before
+        view, before = future.present.episode.view, future.before
         state = None if before is None else before.episode.state
         pictures.append(overlay_picture(session.env.world, state, view, overlay))
     return pictures
@@ -43,7 +43,7 @@ def panel_pictures(session: Session, shows_map: bool, series: Mapping[str, Seque
     """Memory from above, if it is shown, and the curves of some series, if there are any; uint8 `[H, W, 3]`."""
     pictures = []
     if shows_map:
-        episodes, memory = [moment.episode for moment in session.current.timeline.past], None
+        episodes, memory = [moment.episode for moment in session.current.past], None
         if session.in_simulator:
             episodes = [session.simulator.episode]
         else:
@@ -65,7 +65,7 @@ def status_line(session: Session, overlay: str, paused: bool, rate: float | None
     if session.in_simulator:
         parts = ["simulator"]
     else:
-        episode = session.current.timeline.present.episode
+        episode = session.current.present.episode
         parts = [f"step {episode.steps}", f"retrieved {episode.view.coverage:.0%}"]
         parts += [f"keyframes {episode.view.keyframes}"]
         parts += ["the rest from the atlas"] if episode.view.on_map else []

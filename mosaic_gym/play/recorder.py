@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ SCALE = 4
 """Enlargement of the video's frames."""
 
 
+def next_number(names: Iterable[str]) -> int:
+    """The number after the largest of names that are numbers; 0 if none is."""
+    return max((int(name) for name in names if name.isdigit()), default=-1) + 1
+
+
 class Recorder:
     """Writes frames as they come, and the episode when it is closed.
 
@@ -33,8 +39,7 @@ class Recorder:
     def __init__(self, folder: Path, scenario: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files = [*folder.glob("*.mp4"), *(folder / "episodes").glob("*/*")]
-        used = [int(file.stem) for file in files if file.stem.isdigit()]
-        self.number = max(used, default=-1) + 1
+        self.number = next_number(file.stem for file in files)
         self.video = folder / f"{self.number:04d}.mp4"
         self._folder, self.scenario = folder, scenario
         self._writer: Any = imageio.get_writer(

@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,6 @@ REST = np.zeros(3, np.float32)
 INVENTED = "no simulator has this place, it was invented; the same key again goes to the simulator's own start"
 
 
-@dataclass
-class Future:
-    """One of the futures that are shown.
-
-    Attributes:
-        timeline: its moments.
-    """
-
-    timeline: Timeline
-
-
 class Session:
     """Episodes of the learned world, and of the simulator on request.
 
@@ -54,7 +43,7 @@ class Session:
             that both have the same places.
 
     Attributes:
-        futures: one, or two after a fork.
+        futures: the moments of each: one, or two after a fork.
         steering: which of them steps: `first`, `second` or `both`.
         in_simulator: whether the simulator is played instead.
         policy_steers: whether the policy acts.
@@ -77,20 +66,26 @@ class Session:
         self.policy_steers = self.in_simulator = self._same_places = self._warned = False
         self.steering, self.last_action = "first", REST
         self.selection: editing.Selection | None = None
-        self.futures: list[Future] = []
+        self.futures: list[Timeline] = []
         self.restart(seed)
 
     # What is shown
 
     @property
-    def steered(self) -> list[Future]:
+    def steered(self) -> list[Timeline]:
         """The futures that the next step advances."""
         futures, steering = self.futures, self.steering  # once each: a step may end the episode meanwhile
         chosen = [f for f, name in zip(futures, STEERING[:2], strict=False) if steering in (name, "both")]
         return chosen or futures[:1]
 
     @property
-    def current(self) -> Future:
+    def is_steered(self) -> list[bool]:
+        """For each future, whether the next step advances it."""
+        steered = self.steered
+        return [future in steered for future in self.futures]
+
+    @property
+    def current(self) -> Timeline:
         """The future that commands are about: the first of the steered ones."""
         return self.steered[0]
 
@@ -100,7 +95,7 @@ class Session:
         if self.in_simulator:
             return [self.simulator.view]
         beside = [self.simulator.view] if self._beside is not None else []
-        return [future.timeline.present.episode.view for future in self.futures] + beside
+        return [future.present.episode.view for future in self.futures] + beside
 
     @property
     def view_index(self) -> int:
@@ -119,17 +114,17 @@ class Session:
 
     @property
     def memory_is_off(self) -> bool:
-        return self.current.timeline.present.set_aside is not None
+        return self.current.present.set_aside is not None
 
     @property
     def prompt(self) -> str:
-        return getattr(self.current.timeline.present.episode.state, "prompt", "")
+        return getattr(self.current.present.episode.state, "prompt", "")
 
     @property
     def memory(self) -> MosaicMemory:
         """The memory of the present; RuntimeError in a world without one."""
         self.check_learned("has no memory to look at or to edit")
-        memory = getattr(self.current.timeline.present.episode.state, "memory", None)
+        memory = getattr(self.current.present.episode.state, "memory", None)
         if memory is None:
             raise RuntimeError(f"{type(self.env.world).__name__} has no memory")
         return memory
@@ -152,9 +147,14 @@ class Session:
         elif image is not None:
             options["image"] = image
         self.env.reset(seed=seed, options=options or None)
-        self.seed, self._same_places, self.in_simulator = seed, same_places, False
-        self.futures, self.steering, self.selection = [Future(Timeline(Moment(self.env.episode, REST)))], "first", None
+        self.seed = seed
+        self._begin(same_places)
         return f"episode {seed}" if image is None else "a new episode from the image"
+
+    def _begin(self, same_places: bool) -> None:
+        """Goes on from the environment's episode, in the learned world."""
+        self.futures, self.steering, self.selection = [Timeline(Moment(self.env.episode, REST))], "first", None
+        self.in_simulator, self._same_places = False, same_places
 
     def step(self, action: np.ndarray) -> list[View]:
         """One step of what is steered, all futures in one batch; returns the views, one for each that is shown."""
@@ -169,18 +169,18 @@ class Session:
             return self.views
         self.selection = None  # it is of the memory before the step
         beside = self._beside
-        ended = [future.timeline.present.episode.ended for future in self.steered]
+        ended = [future.present.episode.ended for future in self.steered]
         if any(ended) or (beside is not None and beside.episode.ended):
             self.restart()
             return self.views
-        episodes = [future.timeline.present.episode for future in self.steered]
+        episodes = [future.present.episode for future in self.steered]
         actions = np.repeat(np.asarray(action, np.float32)[None], len(episodes), axis=0)
         after = step_episodes(self.env.world, self.env.task, self.env.rules, episodes, actions)
         step_s = time.perf_counter() - start_s
         for future, episode in zip(self.steered, after, strict=True):
-            present = future.timeline.present
+            present = future.present
             moment = Moment(episode, np.asarray(action, np.float32), step_s, present.edits, present.set_aside)
-            future.timeline.append(moment)
+            future.append(moment)
         if beside is not None:
             beside.step(action)
         return self.views
@@ -189,8 +189,8 @@ class Session:
         """Goes back (negative) or forward again in the steered futures."""
         self.check_learned("cannot go back in time, as it has one body and one present")
         self.selection = None
-        moved = [future.timeline.move(steps) for future in self.steered]
-        timeline = self.current.timeline
+        moved = [future.move(steps) for future in self.steered]
+        timeline = self.current
         if self._beside is not None:
             pose = timeline.present.episode.view.world_from_camera[-1]
             self._beside.reset(seed=self.seed, options={"pose": pose})
@@ -204,9 +204,9 @@ class Session:
         if len(self.futures) == 2:
             self.futures, self.steering = [self.current], "first"
             return "one future again"
-        other = Future(self.current.timeline.fork())
+        other = self.current.fork()
         if prompt is not None:
-            other.timeline.replace_present(episode=self._with_prompt(other.timeline.present.episode, prompt))
+            other.replace_present(episode=self._with_prompt(other.present.episode, prompt))
         self.futures.append(other)
         self.steering = "second" if prompt is None else "both"
         return "two futures; tab chooses which one you steer" if prompt is None else f"two futures: {prompt!r}"
@@ -226,7 +226,7 @@ class Session:
         """
         self.check_learned("cannot be saved")
         self._check_memory_is_on()
-        self.env.episode = self.current.timeline.present.episode
+        self.env.episode = self.current.present.episode
         with self._own_guidance():
             self.env.save(path)
         return f"saved {path}"
@@ -236,8 +236,7 @@ class Session:
         with self._own_guidance():
             (snapshot,) = load_snapshots(self.env.world, path)
             self.env.restore(snapshot)
-        self.futures, self.steering, self.selection = [Future(Timeline(Moment(self.env.episode, REST)))], "first", None
-        self.in_simulator = self._same_places = False
+        self._begin(same_places=False)
         return f"loaded {path}"
 
     @contextmanager
@@ -268,21 +267,20 @@ class Session:
             view = self.simulator.view
             options = {"image": view.frames[-1], "pose": view.world_from_camera[-1]}
             self.env.reset(seed=self.seed, options=options)
-            self.futures, self.steering = [Future(Timeline(Moment(self.env.episode, REST)))], "first"
-            self.in_simulator, self._same_places, self.selection = False, True, None
+            self._begin(same_places=True)
             return "the learned world goes on from the simulator's image"
         if not self._same_places and not self._warned:
             self._warned = True
             raise ValueError(INVENTED)
         simulator, self._warned = self._open_simulator(), False
-        pose = self.current.timeline.present.episode.view.world_from_camera[-1]
+        pose = self.current.present.episode.view.world_from_camera[-1]
         simulator.reset(seed=self.seed, options={"pose": pose} if self._same_places else None)
         self.in_simulator = True
         return "the simulator, at the same pose" if self._same_places else "the simulator, at its own start"
 
     def switch_memory(self) -> str:
         """Turns memory off, or on again as it was."""
-        memory, set_aside = self.memory, self.current.timeline.present.set_aside
+        memory, set_aside = self.memory, self.current.present.set_aside
         if set_aside is None and memory.capacity == 0:
             raise ValueError("this world was opened without memory; leave --no-memory out")
         self.selection = None
@@ -308,7 +306,7 @@ class Session:
     def set_prompt(self, prompt: str) -> str:
         """Another prompt from now on."""
         self.check_learned("takes no prompt")
-        timeline = self.current.timeline
+        timeline = self.current
         timeline.replace_present(episode=self._with_prompt(timeline.present.episode, prompt))
         return f"prompt {prompt!r}"
 
@@ -316,7 +314,7 @@ class Session:
 
     def select(self, box: tuple[float, float, float, float]) -> str:
         """Selects what the present view shows in a rectangle (top, left, bottom, right), pixels of the frame."""
-        memory, view = self.memory, self.current.timeline.present.episode.view
+        memory, view = self.memory, self.current.present.episode.view
         size = view.frames.shape[1:3]
         selection = editing.select_on_screen(memory, box, view.world_from_camera[-1], view.image_from_camera, size)
         if not len(selection):
@@ -327,7 +325,7 @@ class Session:
 
     def edit(self, name: str) -> str:
         """Removes, duplicates, enlarges or turns the selected patches."""
-        right_m = self.current.timeline.present.episode.view.world_from_camera[-1][:3, 0]
+        right_m = self.current.present.episode.view.world_from_camera[-1][:3, 0]
         changes: dict[str, Callable[[MosaicMemory, editing.Selection], MosaicMemory]] = {
             "remove": editing.remove,
             "duplicate": lambda memory, selection: editing.duplicate(memory, selection, 0.5 * right_m),
@@ -339,7 +337,7 @@ class Session:
 
     def drag(self, right_px: float, down_px: float) -> str:
         """Moves the selected patches across the view, by pixels of the frame at their depth."""
-        view, memory = self.current.timeline.present.episode.view, self.memory
+        view, memory = self.current.present.episode.view, self.memory
         world_from_camera, k = view.world_from_camera[-1], view.image_from_camera
         selection = self._selection()
         depth_m = float((editing.centre_m(memory, selection) - world_from_camera[:3, 3]) @ world_from_camera[:3, 2])
@@ -369,7 +367,7 @@ class Session:
     def _edit(self, change: Callable[[MosaicMemory, editing.Selection], MosaicMemory], done: str) -> str:
         before, selection = self.memory, self._selection()
         after = change(before, selection)
-        edits = self.current.timeline.present.edits.copy()
+        edits = self.current.present.edits.copy()
         edits.record(before, after)
         self._set_memory(after, edits=edits)
         self.selection = None
@@ -383,7 +381,7 @@ class Session:
     def _go_through_edits(self, go: Callable[[editing.EditHistory, MosaicMemory], MosaicMemory]) -> None:
         memory = self.memory
         self._check_memory_is_on()
-        edits = self.current.timeline.present.edits.copy()
+        edits = self.current.present.edits.copy()
         self._set_memory(go(edits, memory), edits=edits)
         self.selection = None
 
@@ -393,7 +391,7 @@ class Session:
 
     def _set_memory(self, memory: MosaicMemory, **changes: Any) -> None:
         """Gives the present moment another memory, and changes other fields of it."""
-        timeline = self.current.timeline
+        timeline = self.current
         episode = timeline.present.episode
         timeline.replace_present(episode=replace(episode, state=replace(episode.state, memory=memory)), **changes)
 

@@ -185,8 +185,8 @@ class MosaicWorld:
         # Update memory: lift the new frames into keyframes.
         steps = [state.step_index for state in states]
         updated = spatial_memory.update_memories(
-            memories, latents, depth_m, cameras, retrieved, steps, self.layout, locates=self.atlas is not None,
-            labels=[state.prompt for state in states],
+            memories, latents, depth_m, cameras, retrieved, steps, self.layout, [state.prompt for state in states],
+            locates=self.atlas is not None,
         )  # fmt: skip
         after = [replace(state, memory=rows[-1]) for state, rows in zip(after, updated, strict=True)]
         # Views, with predicted rewards and terminations.

@@ -220,8 +220,8 @@ def update_memories(
     retrieved: Retrieved,
     step_indices: Sequence[int],
     layout: FrameLayout,
+    labels: Sequence[str],
     locates: bool = False,
-    labels: Sequence[str] | None = None,
 ) -> list[list[MosaicMemory]]:
     """Every state's memory after each of its `t` new latent frames.
 
@@ -233,8 +233,8 @@ def update_memories(
         retrieved: what the frames were generated from; a new patch is one generation older than that.
         step_indices: of the states before the new frames.
         layout: shapes of the world.
+        labels: of each state's keyframes.
         locates: whether keyframes note where on the atlas's map they are.
-        labels: of each state's keyframes; None for none.
     """
     b, t = cameras.shape[:2]
     places = cameras.new_zeros(b, t, 4)
@@ -255,7 +255,7 @@ def update_memories(
         )
     )
     updated = []
-    for memory, label in zip(memories, labels or [""] * b, strict=True):
+    for memory, label in zip(memories, labels, strict=True):
         after = []
         for _ in range(t):
             memory = memory.update(next(keyframes), label)
